@@ -1,0 +1,1 @@
+"""Click logs: schemas, columnar reading, synthetic logs with a known teacher."""

@@ -1,0 +1,1 @@
+"""Sweeps, statistics and plots."""

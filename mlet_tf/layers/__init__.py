@@ -1,0 +1,1 @@
+"""Layers: MLETEmbedding for one feature, EmbeddingCollection for all, the dot interaction."""

@@ -1,0 +1,1 @@
+"""Client, local stand-in server and push for TF Serving."""
