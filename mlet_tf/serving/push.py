@@ -1,0 +1,255 @@
+"""Pushing a SavedModel to where a model server looks for it, so that no server can ever load half of it.
+
+A model server takes every child of the base path whose name is an integer for a version, and the largest for
+the one to serve. It looks each second, and it does not wait for a copy to end: a `saved_model.pb` that
+lands before its variables is loaded, replaces the good version, and then answers every request with an error.
+
+On local folders the version is copied under a name that is not a number, flushed to disk, and renamed:
+it appears whole or not at all, whatever kills the push. Object stores cannot rename a folder. There the
+files are copied under such a name too, then moved one by one, `saved_model.pb` last: a server that looks
+meanwhile cannot load the version (TF Serving then tries again after a minute), but it never loads half.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlet_tf.errors import InputError
+from mlet_tf.serving.files import Files, LocalFiles, files_of, tree
+
+MODEL_FILE = "saved_model.pb"
+_LARGEST = 2**63 - 1
+_VERSION = re.compile(r"\s*[+-]?[0-9]+\s*")
+_UNFINISHED = re.compile(r"mlet-(?:push|remove)-(?P<version>[0-9]+)-(?P<time>[0-9]+)-[0-9a-f]+")
+_ROLLED_BACK = re.compile(r"rolled-back-(?P<version>[0-9]+)")
+# Without a lock, an attempt this old is taken for dead.
+_STALE_SECONDS = 3600
+_BLOCK = 1 << 20
+
+
+def version_number(name: str) -> int | None:
+    """The version that a model server reads in a folder's name (`00000005` is 5); None if it is none."""
+    if not _VERSION.fullmatch(name):
+        return None
+    number = int(name)
+    return number if -_LARGEST - 1 <= number <= _LARGEST else None
+
+
+def list_versions(base_path: str | Path) -> dict[int, str]:
+    """The versions under `base_path`, smallest first, and their paths, as a model server sees them."""
+    files, base = files_of(os.fspath(base_path))
+    return _versions(files, base)
+
+
+def push(
+    saved_model_dir: str | Path, base_path: str | Path, *, keep: int = 3, version: int | None = None
+) -> str:
+    """Copies a SavedModel to `base_path/<version>`, whole or not at all.
+
+    Attempts that were killed earlier are cleared away first; versions beyond the `keep` newest (and folders
+    left by `rollback`) after the new one is in place. On local folders pushes to one base path wait
+    for each other; to an object store, push from one place at a time.
+
+    Args:
+        saved_model_dir: the SavedModel to push; it stays as it is.
+        base_path: the folder that the model server watches: local, or a `tf.io.gfile` or fsspec address.
+        keep: how many versions to keep, the new one among them. With 1 there is nothing to roll back to.
+        version: the version's number. It must be larger than any used before; left out, it is the next one.
+
+    Returns:
+        The path of the new version.
+
+    Raises:
+        InputError: if there is no SavedModel, the version is not the largest, the place cannot be written,
+            or the disk is full. Nothing is left behind in these cases.
+    """
+    source_files, source = files_of(os.fspath(saved_model_dir))
+    files, base = files_of(os.fspath(base_path))
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+        raise InputError(f"keep: expected an integer of at least 1, received {keep!r}")
+    names = _saved_model_files(source_files, source)
+    _refuse_nesting(source, base)
+
+    with _explained(f"pushing {source} to {base}", base), _only_pusher(files, base) as locked:
+        _clear_unfinished(files, base, locked)
+        number = _next_version(files, base, version)
+        final = f"{base}/{number}"
+        staging = f"{base}/{_unfinished_name('push', number)}"
+        try:
+            for name in names:
+                _copy(source_files, f"{source}/{name}", files, f"{staging}/{name}")
+            _publish(files, staging, final, names)
+        except BaseException:
+            _discard(files, staging, final)
+            raise
+        for old in list(_versions(files, base))[:-keep]:
+            _remove_version(files, base, old)
+        for name in files.names(base):
+            if _ROLLED_BACK.fullmatch(name):
+                files.remove(f"{base}/{name}")
+    return final
+
+
+def rollback(base_path: str | Path) -> str:
+    """Takes the newest version out of service, so that servers go back to the one before it.
+
+    The version is set aside as `rolled-back-<version>` until the next push, and its number is not used again.
+
+    Args:
+        base_path: the folder that the model server watches.
+
+    Returns:
+        The path of the version that servers go back to.
+
+    Raises:
+        InputError: if there is no earlier version.
+    """
+    files, base = files_of(os.fspath(base_path))
+    with _explained(f"rolling back {base}", base), _only_pusher(files, base, create=False) as locked:
+        _clear_unfinished(files, base, locked)
+        versions = _versions(files, base)
+        if len(versions) < 2:
+            held = ", ".join(map(str, versions)) or "none"
+            raise InputError(f"{base}: expected at least two versions to roll back, found {held}")
+        *_, earlier, newest = versions
+        aside = f"{base}/rolled-back-{newest}"
+        files.remove(aside)
+        _move_folder(files, versions[newest], aside, model_file_first=True)
+    return versions[earlier]
+
+
+def _versions(files: Files, base: str) -> dict[int, str]:
+    numbered = {version_number(name): f"{base}/{name}" for name in files.names(base)}
+    return {number: numbered[number] for number in sorted(n for n in numbered if n is not None)}
+
+
+def _saved_model_files(files: Files, source: str) -> list[str]:
+    """The files to copy, `saved_model.pb` last."""
+    if not files.is_folder(source):
+        raise InputError(f"{source}: expected the folder of a SavedModel, found no such folder")
+    names = tree(files, source)
+    if MODEL_FILE not in names:
+        raise InputError(f"{source}: expected a SavedModel, found no {MODEL_FILE} in it")
+    return sorted(names, key=lambda name: (name == MODEL_FILE, name))
+
+
+def _refuse_nesting(source: str, base: str) -> None:
+    source_path, base_path = Path(source).absolute(), Path(base).absolute()
+    if source_path == base_path or source_path in base_path.parents:
+        raise InputError(f"{base}: expected a base path outside the SavedModel {source}")
+
+
+def _next_version(files: Files, base: str, asked: int | None) -> int:
+    used = list(_versions(files, base))
+    used += [int(match["version"]) for name in files.names(base) if (match := _ROLLED_BACK.fullmatch(name))]
+    newest = max([0, *used])
+    if asked is None:
+        return newest + 1
+    if isinstance(asked, bool) or not isinstance(asked, int) or not newest < asked <= _LARGEST:
+        raise InputError(
+            f"version: expected an integer above {newest}, the largest {base} has had, received {asked!r}"
+        )
+    return asked
+
+
+def _unfinished_name(kind: str, number: int) -> str:
+    return f"mlet-{kind}-{max(number, 0)}-{int(time.time())}-{uuid.uuid4().hex}"
+
+
+def _copy(source_files: Files, source: str, files: Files, target: str) -> None:
+    files.make_folder(target.rsplit("/", 1)[0])
+    with source_files.read(source) as reader, files.write(target) as writer:
+        writer.write(b"")  # An empty file would else not come to be on tf.io.gfile.
+        while block := reader.read(_BLOCK):
+            writer.write(block)
+        if isinstance(files, LocalFiles):
+            writer.flush()
+            os.fsync(writer.fileno())
+
+
+def _publish(files: Files, staging: str, final: str, names: list[str]) -> None:
+    if isinstance(files, LocalFiles):
+        for folder in {parent for name in names for parent in Path(name).parents}:
+            files.flush_folder(f"{staging}/{folder}")
+    _move_folder(files, staging, final, model_file_first=False)
+
+
+def _move_folder(files: Files, source: str, target: str, *, model_file_first: bool) -> None:
+    """Moves a folder: at once where that is possible, else so that a half-moved one cannot be loaded."""
+    if isinstance(files, LocalFiles):
+        Path(source).rename(target)
+        files.flush_folder(target.rsplit("/", 1)[0])
+        return
+    names = sorted(tree(files, source), key=lambda name: (name == MODEL_FILE) != model_file_first)
+    for name in names:
+        files.make_folder(f"{target}/{name}".rsplit("/", 1)[0])
+        files.move_file(f"{source}/{name}", f"{target}/{name}")
+    files.remove(source)
+
+
+def _remove_version(files: Files, base: str, number: int) -> None:
+    doomed = f"{base}/{_unfinished_name('remove', number)}"
+    _move_folder(files, _versions(files, base)[number], doomed, model_file_first=True)
+    files.remove(doomed)
+
+
+def _discard(files: Files, staging: str, final: str) -> None:
+    """Clears an attempt away; one that got as far as its `saved_model.pb` is whole and stays."""
+    with contextlib.suppress(Exception):
+        if not isinstance(files, LocalFiles) and not files.exists(f"{final}/{MODEL_FILE}"):
+            files.remove(final)
+        files.remove(staging)
+
+
+def _clear_unfinished(files: Files, base: str, locked: bool) -> None:
+    for name in files.names(base):
+        match = _UNFINISHED.fullmatch(name)
+        if match and (locked or time.time() - int(match["time"]) > _STALE_SECONDS):
+            final = f"{base}/{match['version']}"
+            if files.is_folder(final) and not files.exists(f"{final}/{MODEL_FILE}"):
+                files.remove(final)
+            files.remove(f"{base}/{name}")
+
+
+@contextlib.contextmanager
+def _only_pusher(files: Files, base: str, *, create: bool = True) -> Iterator[bool]:
+    """Holds the base path's lock, which dies with the process; yields whether there is one."""
+    if create:
+        files.make_folder(base)
+    if not isinstance(files, LocalFiles) or not files.is_folder(base):
+        yield False
+        return
+    handle = os.open(base, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            locked = True
+        except OSError:  # Some network file systems cannot lock.
+            locked = False
+        yield locked
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _explained(doing: str, base: str) -> Iterator[None]:
+    """Turns what the operating system says into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(base).free if Path(base).is_dir() else 0
+            reason = f"the disk is full ({free / 2**20:.0f} MiB free)"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = "permission denied"
+        else:
+            reason = error.strerror or str(error)
+        where = f" at {error.filename}" if error.filename else ""
+        raise InputError(f"{doing}: {reason}{where}") from error

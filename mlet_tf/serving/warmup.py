@@ -1,0 +1,87 @@
+"""Warm-up requests inside a SavedModel: a model server answers them before a version takes traffic."""
+
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from mlet_tf.errors import InputError
+
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
+MAX_WARMUP_REQUESTS = 1000
+
+
+def write_warmup(
+    saved_model_dir: str | Path,
+    examples: Iterable[bytes],
+    *,
+    signature_name: str = "serving_default",
+    model_name: str = "ctr",
+    batch_size: int = 1,
+) -> int:
+    """Writes warm-up requests into a SavedModel that is not yet pushed.
+
+    A server refuses a version (and, if it is the only one, ends) over a broken file, so the file
+    appears whole or not at all.
+
+    Args:
+        saved_model_dir: the SavedModel, in a local folder.
+        examples: serialised tf.Examples of raw rows. A server takes 1000 requests; no more are read.
+        signature_name: the signature to warm up; its one input must be a vector of strings.
+        model_name: the name in the requests.
+        batch_size: examples in one request.
+
+    Returns:
+        How many requests were written.
+
+    Raises:
+        InputError: if the signature or the SavedModel is not there, or there are no examples.
+    """
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    folder = Path(saved_model_dir)
+    input_name = _string_input(folder, signature_name)
+    rows = iter(examples)
+    target = folder / WARMUP_FILE
+    target.parent.mkdir(exist_ok=True)
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    written = 0
+    try:
+        with tf.io.TFRecordWriter(os.fspath(unfinished)) as writer:
+            while written < MAX_WARMUP_REQUESTS and (batch := list(itertools.islice(rows, batch_size))):
+                request = predict_pb2.PredictRequest()
+                request.model_spec.name = model_name
+                request.model_spec.signature_name = signature_name
+                request.inputs[input_name].CopyFrom(tf.make_tensor_proto(batch, tf.string, [len(batch)]))
+                log = prediction_log_pb2.PredictionLog(
+                    predict_log=prediction_log_pb2.PredictLog(request=request)
+                )
+                writer.write(log.SerializeToString())
+                written += 1
+        if not written:
+            raise InputError(f"{folder}: expected at least one example to warm up with, received none")
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return written
+
+
+def _string_input(folder: Path, signature_name: str) -> str:
+    from tensorflow.core.framework import types_pb2
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model_file = folder / "saved_model.pb"
+    if not model_file.is_file():
+        raise InputError(f"{folder}: expected a SavedModel, found no saved_model.pb in it")
+    model = saved_model_pb2.SavedModel.FromString(model_file.read_bytes())
+    signatures = model.meta_graphs[0].signature_def
+    if signature_name not in signatures:
+        raise InputError(f"{folder}: no signature {signature_name!r}, only {', '.join(sorted(signatures))}")
+    inputs = signatures[signature_name].inputs
+    if len(inputs) != 1 or next(iter(inputs.values())).dtype != types_pb2.DT_STRING:
+        received = ", ".join(sorted(inputs))
+        raise InputError(
+            f"{folder}: signature {signature_name!r} should take one vector of strings, it takes {received}"
+        )
+    return next(iter(inputs))
