@@ -1,0 +1,123 @@
+"""SavedModels that TensorFlow Serving answers raw click-log rows with.
+
+Every exported model has four signatures; B is the number of rows.
+
+| signature | inputs | outputs |
+|---|---|---|
+| `serving_default` | `examples` string `[B]`, serialised tf.Examples of raw columns | `ctr` float32 `[B]` |
+| `predict_raw` | each raw column by name, string `[B]`, as the log writes it; empty is missing | `ctr` float32 `[B]` |
+| `classify` | `inputs` string `[B]`, serialised tf.Examples | `classes` string `[B, 2]`, `scores` float32 `[B, 2]` |
+| `regress` | `inputs` string `[B]`, serialised tf.Examples | `outputs` float32 `[B]` |
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mlet_tf.datasets import ClickLogSchema
+
+SIGNATURES = ("serving_default", "predict_raw", "classify", "regress")
+MODEL_INPUTS = ("dense_features", "sparse_features")
+
+Transform = Callable[[Mapping[str, tf.SparseTensor]], Mapping[str, tf.Tensor]]
+
+
+class ServingModule(tf.Module):
+    """A model, its preprocessing and the signatures around both.
+
+    It tracks the model's variables but not the Keras object: saving would trace that with inputs of
+    the wrong type.
+
+    Args:
+        model: Takes `{"dense_features": [B, D], "sparse_features": [B, F]}`, gives the CTR `[B]`.
+        schema: Columns of the log.
+        transform: The preprocessing graph: raw sparse columns to the model's inputs.
+    """
+
+    def __init__(self, model: keras.Model, schema: ClickLogSchema, transform: Transform) -> None:
+        """See the class."""
+        super().__init__(name="ctr")
+        self._schema = schema
+        self._transform = transform
+        self._model_variables = [variable.value for variable in model.variables]
+        self._predict = lambda inputs: model(inputs, training=False)
+
+    def ctr(self, columns: Mapping[str, tf.SparseTensor]) -> tf.Tensor:
+        """CTR float32 `[B]` of raw columns."""
+        inputs = self._transform(columns)
+        ctr = self._predict({name: inputs[name] for name in MODEL_INPUTS})
+        return tf.cast(tf.reshape(ctr, [-1]), tf.float32)
+
+    def ctr_of_examples(self, examples: tf.Tensor) -> tf.Tensor:
+        """CTR float32 `[B]` of serialised tf.Examples."""
+        return self.ctr(tf.io.parse_example(examples, self._feature_spec()))
+
+    def signatures(self) -> dict[str, Any]:
+        """Concrete functions by signature name."""
+        text = tf.TensorSpec([None], tf.string)
+
+        @tf.function(autograph=False)
+        def serving_default(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"ctr": self.ctr_of_examples(examples)}
+
+        @tf.function(autograph=False)
+        def predict_raw(**columns: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {
+                "ctr": self.ctr(
+                    {name: self._parse(name, columns[name]) for name in self._schema.raw_features}
+                )
+            }
+
+        @tf.function(autograph=False)
+        def classify(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            ctr = self.ctr_of_examples(inputs)
+            classes = tf.tile(tf.constant([["0", "1"]]), [tf.shape(ctr)[0], 1])
+            return {"classes": classes, "scores": tf.stack([1 - ctr, ctr], axis=1)}
+
+        @tf.function(autograph=False)
+        def regress(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"outputs": self.ctr_of_examples(inputs)}
+
+        columns = {name: tf.TensorSpec([None], tf.string, name=name) for name in self._schema.raw_features}
+        return {
+            "serving_default": serving_default.get_concrete_function(examples=text),
+            "predict_raw": predict_raw.get_concrete_function(**columns),
+            "classify": classify.get_concrete_function(inputs=text),
+            "regress": regress.get_concrete_function(inputs=text),
+        }
+
+    def _is_integer(self, name: str) -> bool:
+        time = self._schema.time
+        return name in self._schema.integers or (time is not None and name == time.name)
+
+    def _feature_spec(self) -> dict[str, tf.io.VarLenFeature]:
+        return {
+            name: tf.io.VarLenFeature(tf.int64 if self._is_integer(name) else tf.string)
+            for name in self._schema.raw_features
+        }
+
+    def _parse(self, name: str, texts: tf.Tensor) -> tf.SparseTensor:
+        """A column of texts, as the log writes them, as the sparse column that tf.Examples give."""
+        present = tf.reduce_all([tf.not_equal(texts, mark) for mark in {"", *self._schema.missing}], axis=0)
+        rows = tf.where(present)
+        values = tf.boolean_mask(texts, present)
+        if self._is_integer(name):
+            values = tf.strings.to_number(values, tf.int64)
+        indices = tf.pad(rows, [[0, 0], [0, 1]])
+        return tf.SparseTensor(indices, values, tf.stack([tf.size(texts, tf.int64), 1]))
+
+
+def export_model(model: keras.Model, schema: ClickLogSchema, transform: Transform, path: str | Path) -> None:
+    """Writes a SavedModel with the signatures of this module.
+
+    Args:
+        model: See `ServingModule`.
+        schema: See `ServingModule`.
+        transform: See `ServingModule`; if it is a trackable its tables and variables are saved with it.
+        path: Folder to write.
+    """
+    module = ServingModule(model, schema, transform)
+    tf.saved_model.save(module, str(path), signatures=module.signatures())

@@ -1,0 +1,189 @@
+"""From tf.Example shards to training batches.
+
+The trainer reads each row many times but preprocesses it once: `pack_examples` runs the transform graph
+over batches and writes rows of fixed length, which tf.data then reads, shuffles and skips in C++.
+A packed row is `label` float32, `dense_features` float32 `[D]`, `sparse_features` int32 `[F]`.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from mlet_tf.datasets import ClickLogSchema
+from mlet_tf.errors import InputError
+from pipeline.preprocessing import DENSE, LABEL, SPARSE
+from pipeline.vocabulary import vocabulary_file
+
+_PACK_BATCH = 4096
+_RANGES = 16  # Pieces of a packed file that are read in random order.
+
+
+def raw_feature_spec(schema: ClickLogSchema, with_label: bool = True) -> dict[str, tf.io.VarLenFeature]:
+    """Parsing specification of the raw columns; each has at most one value a row."""
+    spec = {name: tf.io.VarLenFeature(tf.int64) for name in schema.integers}
+    spec |= {name: tf.io.VarLenFeature(tf.string) for name in schema.categoricals}
+    if schema.time is not None:
+        spec[schema.time.name] = tf.io.VarLenFeature(tf.int64)
+    if with_label:
+        spec[schema.label] = tf.io.VarLenFeature(tf.int64)
+    return spec
+
+
+def transform_layer(transform_output: tft.TFTransformOutput) -> tf.Module:
+    """The transform graph as a callable: raw sparse columns to the outputs of `preprocessing_fn`.
+
+    AutoGraph would convert its Keras 2 inside at a cost of half a minute, so it is kept away.
+    """
+    layer = transform_output.transform_features_layer()
+    layer.call = tf.autograph.experimental.do_not_convert(layer.call)
+    return layer
+
+
+def vocabulary_sizes(transform_output: tft.TFTransformOutput, schema: ClickLogSchema) -> dict[str, int]:
+    """Number of values in the vocabulary of each sparse feature."""
+    folder = os.path.join(transform_output.transform_savedmodel_dir, "assets")  # noqa: PTH118 (may be remote)
+    sizes = {}
+    for name in schema.sparse_features:
+        with tf.io.gfile.GFile(os.path.join(folder, vocabulary_file(name)), "rb") as file:  # noqa: PTH118
+            sizes[name] = sum(1 for _ in file)
+    return sizes
+
+
+def example_dataset(patterns: Sequence[str], batch_size: int) -> tf.data.Dataset:
+    """Batches of serialised tf.Examples, in a fixed order; none is left out."""
+    files = sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
+    if not files:
+        raise InputError(f"no examples match {', '.join(patterns)}")
+    compression = "GZIP" if files[0].endswith(".gz") else ""
+    return tf.data.TFRecordDataset(files, compression_type=compression).batch(batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedRows:
+    """Preprocessed rows in a file of fixed-length records.
+
+    Attributes:
+        path: The file.
+        rows: Number of rows.
+        dense: D, width of `dense_features`.
+        sparse: F, width of `sparse_features`.
+    """
+
+    path: str
+    rows: int
+    dense: int
+    sparse: int
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of a row."""
+        return 4 * (1 + self.dense + self.sparse)
+
+    def batches(self, batch_size: int) -> tf.data.Dataset:
+        """All rows in file order, the last batch as short as it is: `(inputs, label)`."""
+        records = tf.data.FixedLengthRecordDataset(self.path, self.record_bytes)
+        return self._decode(records.batch(batch_size)).prefetch(2)
+
+    def shuffled_batches(
+        self, batch_size: int, seed: int, shuffle_rows: int, first_step: int = 0
+    ) -> tf.data.Dataset:
+        """One epoch in an order that depends on `seed` alone, in batches of one fixed size.
+
+        Args:
+            batch_size: Rows a batch; the rest of the last one is left to other epochs.
+            seed: Order of the rows.
+            shuffle_rows: Rows held in memory to draw from.
+            first_step: Batches to leave out at the start, to go on after an interruption.
+        """
+        starts = np.linspace(0, self.rows, min(_RANGES, self.rows) + 1).astype(np.int64)
+        order = np.random.default_rng(seed).permutation(len(starts) - 1)
+        ranges = np.stack([starts[:-1][order], self.rows - starts[1:][order]], axis=1) * self.record_bytes
+
+        def read(piece: tf.Tensor) -> tf.data.Dataset:
+            return tf.data.FixedLengthRecordDataset(
+                self.path, self.record_bytes, header_bytes=piece[0], footer_bytes=piece[1]
+            )
+
+        records = tf.data.Dataset.from_tensor_slices(ranges).interleave(
+            read, cycle_length=len(ranges), block_length=64, deterministic=True
+        )
+        records = records.shuffle(min(shuffle_rows, self.rows), seed=seed)
+        records = records.skip(first_step * batch_size).batch(batch_size, drop_remainder=True)
+        return self._decode(records).prefetch(2)
+
+    def _decode(self, batches: tf.data.Dataset) -> tf.data.Dataset:
+        def decode(records: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            words = tf.io.decode_raw(records, tf.int32, fixed_length=None)
+            words = tf.ensure_shape(words, [None, 1 + self.dense + self.sparse])
+            floats = tf.bitcast(words[:, : 1 + self.dense], tf.float32)
+            return {DENSE: floats[:, 1:], SPARSE: words[:, 1 + self.dense :]}, floats[:, 0]
+
+        return batches.map(decode, num_parallel_calls=1)
+
+
+def pack_examples(
+    patterns: Sequence[str],
+    schema: ClickLogSchema,
+    transform: Callable[[Mapping[str, tf.SparseTensor]], Mapping[str, tf.Tensor]],
+    folder: str | Path,
+) -> PackedRows:
+    """Preprocesses all rows of tf.Example shards into one packed file.
+
+    A folder that an earlier call finished is used as it is.
+
+    Args:
+        patterns: File patterns of the shards.
+        schema: Schema of the log.
+        transform: The transform graph, see `transform_layer`.
+        folder: Where to write, on a local disk.
+
+    Returns:
+        The packed rows.
+
+    Raises:
+        InputError: If no file matches or the files hold no row.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        _write_packed(patterns, schema, transform, folder)
+    return PackedRows(path=str(folder / "rows.bin"), **json.loads((folder / "meta.json").read_text()))
+
+
+def _write_packed(
+    patterns: Sequence[str],
+    schema: ClickLogSchema,
+    transform: Callable[[Mapping[str, tf.SparseTensor]], Mapping[str, tf.Tensor]],
+    folder: Path,
+) -> None:
+    spec = raw_feature_spec(schema)
+
+    def preprocess(serialized: tf.Tensor) -> tuple[tf.Tensor, int, int]:
+        rows = transform(tf.io.parse_example(serialized, spec))
+        label = tf.bitcast(rows[LABEL], tf.int32)[:, tf.newaxis]
+        dense = tf.bitcast(rows[DENSE], tf.int32)
+        sparse = tf.cast(rows[SPARSE], tf.int32)
+        return tf.concat([label, dense, sparse], axis=1), tf.shape(dense)[1], tf.shape(sparse)[1]
+
+    batches = example_dataset(patterns, _PACK_BATCH).map(preprocess, num_parallel_calls=tf.data.AUTOTUNE)
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    aside.mkdir(parents=True)
+    rows = dense = sparse = 0
+    try:
+        with (aside / "rows.bin").open("wb") as file:
+            for words, dense_width, sparse_width in batches.prefetch(2).as_numpy_iterator():
+                words.tofile(file)
+                rows, dense, sparse = rows + len(words), int(dense_width), int(sparse_width)
+        if not rows:
+            raise InputError(f"the examples in {', '.join(patterns)} hold no row")
+        (aside / "meta.json").write_text(json.dumps({"rows": rows, "dense": dense, "sparse": sparse}))
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
