@@ -1,0 +1,224 @@
+"""Dividing the files of a click log into chunks that are read apart from each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlet_tf.datasets import files as files_lib
+from mlet_tf.datasets.convert import is_text
+from mlet_tf.datasets.schema import ClickLogSchema, nearest_hint
+from mlet_tf.errors import InputError
+
+_PEEK_BYTES = 1 << 16
+_PEEK_LINES = 100
+_HEADER_SHOWN = 200
+_BOM = b"\xef\xbb\xbf"
+_SEPARATORS = "\t,;| \x01"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A part of one file that is read by itself.
+
+    Args:
+        path: The file.
+        kind: `"text"`, `"gzip"` or `"parquet"`.
+        start: First byte (text; uncompressed in gzip) or row group. A text chunk holds the lines that begin
+            in `[start, end)`.
+        end: End, not included; `None` is the end of the file.
+        columns: Names of the file's columns, in file order.
+        first_row: Parquet: rows of the file before this chunk.
+        aligned: Text: a line begins at `start`.
+    """
+
+    path: str
+    kind: str
+    start: int
+    end: int | None
+    columns: tuple[str, ...]
+    first_row: int
+    aligned: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Reject:
+    """A row that was set aside.
+
+    Args:
+        file: Where it is.
+        line: Number of its line (of its row in Parquet), from 1; `read_chunk` counts from the chunk's start.
+        reason: What was expected and received.
+        text: The beginning of the line.
+    """
+
+    file: str
+    line: int
+    reason: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Some rows of a chunk.
+
+    Args:
+        table: Good rows: the label and the wanted columns, typed.
+        positions: For each row of `table` where it is in the file: byte offset (uncompressed) or row number.
+            It does not depend on how the file was cut into chunks.
+        rejects: Bad rows.
+        lines: Lines read, those with nothing on them included.
+    """
+
+    table: pa.Table
+    positions: np.ndarray
+    rejects: list[Reject]
+    lines: int
+
+    @property
+    def rows_read(self) -> int:
+        """Good and bad rows together."""
+        return self.table.num_rows + len(self.rejects)
+
+
+def plan_chunks(files: Sequence[str], schema: ClickLogSchema, chunk_bytes: int = 32 << 20) -> list[Chunk]:
+    """Divides files into chunks and looks at the first lines of each file.
+
+    Args:
+        files: Paths, as of `list_files`.
+        schema: What the columns should be.
+        chunk_bytes: Wanted size of a chunk. A gzip file cannot be entered in the middle, so it is one chunk,
+            whatever its size (it is still read as a stream).
+
+    Returns:
+        The chunks of each file in order.
+
+    Raises:
+        InputError: A file is empty, not readable, has another separator or lacks a column.
+    """
+    chunks: list[Chunk] = []
+    for path in files:
+        kind = files_lib.file_kind(path)
+        chunks += (
+            _parquet_chunks(path, schema, chunk_bytes)
+            if kind == "parquet"
+            else _text_chunks(path, kind, schema, chunk_bytes)
+        )
+    return chunks
+
+
+def _parquet_chunks(path: str, schema: ClickLogSchema, chunk_bytes: int) -> list[Chunk]:
+    with files_lib.open_binary(path) as source:
+        try:
+            file = pq.ParquetFile(source)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path} is not a readable Parquet file: {error}") from error
+        _check_header(path, list(file.schema_arrow.names), schema)
+        _check_parquet_types(path, file.schema_arrow, schema)
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        sizes = [(group.total_byte_size, group.num_rows) for group in groups]
+    chunks, start, held, first_row, rows = [], 0, 0, 0, 0
+    for i, (size, count) in enumerate(sizes):
+        held, rows = held + size, rows + count
+        if held >= chunk_bytes or i + 1 == len(sizes):
+            chunks.append(Chunk(path, "parquet", start, i + 1, schema.columns, first_row, True))
+            start, held, first_row = i + 1, 0, rows
+    return chunks
+
+
+def _check_parquet_types(path: str, found: pa.Schema, schema: ClickLogSchema) -> None:
+    for name in (schema.label, *schema.raw_features):
+        kind = found.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        fits = pa.types.is_integer(kind) or is_text(kind)
+        if name not in schema.categoricals:
+            fits = fits or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        if not fits:
+            expected = "text or integers" if name in schema.categoricals else "integers"
+            raise InputError(f"{path}: column {name!r} should hold {expected}. Received: {kind}")
+
+
+def _text_chunks(path: str, kind: str, schema: ClickLogSchema, chunk_bytes: int) -> list[Chunk]:
+    source = files_lib.GzipSource(path) if kind == "gzip" else files_lib.open_binary(path)
+    try:
+        head = source.read(_PEEK_BYTES)
+    finally:
+        source.close()
+    if not head:
+        raise InputError(f"{path} is empty (0 bytes when uncompressed): expected rows of a click log")
+    whole = len(head) < _PEEK_BYTES
+    start = len(_BOM) if head.startswith(_BOM) else 0
+    columns = schema.columns
+    if schema.header:
+        line = head[start:].split(b"\n", 1)[0]
+        columns = _header_columns(path, line, schema)
+        start += len(line) + 1
+    lines = head[start:].split(b"\n")
+    _check_fields(path, [line for line in (lines if whole else lines[:-1]) if line.strip()], columns, schema)
+    if kind == "gzip":
+        return [Chunk(path, kind, start, None, columns, 0, True)]
+    size = files_lib.file_size(path)
+    count = max(1, round((size - start) / chunk_bytes))
+    edges = [start + (size - start) * i // count for i in range(count + 1)]
+    return [
+        Chunk(path, kind, begin, end, columns, 0, begin == start)
+        for begin, end in itertools.pairwise(edges)
+        if begin < end
+    ]
+
+
+def _header_columns(path: str, line: bytes, schema: ClickLogSchema) -> tuple[str, ...]:
+    text = line.decode("utf-8", "replace").rstrip("\r")
+    needed = {schema.label, *schema.raw_features}
+    if schema.separator not in text and len(schema.columns) > 1:
+        for other in _SEPARATORS:
+            if needed <= set(text.split(other)):
+                raise InputError(
+                    f"{path}: the header is one column with the separator {schema.separator!r} of schema "
+                    f"{schema.name!r}; the separator {other!r} would fit"
+                )
+    names = text.split(schema.separator)
+    _check_header(path, names, schema)
+    return tuple(names)
+
+
+def _check_header(path: str, names: list[str], schema: ClickLogSchema) -> None:
+    for name in (schema.label, *schema.raw_features):
+        if names.count(name) > 1:
+            raise InputError(
+                f"{path}: the header should name column {name!r} once. Received: {names.count(name)} times"
+            )
+        if name not in names:
+            shown = ", ".join(names[:30])[:_HEADER_SHOWN]
+            raise InputError(
+                f"{path} has no column {name!r}, which schema {schema.name!r} expects"
+                f"{nearest_hint(name, names)}. Its columns: {shown}"
+            )
+
+
+def _check_fields(path: str, lines: list[bytes], columns: Sequence[str], schema: ClickLogSchema) -> None:
+    """Raises where the first lines of a file show that it is not written as the schema says."""
+    lines, expected = lines[:_PEEK_LINES], len(columns)
+    counts = {line.count(schema.separator.encode()) + 1 for line in lines}
+    if not lines or expected in counts:
+        return
+    for other in _SEPARATORS:
+        if {line.count(other.encode()) + 1 for line in lines} == {expected}:
+            raise InputError(
+                f"{path}: with the separator {schema.separator!r} of schema {schema.name!r} the first rows "
+                f"have {_join(counts)} column(s) instead of {expected}; the separator {other!r} would fit"
+            )
+    if len(counts) == 1 and len(lines) >= 10:
+        raise InputError(
+            f"{path}: each of the first {len(lines)} rows should have {expected} columns (schema "
+            f"{schema.name!r}, separator {schema.separator!r}). Received: {_join(counts)}"
+        )
+
+
+def _join(numbers: set[int]) -> str:
+    return ", ".join(str(number) for number in sorted(numbers)[:3])

@@ -1,0 +1,184 @@
+"""Columnar reading of raw click logs: text, gzip and Parquet into Arrow tables, bad rows set aside.
+
+A log is planned into chunks (`plan_chunks`) that can be read apart from each other, on one machine or many;
+a chunk is read as a stream of blocks (`read_chunk`), each a typed table and the rows that were rejected.
+Blocks without a bad row never touch a row in Python; only a block with one takes the slower way that finds
+it.
+
+Text rules: quoting is off (a quote is part of the category), lines end in LF or CRLF, a line with nothing on
+it is no row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlet_tf.datasets import files as files_lib
+from mlet_tf.datasets.chunks import Block, Chunk, Reject, plan_chunks
+from mlet_tf.datasets.convert import arrow_schema, convert
+from mlet_tf.datasets.files import list_files
+from mlet_tf.datasets.schema import ClickLogSchema
+from mlet_tf.datasets.text import TextParser, line_blocks
+from mlet_tf.errors import InputError
+
+__all__ = [
+    "Block",
+    "Chunk",
+    "Reject",
+    "arrow_schema",
+    "check_reject_share",
+    "lines_before",
+    "list_files",
+    "plan_chunks",
+    "read_chunk",
+    "read_log",
+]
+
+BLOCK_BYTES = 8 << 20
+MAX_LINE_BYTES = 1 << 20
+_PARQUET_BLOCK_ROWS = 32_768
+
+
+def read_chunk(
+    chunk: Chunk,
+    schema: ClickLogSchema,
+    columns: Sequence[str] | None = None,
+    block_bytes: int = BLOCK_BYTES,
+    max_line_bytes: int = MAX_LINE_BYTES,
+) -> Iterator[Block]:
+    """Reads one chunk.
+
+    Args:
+        chunk: The chunk.
+        schema: What the columns should be.
+        columns: Columns wanted; by default the label and all of `schema.raw_features`. Only these are
+            checked.
+        block_bytes: About how much text is held at a time.
+        max_line_bytes: Longer lines are rejected, and read over without being held.
+
+    Yields:
+        Blocks in file order.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    wanted = arrow_schema(schema, columns)
+    if chunk.kind == "parquet":
+        yield from _read_parquet(chunk, schema, wanted)
+        return
+    parser = TextParser(chunk, schema, wanted, max_line_bytes)
+    source = files_lib.GzipSource(chunk.path) if chunk.kind == "gzip" else files_lib.open_binary(chunk.path)
+    try:
+        for offset, data in line_blocks(source, chunk, block_bytes, max_line_bytes):
+            yield parser.parse(offset, data)
+    finally:
+        source.close()
+
+
+def read_log(
+    data: str,
+    schema: ClickLogSchema,
+    columns: Sequence[str] | None = None,
+    max_reject_share: float = 0.001,
+    block_bytes: int = BLOCK_BYTES,
+) -> Iterator[pa.Table]:
+    """Reads a whole log in order, as a stream of tables.
+
+    Args:
+        data: A file, a pattern or a folder.
+        schema: What the columns should be.
+        columns: Columns wanted; by default the label and all of `schema.raw_features`.
+        max_reject_share: Largest share of bad rows that is passed over.
+        block_bytes: About how much text is held at a time.
+
+    Yields:
+        Tables with the good rows.
+
+    Raises:
+        InputError: Nothing is there, a file is damaged, or (at the end) too many rows are bad.
+    """
+    chunks = plan_chunks(files_lib.list_files(data), schema)
+    rows, rejected, shown = 0, 0, []
+    lines: list[int] = []
+    for chunk in chunks:
+        before = lines_before(chunks, lines, schema)[-1]
+        lines.append(0)
+        for block in read_chunk(chunk, schema, columns, block_bytes):
+            rows += block.rows_read
+            rejected += len(block.rejects)
+            shown += [dataclasses.replace(r, line=r.line + before) for r in block.rejects[: 10 - len(shown)]]
+            lines[-1] += block.lines
+            yield block.table
+    check_reject_share(rows, rejected, shown, max_reject_share)
+
+
+def lines_before(chunks: Sequence[Chunk], lines: Sequence[int], schema: ClickLogSchema) -> list[int]:
+    """How many lines of its file come before each chunk.
+
+    Args:
+        chunks: All chunks, in the order planned.
+        lines: Lines found in each of the first chunks.
+        schema: Says whether text files begin with a header line.
+
+    Returns:
+        A number for each chunk it is known of: one more than `lines` has, where there are so many chunks.
+    """
+    before: list[int] = []
+    for i, chunk in enumerate(chunks[: len(lines) + 1]):
+        if i and chunks[i - 1].path == chunk.path:
+            before.append(before[-1] + lines[i - 1])
+        else:
+            before.append(int(schema.header and chunk.kind != "parquet"))
+    return before
+
+
+def check_reject_share(rows: int, rejected: int, first: Sequence[Reject], max_reject_share: float) -> None:
+    """Raises an `InputError` with the first rejected rows where there are too many.
+
+    Args:
+        rows: Rows read, good and bad.
+        rejected: Bad rows.
+        first: The first of them; up to ten are shown.
+        max_reject_share: Largest share allowed.
+    """
+    if rejected > max_reject_share * rows:
+        lines = "\n".join(f"  {r.file}:{r.line}: {r.reason}" for r in list(first)[:10])
+        raise InputError(
+            f"{rejected} of {rows} rows were rejected ({rejected / rows:.2%}); allowed is a share of "
+            f"{max_reject_share:.2%}. The first ones:\n{lines}"
+        )
+
+
+def _read_parquet(chunk: Chunk, schema: ClickLogSchema, wanted: pa.Schema) -> Iterator[Block]:
+    row = chunk.first_row
+    with files_lib.open_binary(chunk.path) as source:
+        try:
+            file = pq.ParquetFile(source)
+            batches = file.iter_batches(
+                _PARQUET_BLOCK_ROWS, row_groups=list(range(chunk.start, chunk.end or 0)), columns=wanted.names
+            )
+            for batch in batches:
+                yield _parquet_block(batch, chunk, schema, wanted, row)
+                row += batch.num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(
+                f"{chunk.path} is a damaged Parquet file: reading failed near row {row} ({error})"
+            ) from error
+
+
+def _parquet_block(
+    batch: pa.RecordBatch, chunk: Chunk, schema: ClickLogSchema, wanted: pa.Schema, row: int
+) -> Block:
+    columns, bad = convert(batch, wanted, schema)
+    keep = np.ones(batch.num_rows, bool)
+    keep[list(bad)] = False
+    table = pa.Table.from_arrays(columns, schema=wanted)
+    rejects = [Reject(chunk.path, row - chunk.first_row + i + 1, bad[i], "") for i in sorted(bad)]
+    if rejects:
+        table = table.filter(pa.array(keep)).combine_chunks()
+    return Block(table, row + np.flatnonzero(keep), rejects, batch.num_rows)
