@@ -1,0 +1,296 @@
+"""One feature's embedding, trained as a product."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from mlet_tf.layers import factors
+from mlet_tf.layers.initializers import RowScaledUniform, projection_initializer, validate_initialization
+from mlet_tf.layers.roles import mark
+
+
+@keras.saving.register_keras_serializable(package="mlet_tf")
+class MLETEmbedding(keras.layers.Layer):
+    """Embedding whose table is a product of matrices while it is trained.
+
+    The embedding of id `i` is `W1[i] @ W2`, with a table `W1: [V, k]` and a projection `W2: [k, d]`. Only
+    the gathered rows are multiplied, never `W1 @ W2`. After training, `collapse()` gives the
+    `keras.layers.Embedding` of `E = W1 @ W2: [V, d]` that computes the same. A sequence of hidden dimensions
+    makes a longer chain, `W1[i] @ P1 @ P2 ...`, without non-linearities, which collapses just the same.
+
+    Weights are kept in the variable dtype; rows are cast to the compute dtype after they are gathered. On
+    TensorFlow the gradient of the table are IndexedSlices, with no row twice where ids are de-duplicated.
+    Pair the layer with an optimizer of `mlet_tf.optimizers`, because Keras's own ones make them dense.
+
+    Args:
+        input_dim: Vocabulary size `V`.
+        output_dim: Embedding dimension `d`.
+        hidden_dim: Hidden dimension `k`, or a sequence of them for a deeper chain.
+        initialization: `"authors"` (table `U(+-1/sqrt(V))`, projection `N(0, 0.25^2)`),
+            `"variance_preserving"` (projection `N(0, 1/k)`: entries of the product vary like those of a
+            direct table) or `"orthogonal"` (semi-orthogonal projections, same variance).
+        table_initializer: Keras initialiser of `W1` to use instead of the named one.
+        projection_initializer: Keras initialiser of the projections to use instead of the named one.
+        table_regularizer: Regulariser of `W1`. It reads the whole table in every step.
+        projection_regularizer: Regulariser of the projections.
+        table_constraint: Constraint of `W1`, applied to the whole table in every step.
+        projection_constraint: Constraint of the projections.
+        table_trainable: Whether `W1` is trained.
+        projection_trainable: Whether the projections are trained.
+        table_learning_rate_multiplier: Factor on the learning rate of `W1`, honoured by the optimizers of
+            `mlet_tf.optimizers` (it is noted on the variable as `mlet_lr_multiplier`).
+        projection_learning_rate_multiplier: The same for the projections.
+        mask_zero: Whether id 0 is padding which later layers should mask.
+        oov: What an id outside of `0 ... V - 1` does, alike on CPU and GPU. `"error"` raises; in code that is
+            compiled (XLA, `jax.jit`), where nothing can be raised, its embedding is NaN. `"last"` reads the
+            last row.
+        deduplicate: Whether each distinct id of a batch is gathered and multiplied once (TensorFlow). None
+            decides by size: not up to 256 ids.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Input shape:
+        Integer ids of any rank (float ids are cast); ragged tensors on TensorFlow.
+
+    Output shape:
+        Input shape with `output_dim` appended.
+
+    Raises:
+        ValueError: An argument is not what it should be, or an id is out of range.
+        tf.errors.InvalidArgumentError: An id is out of range, in a TensorFlow graph.
+
+    Example:
+        >>> layer = MLETEmbedding(1000, 16, hidden_dim=64)
+        >>> layer(np.array([[4, 20]])).shape
+        (1, 2, 16)
+        >>> layer.collapse()(np.array([[4, 20]])).shape
+        (1, 2, 16)
+
+    References:
+        Deng et al., "Learning compressed embeddings for on-device inference with multi-layer embedding
+        training", arXiv 2006.05623.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        hidden_dim: int | Sequence[int],
+        *,
+        initialization: str = "variance_preserving",
+        table_initializer: Any = None,
+        projection_initializer: Any = None,
+        table_regularizer: Any = None,
+        projection_regularizer: Any = None,
+        table_constraint: Any = None,
+        projection_constraint: Any = None,
+        table_trainable: bool = True,
+        projection_trainable: bool = True,
+        table_learning_rate_multiplier: float = 1.0,
+        projection_learning_rate_multiplier: float = 1.0,
+        mask_zero: bool = False,
+        oov: str = "error",
+        deduplicate: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.input_dim = factors.positive_int("input_dim", input_dim)
+        self.output_dim = factors.positive_int("output_dim", output_dim)
+        self.hidden_dims = factors.hidden_chain(hidden_dim)
+        self.initialization = validate_initialization(initialization)
+        self.table_initializer = keras.initializers.get(table_initializer)
+        self.projection_initializer = keras.initializers.get(projection_initializer)
+        self.table_regularizer = keras.regularizers.get(table_regularizer)
+        self.projection_regularizer = keras.regularizers.get(projection_regularizer)
+        self.table_constraint = keras.constraints.get(table_constraint)
+        self.projection_constraint = keras.constraints.get(projection_constraint)
+        self.table_trainable = bool(table_trainable)
+        self.projection_trainable = bool(projection_trainable)
+        self.table_learning_rate_multiplier = float(table_learning_rate_multiplier)
+        self.projection_learning_rate_multiplier = float(projection_learning_rate_multiplier)
+        self.mask_zero = bool(mask_zero)
+        self.supports_masking = self.mask_zero
+        self.oov = factors.validate_oov(oov)
+        self.deduplicate = deduplicate
+        self.autocast = False  # Ids which arrive as floats would lose digits.
+        self.supports_jit = not factors.on_tensorflow()  # XLA scatters into the whole table.
+        self._slices = factors.SliceTracker()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates the table and the projections."""
+        if self.built:
+            return
+        widths = (*self.hidden_dims, self.output_dim)
+        self.table = self.add_weight(
+            shape=(self.input_dim, widths[0]),
+            initializer=self.table_initializer or RowScaledUniform([self.input_dim]),
+            regularizer=self.table_regularizer,
+            constraint=self.table_constraint,
+            trainable=self.table_trainable,
+            autocast=False,
+            name="table",
+        )
+        mark(self.table, self.table_learning_rate_multiplier)
+        self.projections = []
+        for i, (rows, columns) in enumerate(itertools.pairwise(widths)):
+            projection = self.add_weight(
+                shape=(rows, columns),
+                initializer=self.projection_initializer or projection_initializer(self.initialization, rows),
+                regularizer=self.projection_regularizer,
+                constraint=self.projection_constraint,
+                trainable=self.projection_trainable,
+                autocast=False,
+                name="projection" if i == 0 else f"projection_{i}",
+            )
+            mark(projection, self.projection_learning_rate_multiplier)
+            self.projections.append(projection)
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the embeddings of the ids."""
+        if factors.on_tensorflow():
+            import tensorflow as tf
+
+            if isinstance(inputs, tf.RaggedTensor):
+                return tf.ragged.map_flat_values(self._embed, inputs)
+        return self._embed(inputs)
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """Returns where ids are not 0, with `mask_zero`."""
+        return ops.not_equal(inputs, 0) if self.mask_zero else None
+
+    def compute_output_shape(self, input_shape: Any) -> tuple:
+        """Returns the input shape with `output_dim` appended."""
+        return (*input_shape, self.output_dim)
+
+    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+        """Returns the symbolic output."""
+        shape = self.compute_output_shape(inputs.shape)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype, ragged=getattr(inputs, "ragged", False))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "input_dim": self.input_dim,
+            "output_dim": self.output_dim,
+            "hidden_dim": list(self.hidden_dims) if len(self.hidden_dims) > 1 else self.hidden_dims[0],
+            "initialization": self.initialization,
+            "table_initializer": keras.initializers.serialize(self.table_initializer),
+            "projection_initializer": keras.initializers.serialize(self.projection_initializer),
+            "table_regularizer": keras.regularizers.serialize(self.table_regularizer),
+            "projection_regularizer": keras.regularizers.serialize(self.projection_regularizer),
+            "activity_regularizer": keras.regularizers.serialize(self.activity_regularizer),
+            "table_constraint": keras.constraints.serialize(self.table_constraint),
+            "projection_constraint": keras.constraints.serialize(self.projection_constraint),
+            "table_trainable": self.table_trainable,
+            "projection_trainable": self.projection_trainable,
+            "table_learning_rate_multiplier": self.table_learning_rate_multiplier,
+            "projection_learning_rate_multiplier": self.projection_learning_rate_multiplier,
+            "mask_zero": self.mask_zero,
+            "oov": self.oov,
+            "deduplicate": self.deduplicate,
+        }
+
+    def iter_effective_table(self, block_rows: int = factors.BLOCK_ROWS) -> Iterator[np.ndarray]:
+        """Yields `E = W1 @ W2` in blocks of rows, top to bottom."""
+        projection = self._projection_product()
+        for low, high in factors.row_blocks(self.input_dim, block_rows):
+            yield factors.read_rows(self.table, low, high) @ projection
+
+    def effective_table(self, block_rows: int = factors.BLOCK_ROWS) -> np.ndarray:
+        """Returns `E = W1 @ W2`, computed in blocks of rows.
+
+        Args:
+            block_rows: Rows of a block; what is needed beside the result is `block_rows * (k + d)` numbers.
+
+        Returns:
+            Array `[input_dim, output_dim]` of the variable dtype.
+        """
+        self._check_built()
+        table = np.empty((self.input_dim, self.output_dim), self.variable_dtype)
+        low = 0
+        for block in self.iter_effective_table(block_rows):
+            table[low : low + len(block)] = block
+            low += len(block)
+        return table
+
+    def collapse(self) -> keras.layers.Embedding:
+        """Returns a `keras.layers.Embedding` of the same name that computes the same; this layer stays."""
+        table = self.effective_table()
+        embedding = keras.layers.Embedding(
+            self.input_dim,
+            self.output_dim,
+            embeddings_initializer="zeros",
+            mask_zero=self.mask_zero,
+            activity_regularizer=self.activity_regularizer,
+            dtype=self.dtype_policy,
+            name=self.name,
+        )
+        embedding.build()
+        embedding.embeddings.assign(table)
+        embedding.trainable = self.trainable
+        return embedding
+
+    def singular_values(self) -> np.ndarray:
+        """Returns the singular values of `E`, largest first, without forming `E`."""
+        self._check_built()
+        blocks = (
+            factors.read_rows(self.table, low, high) for low, high in factors.row_blocks(self.input_dim)
+        )
+        return factors.gram_singular_values(blocks, self._projection_product())
+
+    def effective_rank(self) -> float:
+        """Returns the exponential of the entropy of the normalised singular values of `E`."""
+        return factors.entropy_rank(self.singular_values())
+
+    def _embed(self, ids: Any) -> Any:
+        ids, invalid = factors.guard_ids(factors.as_ids(ids), [self.input_dim], [self.name], self.oov)
+        if factors.on_tensorflow():
+            unique = self._deduplicates(ids)
+            self._slices.note(self.table, unique)
+            result = self._unique_rows(ids) if unique else self._rows(ids)
+        else:
+            result = self._rows(ids)
+        if invalid is None:
+            return result
+        return ops.where(invalid[..., None], ops.cast(float("nan"), result.dtype), result)
+
+    def _deduplicates(self, ids: Any) -> bool:
+        if factors.in_compiled_code(ids):
+            return False
+        if self.deduplicate is not None:
+            return self.deduplicate
+        return ids.shape.num_elements() is None or ids.shape.num_elements() > 256
+
+    def _rows(self, ids: Any) -> Any:
+        rows = ops.cast(factors.gather_rows(self.table, ids), self.compute_dtype)
+        for projection in self._projection_matrices():
+            rows = ops.matmul(rows, projection)
+        return rows
+
+    def _unique_rows(self, ids: Any) -> Any:
+        import tensorflow as tf
+
+        unique, positions = tf.unique(tf.reshape(ids, [-1]))
+        result = factors.spread(self._rows(unique), tf.reshape(positions, tf.shape(ids)))
+        result.set_shape([*ids.shape, self.output_dim])
+        return result
+
+    def _projection_matrices(self) -> list[Any]:
+        """Projections in compute precision; a chain is multiplied out, as it is far smaller than a batch."""
+        matrices = [ops.cast(projection, self.compute_dtype) for projection in self.projections]
+        product = matrices[0]
+        for matrix in matrices[1:]:
+            product = ops.matmul(product, matrix)
+        return [product]
+
+    def _projection_product(self) -> np.ndarray:
+        return factors.chain_product([ops.convert_to_numpy(p) for p in self.projections])
+
+    def _check_built(self) -> None:
+        if not self.built:
+            raise ValueError(f"Layer '{self.name}' has no weights yet: call it, or its `build()`, first.")

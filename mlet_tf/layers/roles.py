@@ -1,0 +1,39 @@
+"""What a variable is to an optimizer: a table, a projection or a part of the dense network."""
+
+from typing import Any, Literal
+
+Role = Literal["table", "projection", "dense"]
+
+_TABLE_NAMES = ("table", "direct_table", "embeddings")
+
+
+def variable_role(variable: Any) -> Role:
+    """Tells which group of variables a weight belongs to.
+
+    The role is read from the last part of the variable's path: factors of `V` rows and direct tables are
+    named `table...` or `direct_table...` by this package (and `embeddings` by Keras), the small factors
+    `projection...`. Whatever else is `"dense"`.
+
+    Args:
+        variable: A Keras variable or a `tf.Variable`.
+
+    Returns:
+        `"table"`, `"projection"` or `"dense"`.
+    """
+    path = getattr(variable, "path", None) or variable.name
+    name = path.rsplit("/", 1)[-1].split(":")[0]
+    if name.startswith("projection"):
+        return "projection"
+    if name.startswith(_TABLE_NAMES):
+        return "table"
+    return "dense"
+
+
+def mark(variable: Any, learning_rate_multiplier: float) -> None:
+    """Notes on a variable what the optimizers of this package look for.
+
+    Args:
+        variable: A Keras variable.
+        learning_rate_multiplier: Factor on the learning rate of this variable.
+    """
+    variable.mlet_lr_multiplier = learning_rate_multiplier
