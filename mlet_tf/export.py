@@ -25,6 +25,13 @@ MODEL_INPUTS = ("dense_features", "sparse_features")
 Transform = Callable[[Mapping[str, tf.SparseTensor]], Mapping[str, tf.Tensor]]
 
 
+def raw_feature_spec(schema: ClickLogSchema, with_label: bool = False) -> dict[str, tf.io.VarLenFeature]:
+    """How the raw columns stand in a tf.Example: int64 or string, none or one value a row."""
+    integers = {*schema.integers, schema.label, *([schema.time.name] if schema.time else [])}
+    names = (*schema.raw_features, *([schema.label] if with_label else []))
+    return {name: tf.io.VarLenFeature(tf.int64 if name in integers else tf.string) for name in names}
+
+
 class ServingModule(tf.Module):
     """A model, its preprocessing and the signatures around both.
 
@@ -53,7 +60,7 @@ class ServingModule(tf.Module):
 
     def ctr_of_examples(self, examples: tf.Tensor) -> tf.Tensor:
         """CTR float32 `[B]` of serialised tf.Examples."""
-        return self.ctr(tf.io.parse_example(examples, self._feature_spec()))
+        return self.ctr(tf.io.parse_example(examples, raw_feature_spec(self._schema)))
 
     def signatures(self) -> dict[str, Any]:
         """Concrete functions by signature name."""
@@ -89,22 +96,12 @@ class ServingModule(tf.Module):
             "regress": regress.get_concrete_function(inputs=text),
         }
 
-    def _is_integer(self, name: str) -> bool:
-        time = self._schema.time
-        return name in self._schema.integers or (time is not None and name == time.name)
-
-    def _feature_spec(self) -> dict[str, tf.io.VarLenFeature]:
-        return {
-            name: tf.io.VarLenFeature(tf.int64 if self._is_integer(name) else tf.string)
-            for name in self._schema.raw_features
-        }
-
     def _parse(self, name: str, texts: tf.Tensor) -> tf.SparseTensor:
         """A column of texts, as the log writes them, as the sparse column that tf.Examples give."""
         present = tf.reduce_all([tf.not_equal(texts, mark) for mark in {"", *self._schema.missing}], axis=0)
         rows = tf.where(present)
         values = tf.boolean_mask(texts, present)
-        if self._is_integer(name):
+        if raw_feature_spec(self._schema)[name].dtype == tf.int64:
             values = tf.strings.to_number(values, tf.int64)
         indices = tf.pad(rows, [[0, 0], [0, 1]])
         return tf.SparseTensor(indices, values, tf.stack([tf.size(texts, tf.int64), 1]))

@@ -16,6 +16,7 @@ import yaml
 from mlet_tf._mapping import from_mapping, to_mapping
 from mlet_tf.datasets import ClickLogSchema, load_schema
 from mlet_tf.errors import InputError
+from mlet_tf.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,8 @@ class GateConfig:
     Attributes:
         bounds: Absolute bounds by metric: `auc`, `logloss`, `calibration`, `normalized_entropy`.
         max_auc_drop: Largest drop of AUC against the last blessed model, overall.
-        max_collapse_change: Largest absolute change of any metric against the uncollapsed model, in
-            every slice.
+        max_collapse_loss: How much worse than before the collapse AUC, logloss and normalised entropy may
+            be, in every slice.
         slices: Raw columns whose values are slices.
         frequency_slices: Categorical columns sliced by how often their id occurs in `train`
             (`frequent`, `rare`, `oov`, `missing`).
@@ -204,7 +205,7 @@ class GateConfig:
 
     bounds: dict[str, BoundConfig] = field(default_factory=dict)
     max_auc_drop: float = 0.01
-    max_collapse_change: float = 1e-6
+    max_collapse_loss: float = 1e-6
     slices: tuple[str, ...] = ()
     frequency_slices: tuple[str, ...] = ()
     min_slice_rows: int = 200
@@ -215,9 +216,6 @@ class GateConfig:
             for metric in getattr(self, key):
                 if metric not in METRICS:
                     raise InputError(f"'{key}.{metric}' should be one of {', '.join(METRICS)}")
-
-
-METRICS = ("auc", "logloss", "calibration", "normalized_entropy")
 
 
 @dataclass(frozen=True)

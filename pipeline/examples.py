@@ -7,18 +7,19 @@ A packed row is `label` float32, `dense_features` float32 `[D]`, `sparse_feature
 
 import dataclasses
 import json
-import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from components.common import example_dataset, example_files, join
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
+from mlet_tf.export import Transform, raw_feature_spec
 from pipeline.preprocessing import DENSE, LABEL, SPARSE
 from pipeline.vocabulary import vocabulary_file
 
@@ -26,44 +27,14 @@ _PACK_BATCH = 4096
 _RANGES = 16  # Pieces of a packed file that are read in random order.
 
 
-def raw_feature_spec(schema: ClickLogSchema, with_label: bool = True) -> dict[str, tf.io.VarLenFeature]:
-    """Parsing specification of the raw columns; each has at most one value a row."""
-    spec = {name: tf.io.VarLenFeature(tf.int64) for name in schema.integers}
-    spec |= {name: tf.io.VarLenFeature(tf.string) for name in schema.categoricals}
-    if schema.time is not None:
-        spec[schema.time.name] = tf.io.VarLenFeature(tf.int64)
-    if with_label:
-        spec[schema.label] = tf.io.VarLenFeature(tf.int64)
-    return spec
-
-
-def transform_layer(transform_output: tft.TFTransformOutput) -> tf.Module:
-    """The transform graph as a callable: raw sparse columns to the outputs of `preprocessing_fn`.
-
-    AutoGraph would convert its Keras 2 inside at a cost of half a minute, so it is kept away.
-    """
-    layer = transform_output.transform_features_layer()
-    layer.call = tf.autograph.experimental.do_not_convert(layer.call)
-    return layer
-
-
 def vocabulary_sizes(transform_output: tft.TFTransformOutput, schema: ClickLogSchema) -> dict[str, int]:
     """Number of values in the vocabulary of each sparse feature."""
-    folder = os.path.join(transform_output.transform_savedmodel_dir, "assets")  # noqa: PTH118 (may be remote)
+    folder = join(transform_output.transform_savedmodel_dir, "assets")
     sizes = {}
     for name in schema.sparse_features:
-        with tf.io.gfile.GFile(os.path.join(folder, vocabulary_file(name)), "rb") as file:  # noqa: PTH118
+        with tf.io.gfile.GFile(join(folder, vocabulary_file(name)), "rb") as file:
             sizes[name] = sum(1 for _ in file)
     return sizes
-
-
-def example_dataset(patterns: Sequence[str], batch_size: int) -> tf.data.Dataset:
-    """Batches of serialised tf.Examples, in a fixed order; none is left out."""
-    files = sorted(name for pattern in patterns for name in tf.io.gfile.glob(pattern))
-    if not files:
-        raise InputError(f"no examples match {', '.join(patterns)}")
-    compression = "GZIP" if files[0].endswith(".gz") else ""
-    return tf.data.TFRecordDataset(files, compression_type=compression).batch(batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +103,7 @@ class PackedRows:
 def pack_examples(
     patterns: Sequence[str],
     schema: ClickLogSchema,
-    transform: Callable[[Mapping[str, tf.SparseTensor]], Mapping[str, tf.Tensor]],
+    transform: Transform,
     folder: str | Path,
 ) -> PackedRows:
     """Preprocesses all rows of tf.Example shards into one packed file.
@@ -142,7 +113,7 @@ def pack_examples(
     Args:
         patterns: File patterns of the shards.
         schema: Schema of the log.
-        transform: The transform graph, see `transform_layer`.
+        transform: The transform graph, see `components.common.transform_layer`.
         folder: Where to write, on a local disk.
 
     Returns:
@@ -160,10 +131,10 @@ def pack_examples(
 def _write_packed(
     patterns: Sequence[str],
     schema: ClickLogSchema,
-    transform: Callable[[Mapping[str, tf.SparseTensor]], Mapping[str, tf.Tensor]],
+    transform: Transform,
     folder: Path,
 ) -> None:
-    spec = raw_feature_spec(schema)
+    spec = raw_feature_spec(schema, with_label=True)
 
     def preprocess(serialized: tf.Tensor) -> tuple[tf.Tensor, int, int]:
         rows = transform(tf.io.parse_example(serialized, spec))
@@ -172,7 +143,9 @@ def _write_packed(
         sparse = tf.cast(rows[SPARSE], tf.int32)
         return tf.concat([label, dense, sparse], axis=1), tf.shape(dense)[1], tf.shape(sparse)[1]
 
-    batches = example_dataset(patterns, _PACK_BATCH).map(preprocess, num_parallel_calls=tf.data.AUTOTUNE)
+    batches = example_dataset(example_files(patterns), _PACK_BATCH).map(
+        preprocess, num_parallel_calls=tf.data.AUTOTUNE
+    )
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     aside.mkdir(parents=True)
     rows = dense = sparse = 0

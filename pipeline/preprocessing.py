@@ -8,7 +8,7 @@ Outputs of `preprocessing_fn`, for a batch of B rows, n integer columns and F sp
     `0..n-1` by falling frequency, `n..n+b-1` the OOV buckets, `n+b` missing.
 *   `label`, float32 `[B]`, where the log has it.
 *   `frequency`, int64 `[B, S]`: for the columns that evaluation slices by frequency, an index into
-    `FREQUENCY_BUCKETS`.
+    `components.evaluator.executor.FREQUENCY_BUCKETS`.
 """
 
 import functools
@@ -25,7 +25,6 @@ DENSE = "dense_features"
 SPARSE = "sparse_features"
 LABEL = "label"
 FREQUENCY = "frequency"
-FREQUENCY_BUCKETS = ("frequent", "rare", "oov", "missing")
 
 # Days of the months before a month, shifted so that the leap day falls at the end (Sakamoto's method).
 _MONTH_OFFSETS = (0, 3, 2, 5, 0, 3, 5, 1, 4, 6, 2, 4)

@@ -19,17 +19,16 @@ import tensorflow as tf
 import tensorflow_transform as tft
 from absl import logging
 
+from components.common import join, save_model, transform_layer
 from mlet_tf._mapping import from_mapping
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
-from mlet_tf.export import export_model
 from mlet_tf.layers import EmbeddingFeature
 from mlet_tf.models import DLRM, build_dlrm
 from mlet_tf.optimizers import LazyAdam, RowWiseAdagrad, SparseAdagrad, SparseSGD, split_optimizer
 from pipeline.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, VocabularyConfig
-from pipeline.examples import PackedRows, pack_examples, transform_layer, vocabulary_sizes
+from pipeline.examples import PackedRows, pack_examples, vocabulary_sizes
 
-KERAS_MODEL = os.path.join("Format-Keras", "model.keras")  # noqa: PTH118 (joined to a URI)
 HISTORY = "history.json"
 
 _OPTIMIZERS = {
@@ -103,18 +102,10 @@ def run_fn(fn_args: Any) -> None:
         )
         compile_model(model, train_config, total_steps(train_config, train_rows.rows))
         progress = train(model, train_rows, eval_rows, train_config, work)
-    folder = Path(fn_args.serving_model_dir).parent
-    save_model(model, schema, transform, str(folder))
-    with tf.io.gfile.GFile(str(folder / HISTORY), "w") as file:
+    uri = os.path.dirname(fn_args.serving_model_dir)  # noqa: PTH120 (may be remote)
+    save_model(model, schema, transform, uri)
+    with tf.io.gfile.GFile(join(uri, HISTORY), "w") as file:
         json.dump(progress.history, file)
-
-
-def save_model(model: keras.Model, schema: ClickLogSchema, transform: Any, uri: str) -> None:
-    """Writes `Format-Serving` and `Format-Keras` below the URI of a Model artifact."""
-    path = os.path.join(uri, KERAS_MODEL)  # noqa: PTH118 (may be remote)
-    tf.io.gfile.makedirs(os.path.dirname(path))  # noqa: PTH120
-    model.save(path)
-    export_model(model, schema, transform, os.path.join(uri, "Format-Serving"))  # noqa: PTH118
 
 
 def distribution_strategy() -> tf.distribute.Strategy:

@@ -1,0 +1,1 @@
+"""Evaluation of the collapsed model and the gate before the push."""

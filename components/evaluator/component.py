@@ -1,0 +1,78 @@
+"""Specification of the gated evaluator."""
+
+from tfx import types
+from tfx.dsl.components.base import base_beam_component, executor_spec
+from tfx.types import component_spec, standard_artifacts
+
+from components.evaluator import executor
+
+
+class GatedEvaluatorSpec(component_spec.ComponentSpec):
+    """Inputs, outputs and parameters of `GatedEvaluator`."""
+
+    INPUTS = {
+        "examples": component_spec.ChannelParameter(type=standard_artifacts.Examples),
+        "transform_graph": component_spec.ChannelParameter(type=standard_artifacts.TransformGraph),
+        "model": component_spec.ChannelParameter(type=standard_artifacts.Model),
+        "uncollapsed_model": component_spec.ChannelParameter(type=standard_artifacts.Model),
+        "baseline_model": component_spec.ChannelParameter(type=standard_artifacts.Model, optional=True),
+    }
+    OUTPUTS = {
+        "evaluation": component_spec.ChannelParameter(type=standard_artifacts.ModelEvaluation),
+        "blessing": component_spec.ChannelParameter(type=standard_artifacts.ModelBlessing),
+    }
+    PARAMETERS = {
+        "schema": component_spec.ExecutionParameter(type=str),
+        "gate": component_spec.ExecutionParameter(type=str),
+        "code_version": component_spec.ExecutionParameter(type=str),
+    }
+
+
+class GatedEvaluator(base_beam_component.BaseBeamComponent):
+    """Evaluates the collapsed model and blesses it if it passes the gate.
+
+    It does the work of TFX's `Evaluator` for CTR models with three models side by side (collapsed,
+    uncollapsed, last blessed) and exact metrics over columns instead of one Python call a row, slice
+    and model. Results are files that `tfma.load_eval_result` reads.
+    """
+
+    SPEC_CLASS = GatedEvaluatorSpec
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
+
+    def __init__(
+        self,
+        examples: types.BaseChannel,
+        transform_graph: types.BaseChannel,
+        model: types.BaseChannel,
+        uncollapsed_model: types.BaseChannel,
+        schema: str,
+        gate: str,
+        code_version: str,
+        baseline_model: types.BaseChannel | None = None,
+    ) -> None:
+        """Constructs the component.
+
+        Args:
+            examples: Examples with an `eval` split of raw columns.
+            transform_graph: Names the frequency buckets of ids.
+            model: The collapsed model, the candidate.
+            uncollapsed_model: The trained model.
+            schema: JSON of `ClickLogSchema.to_dict()`.
+            gate: JSON of the configuration's `gate`.
+            code_version: Changes when the code of this component does, so that TFX's cache notices.
+            baseline_model: The last blessed model, if there is one.
+        """
+        super().__init__(
+            spec=GatedEvaluatorSpec(
+                examples=examples,
+                transform_graph=transform_graph,
+                model=model,
+                uncollapsed_model=uncollapsed_model,
+                baseline_model=baseline_model,
+                schema=schema,
+                gate=gate,
+                code_version=code_version,
+                evaluation=types.Channel(type=standard_artifacts.ModelEvaluation),
+                blessing=types.Channel(type=standard_artifacts.ModelBlessing),
+            )
+        )

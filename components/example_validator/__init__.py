@@ -1,0 +1,1 @@
+"""Data validation that ends the run."""

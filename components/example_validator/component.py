@@ -1,0 +1,16 @@
+"""Specification of the gated example validator."""
+
+from tfx.components import ExampleValidator
+from tfx.dsl.components.base import executor_spec
+
+from components.example_validator import executor
+
+
+class GatedExampleValidator(ExampleValidator):
+    """TFX's ExampleValidator that fails the run on an anomaly.
+
+    Beside each split against the schema it compares `eval` with `train` (drift), for the columns
+    whose schema has a drift comparator.
+    """
+
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)

@@ -1,0 +1,71 @@
+"""Validates statistics and raises on anomalies."""
+
+import json
+from typing import Any
+
+import tensorflow_data_validation as tfdv
+from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
+from tfx import types
+from tfx.components.example_validator import executor
+from tfx.components.statistics_gen import stats_artifact_utils
+from tfx.proto.orchestration import execution_result_pb2
+from tfx.types import artifact_utils
+from tfx.utils import io_utils
+
+from mlet_tf.errors import GateError
+
+
+class Executor(executor.Executor):
+    """TFX's executor, then drift of `eval` against `train`, then a verdict."""
+
+    def Do(  # noqa: N802 (TFX's name)
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> execution_result_pb2.ExecutorOutput:
+        """Validates; see TFX's own executor for the keys.
+
+        Raises:
+            GateError: Naming split, column and what is wrong with it.
+        """
+        result = super().Do(input_dict, output_dict, exec_properties)
+        anomalies = artifact_utils.get_single_instance(output_dict["anomalies"])
+        problems = []
+        for split in json.loads(anomalies.split_names):
+            path = io_utils.get_only_uri_in_dir(artifact_utils.get_split_uri([anomalies], split))
+            problems += _describe(split, tfdv.load_anomalies_binary(path))
+        problems += _describe("eval against train", self._drift(input_dict))
+        if problems:
+            raise GateError("the data do not fit their schema:\n  " + "\n  ".join(problems))
+        return result
+
+    def _drift(self, input_dict: dict[str, list[types.Artifact]]) -> anomalies_pb2.Anomalies:
+        """Anomalies of `eval` that come from comparing it with `train`."""
+        statistics = artifact_utils.get_single_instance(input_dict["statistics"])
+        schema = io_utils.SchemaReader().read(
+            io_utils.get_only_uri_in_dir(artifact_utils.get_single_uri(input_dict["schema"]))
+        )
+        if not any(feature.HasField("drift_comparator") for feature in schema.feature):
+            return anomalies_pb2.Anomalies()
+        train, evaluation = (
+            stats_artifact_utils.load_statistics(statistics, split).proto() for split in ("train", "eval")
+        )
+        return tfdv.validate_statistics(evaluation, _drift_only(schema), previous_statistics=train)
+
+
+def _drift_only(schema: schema_pb2.Schema) -> schema_pb2.Schema:
+    """The schema without what the single splits were checked for already."""
+    drift = schema_pb2.Schema()
+    for feature in schema.feature:
+        drift.feature.add(name=feature.name, type=feature.type, drift_comparator=feature.drift_comparator)
+    return drift
+
+
+def _describe(split: str, anomalies: anomalies_pb2.Anomalies) -> list[str]:
+    texts = [
+        f"{split}, column {name}: {info.description}" for name, info in sorted(anomalies.anomaly_info.items())
+    ]
+    if anomalies.HasField("dataset_anomaly_info"):
+        texts.append(f"{split}: {anomalies.dataset_anomaly_info.description}")
+    return texts

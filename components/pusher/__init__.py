@@ -1,0 +1,1 @@
+"""Push that no server can load half of."""

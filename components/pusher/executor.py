@@ -1,0 +1,42 @@
+"""Executor for TFX's Pusher that pushes atomically; see `mlet_tf.serving.push`."""
+
+import json
+from typing import Any
+
+from absl import logging
+from tfx import types
+from tfx.components.pusher import executor
+from tfx.proto import pusher_pb2
+from tfx.types import artifact_utils
+from tfx.utils import proto_utils
+
+from mlet_tf.serving import push
+
+
+class Executor(executor.Executor):
+    """TFX's Pusher with integer versions that count up, a rename as the last step and old versions removed."""
+
+    def Do(  # noqa: N802 (TFX's name)
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Pushes a blessed model; see TFX's own executor for the keys.
+
+        Args:
+            input_dict: `model`, `model_blessing` and `infra_blessing`.
+            output_dict: `pushed_model`, which records path and version.
+            exec_properties: `push_destination` with a file-system base directory, and `custom_config`
+                (JSON) with `keep`, the number of versions to keep.
+        """
+        pushed = artifact_utils.get_single_instance(output_dict["pushed_model"])
+        if not self.CheckBlessing(input_dict):
+            logging.warning("The model is not blessed and is not pushed.")
+            self._MarkNotPushed(pushed)
+            return
+        destination = pusher_pb2.PushDestination()
+        proto_utils.json_to_proto(exec_properties["push_destination"], destination)
+        keep = json.loads(exec_properties["custom_config"])["keep"]
+        path = push(self.GetModelPath(input_dict), destination.filesystem.base_directory, keep=keep)
+        self._MarkPushed(pushed, pushed_destination=path)

@@ -1,0 +1,1 @@
+"""A look at the model from outside before it is pushed."""

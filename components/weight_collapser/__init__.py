@@ -1,0 +1,1 @@
+"""Collapse of a trained model: factors out, product in."""
