@@ -1,0 +1,86 @@
+"""One optimizer for tables, one for projections, one for the dense network."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from mlet_tf.layers import variable_role
+
+
+@keras.saving.register_keras_serializable(package="mlet_tf")
+class RoleOptimizerMap:
+    """Chooses a variable's optimizer by its role; made by `split_optimizer`."""
+
+    def __init__(self, optimizers: dict[str, keras.optimizers.Optimizer]) -> None:
+        self._optimizers = optimizers
+
+    def __call__(self, variable: Any) -> keras.optimizers.Optimizer:
+        """Returns the optimizer of a variable."""
+        return self._optimizers[variable_role(variable)]
+
+    def values(self) -> Iterable[keras.optimizers.Optimizer]:
+        """Returns the optimizers, which `MultiOptimizer` registers before it is built."""
+        return self._optimizers.values()
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the distinct optimizers and which role has which, so that a shared one stays shared."""
+        distinct = list(dict.fromkeys(self._optimizers.values()))
+        return {
+            "optimizers": [keras.saving.serialize_keras_object(o) for o in distinct],
+            "roles": {role: distinct.index(o) for role, o in self._optimizers.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "RoleOptimizerMap":
+        """Rebuilds the map."""
+        optimizers = [keras.saving.deserialize_keras_object(o) for o in config["optimizers"]]
+        return cls({role: optimizers[i] for role, i in config["roles"].items()})
+
+
+@keras.saving.register_keras_serializable(package="mlet_tf")
+class SplitOptimizer(keras.optimizers.MultiOptimizer):
+    """A `keras.optimizers.MultiOptimizer` whose file holds the state once; made by `split_optimizer`.
+
+    Keras's own writes the state of its parts twice: as its variables and as its children's.
+    """
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the counter; Keras saves the parts as children."""
+        for i, variable in enumerate(self._variables):
+            store[str(i)] = variable.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Restores the counter."""
+        for i, variable in enumerate(self._variables):
+            variable.assign(store[str(i)])
+
+
+def split_optimizer(
+    *,
+    tables: str | keras.optimizers.Optimizer,
+    dense: str | keras.optimizers.Optimizer,
+    projections: str | keras.optimizers.Optimizer | None = None,
+) -> SplitOptimizer:
+    """Gives tables, projections and the dense network optimizers and learning rates of their own.
+
+    The groups are those of `mlet_tf.layers.variable_role`. Each optimizer keeps its schedule, weight decay and
+    clipping, which act on its group alone (`global_clipnorm` too). The result has no `learning_rate`: set
+    those of `result.optimizers`. A step counter of its own is in `result.iterations`.
+
+    Args:
+        tables: Optimizer, or its name, of the factors with a row per id, direct tables included.
+        dense: Optimizer of everything else.
+        projections: Optimizer of the small factors; by default that of `dense`.
+
+    Returns:
+        A Keras optimizer.
+
+    Example:
+    >>> optimizer = split_optimizer(
+    ...     tables=RowWiseAdagrad(0.05), projections=SparseAdagrad(0.01), dense=keras.optimizers.Adam(1e-3)
+    ... )
+    """
+    tables, dense = keras.optimizers.get(tables), keras.optimizers.get(dense)
+    projections = dense if projections is None else keras.optimizers.get(projections)
+    return SplitOptimizer(RoleOptimizerMap({"table": tables, "projection": projections, "dense": dense}))

@@ -1,0 +1,221 @@
+"""Row updates on TensorFlow."""
+
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mlet_tf.optimizers
+
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("row updates need TensorFlow", allow_module_level=True)
+
+import tensorflow as tf
+
+RULES = ["SparseSGD", "SparseAdagrad", "RowWiseAdagrad", "LazyAdam"]
+
+
+def make(rule, **kwargs):
+    return getattr(mlet_tf.optimizers, rule)(0.1, **kwargs)
+
+
+def slices(ids, values, rows):
+    return tf.IndexedSlices(tf.constant(values), tf.constant(ids), tf.constant([rows, values.shape[1]]))
+
+
+def summed(ids, values, rows):
+    dense = np.zeros((rows, values.shape[1]), "float32")
+    np.add.at(dense, ids, values)
+    return dense
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 12),
+    width=st.integers(1, 5),
+    seed=st.integers(0, 2**31),
+    count=st.integers(1, 30),
+    options=st.sampled_from([{}, {"weight_decay": 0.1}, {"l2": 0.01}, {"weight_decay": 0.1, "l2": 0.01}]),
+    compiled=st.booleans(),
+)
+@pytest.mark.parametrize("rule", RULES)
+def test_touched_rows_follow_the_definition_and_the_others_stay(
+    rule, rows, width, seed, count, options, compiled, reference
+):
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(rows, width)).astype("float32")
+    variable = keras.Variable(weights, name="table")
+    expected = reference(rule, weights, decay=options.get("weight_decay", 0), l2=options.get("l2", 0))
+    optimizer = make(rule, **options)
+    optimizer.build([variable])
+    seen = np.zeros(rows, bool)
+    # Compiling takes seconds: only on some examples, and with XLA only in the test below.
+    step = tf.function(lambda g: optimizer.apply([g], [variable])) if compiled else optimizer.apply
+    for _ in range(2):
+        ids = rng.integers(0, rows, count)
+        values = rng.normal(size=(count, width)).astype("float32")
+        gradient = slices(ids, values, rows)
+        step(gradient if compiled else [gradient])
+        touched = np.isin(np.arange(rows), ids)
+        expected.update(summed(ids, values, rows), touched)
+        seen |= touched
+    after = variable.numpy()
+    np.testing.assert_allclose(after, expected.w, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(after[~seen], weights[~seen])
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "l2": 0.01}])
+def test_xla_gives_the_same_rows(rule, options):
+    rng = np.random.default_rng(3)
+    weights = rng.normal(size=(9, 4)).astype("float32")
+    gradient = slices(rng.integers(0, 9, 20), rng.normal(size=(20, 4)).astype("float32"), 9)
+    results = []
+    for jit_compile in (False, True):
+        variable = keras.Variable(weights, name="table")
+        optimizer = make(rule, **options)
+        optimizer.build([variable])
+        step = tf.function(lambda g: optimizer.apply([g]), jit_compile=jit_compile)  # noqa: B023
+        step(gradient)
+        step(gradient)
+        results.append(variable.numpy())
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_the_graph_never_reads_a_table_whole(rule):
+    variable = keras.Variable(np.ones((9, 4), "float32"), name="table")
+    optimizer = make(rule, weight_decay=0.1, l2=0.1, global_clipnorm=1.0)
+    optimizer.build([variable])
+    gradient = slices([1, 1, 2], np.ones((3, 4), "float32"), 9)
+    graph = tf.function(lambda g: optimizer.apply([g], [variable])).get_concrete_function(gradient).graph
+    reads = [op.outputs[0].shape for op in graph.get_operations() if op.type == "ReadVariableOp"]
+    assert all(shape.rank == 0 for shape in reads), reads
+
+
+@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm", "clipvalue"])
+def test_clipping_sums_repeated_rows_first(rule, clip, reference):
+    rng = np.random.default_rng(4)
+    ids, values = rng.integers(0, 6, 15), rng.normal(size=(15, 3)).astype("float32")
+    kernel_gradient = rng.normal(size=(2, 2)).astype("float32")
+    total = summed(ids, values, 6)
+    norms = [np.linalg.norm(total), np.linalg.norm(kernel_gradient)]
+    factor = {"clipnorm": 0.5 / norms[0], "global_clipnorm": 0.5 / np.linalg.norm(norms)}.get(clip)
+    clipped = np.clip(total, -0.5, 0.5) if factor is None else total * factor
+    table = keras.Variable(np.ones((6, 3), "float32"), name="table")
+    kernel = keras.Variable(np.ones((2, 2), "float32"), name="kernel")
+    make(rule, **{clip: 0.5}).apply([slices(ids, values, 6), tf.constant(kernel_gradient)], [table, kernel])
+    expected = reference(rule, np.ones((6, 3), "float32"))
+    expected.update(clipped)
+    np.testing.assert_allclose(table.numpy(), expected.w, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+def test_a_promise_of_unique_rows_holds_for_one_use_only(uses, reference):
+    """A layer that is called twice gets the slices of both calls, in which rows repeat."""
+    table = keras.Variable(np.ones((5, 2), "float32"), name="table")
+    table.mlet_unique_slices = True
+    optimizer = make("SparseAdagrad")
+    optimizer.build([table])
+
+    @tf.function
+    def step(rows):
+        with tf.GradientTape() as tape:
+            loss = sum(tf.reduce_sum(tf.gather(table.value, rows)) for _ in range(uses))
+        optimizer.apply([tape.gradient(loss, table.value)], [table])
+
+    step(tf.constant([0, 3]))
+    expected = reference("SparseAdagrad", np.ones((5, 2)))
+    expected.update(uses * np.isin(np.arange(5), [0, 3])[:, None] * np.ones((5, 2)))
+    np.testing.assert_allclose(table.numpy(), expected.w, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scaled", ["factor", "wrapper"])
+def test_loss_scaling_cancels(rule, scaled):
+    def run(scale):
+        table = keras.Variable(np.ones((5, 2), "float32"), name="table")
+        optimizer = make(rule, loss_scale_factor=8.0 if scale and scaled == "factor" else None)
+        if scale and scaled == "wrapper":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0)
+        optimizer.build([table])
+        factor = 8.0 if scale else 1.0
+        values = factor * np.array([[1, 2], [3, 4], [5, 6]], "float32")
+        tf.function(lambda: optimizer.apply([slices([0, 2, 0], values, 5)], [table]))()
+        return table.numpy()
+
+    np.testing.assert_allclose(run(True), run(False), rtol=1e-6)
+
+
+def test_steps_per_execution_and_schedules_change_nothing(rule):
+    rng = np.random.default_rng(5)
+    ids, labels = rng.integers(0, 30, (64, 2)), rng.integers(0, 2, (64, 1)).astype("float32")
+
+    def train(steps):
+        schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
+        inputs = keras.Input((2,), dtype="int32")
+        embedded = keras.layers.Embedding(30, 4, embeddings_initializer="ones")(inputs)
+        outputs = keras.layers.Dense(1, "sigmoid", kernel_initializer="ones")(
+            keras.layers.Flatten()(embedded)
+        )
+        model = keras.Model(inputs, outputs)
+        optimizer = getattr(mlet_tf.optimizers, rule)(schedule)
+        model.compile(optimizer, "binary_crossentropy", jit_compile=False, steps_per_execution=steps)
+        model.fit(ids, labels, batch_size=8, shuffle=False, verbose=0)
+        return model.get_weights()
+
+    for a, b in zip(train(1), train(4), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_two_replicas_train_like_one_device(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys
+        import keras, numpy as np, tensorflow as tf
+        import mlet_tf.optimizers as o
+
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        rng = np.random.default_rng(0)
+        ids, labels = rng.integers(0, 12, (64, 2)), rng.integers(0, 2, (64, 1)).astype("float32")
+
+        class PromisedEmbedding(keras.layers.Embedding):
+            def call(self, inputs):
+                unique, where = tf.unique(tf.reshape(inputs, [-1]))
+                self._embeddings.mlet_unique_slices = True
+                rows = tf.gather(self._embeddings.value, unique)
+                return tf.reshape(tf.gather(rows, where), [-1, 2, 4])
+
+        def train(strategy, optimizer):
+            with strategy.scope():
+                inputs = keras.Input((2,), dtype="int32")
+                x = PromisedEmbedding(12, 4, embeddings_initializer="ones")(inputs)
+                y = keras.layers.Dense(1, "sigmoid", kernel_initializer="ones")(keras.layers.Flatten()(x))
+                model = keras.Model(inputs, y)
+                model.compile(optimizer(), "binary_crossentropy", jit_compile=False)
+            data = tf.data.Dataset.from_tensor_slices((ids, labels)).batch(16)
+            model.fit(data, epochs=2, verbose=0)
+            return model.get_weights()
+
+        makers = [
+            lambda: o.SparseSGD(0.1, weight_decay=0.1), lambda: o.SparseAdagrad(0.1), lambda: o.LazyAdam(0.01),
+            lambda: o.split_optimizer(tables=o.RowWiseAdagrad(0.1, l2=0.01), dense=o.SparseAdagrad(0.1)),
+        ]
+        # One for all: with a fourth instance in a process TensorFlow mixes up the keys of its collectives.
+        mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        for make in makers:
+            one = train(tf.distribute.get_strategy(), make)
+            two = train(mirrored, make)
+            for a, b in zip(one, two):
+                np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+        print("equal")
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().endswith("equal")
