@@ -35,6 +35,9 @@ class Files(Protocol):
     def remove(self, path: str) -> None:
         """Removes a file or a whole folder."""
 
+    def stamp(self, path: str) -> tuple:
+        """What changes when a file's content does, as far as this can be told cheaply."""
+
 
 class LocalFiles:
     """Local folders. The one kind whose folders can be renamed atomically and flushed to disk."""
@@ -74,6 +77,11 @@ class LocalFiles:
             shutil.rmtree(path)
         else:
             Path(path).unlink(missing_ok=True)
+
+    def stamp(self, path: str) -> tuple:
+        """See `Files`."""
+        status = Path(path).stat()
+        return status.st_size, status.st_mtime_ns
 
     @staticmethod
     def flush_folder(path: str) -> None:
@@ -131,6 +139,11 @@ class GFiles:
         elif self._gfile.exists(path):
             self._gfile.remove(path)
 
+    def stamp(self, path: str) -> tuple:
+        """See `Files`."""
+        status = self._gfile.stat(path)
+        return status.length, status.mtime_nsec
+
 
 class FsspecFiles:
     """Whatever fsspec has an implementation of: `s3://`, `abfs://`, `memory://` and many more."""
@@ -176,6 +189,10 @@ class FsspecFiles:
         """See `Files`."""
         if self._fs.exists(path):
             self._fs.rm(path, recursive=True)
+
+    def stamp(self, path: str) -> tuple:
+        """See `Files`."""
+        return (self._fs.size(path),)
 
 
 def files_of(path: str) -> tuple[Files, str]:

@@ -1,0 +1,1 @@
+"""The parts of the stand-in server: a model server for development, answering as TF Serving does."""

@@ -1,0 +1,153 @@
+"""TensorProto and numpy arrays, both ways, by the rules of TensorFlow's own conversion."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2, types_pb2
+
+# The repeated field of a TensorProto that holds the values of each type.
+_FIELDS = {
+    types_pb2.DT_FLOAT: "float_val",
+    types_pb2.DT_DOUBLE: "double_val",
+    types_pb2.DT_INT32: "int_val",
+    types_pb2.DT_INT16: "int_val",
+    types_pb2.DT_INT8: "int_val",
+    types_pb2.DT_UINT8: "int_val",
+    types_pb2.DT_UINT16: "int_val",
+    types_pb2.DT_UINT32: "uint32_val",
+    types_pb2.DT_UINT64: "uint64_val",
+    types_pb2.DT_INT64: "int64_val",
+    types_pb2.DT_BOOL: "bool_val",
+    types_pb2.DT_STRING: "string_val",
+    types_pb2.DT_HALF: "half_val",
+    types_pb2.DT_BFLOAT16: "half_val",
+}
+_HALVES = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
+_MAX_ELEMENTS = 2**40
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An array and the TensorFlow type it stands for."""
+
+    dtype: int
+    array: np.ndarray
+
+
+def type_name(dtype: int) -> str:
+    """What TensorFlow calls a type in error texts, such as `float`."""
+    try:
+        name = tf.as_dtype(dtype).name
+    except TypeError:
+        return f"unknown dtype enum ({dtype})" if dtype else "INVALID"
+    return {"float32": "float", "float64": "double", "float16": "half"}.get(name, name)
+
+
+def from_proto(proto: tensor_pb2.TensorProto) -> Tensor | None:
+    """Reads a tensor; None where it is inconsistent or of a type that cannot be sent."""
+    field = _FIELDS.get(proto.dtype)
+    shape = [dim.size for dim in proto.tensor_shape.dim]
+    if field is None or proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
+        return None
+    count = 1
+    for size in shape:
+        count *= size
+    if count > _MAX_ELEMENTS:
+        return None
+    if proto.tensor_content:
+        values = _from_content(proto.dtype, proto.tensor_content, count)
+    else:
+        values = _from_field(proto.dtype, getattr(proto, field), count)
+    return None if values is None else Tensor(proto.dtype, values.reshape(shape))
+
+
+def _numpy_type(dtype: int) -> Any:
+    return object if dtype == types_pb2.DT_STRING else tf.as_dtype(dtype).as_numpy_dtype
+
+
+def _from_content(dtype: int, content: bytes, count: int) -> np.ndarray | None:
+    if dtype == types_pb2.DT_STRING:
+        return _strings(content, count)
+    if len(content) != count * np.dtype(_numpy_type(dtype)).itemsize:
+        return None
+    return np.frombuffer(content, _numpy_type(dtype))
+
+
+def _strings(content: bytes, count: int) -> np.ndarray | None:
+    """Lengths as varints, then the bytes of all strings."""
+    at, lengths = 0, []
+    for _ in range(min(count, len(content) + 1)):
+        length = shift = 0
+        while True:
+            if at >= len(content) or shift > 28:
+                return None
+            byte = content[at]
+            at += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        lengths.append(length)
+    if len(lengths) != count or at + sum(lengths) != len(content):
+        return None
+    values = np.empty(count, object)
+    for index, length in enumerate(lengths):
+        values[index] = content[at : at + length]
+        at += length
+    return values
+
+
+def _from_field(dtype: int, field: Any, count: int) -> np.ndarray:
+    """As many values as there are, filled up with the last one, or with zeros if there is none."""
+    given = min(len(field), count)
+    if dtype == types_pb2.DT_STRING:
+        values = np.empty(count, object)
+        values[:given] = field[:given]
+        values[given:] = field[given - 1] if given else b""
+        return values
+    if dtype in _HALVES:
+        found = np.array(field[:given], np.uint16).view(_numpy_type(dtype))
+    else:
+        wide = np.int64 if _FIELDS[dtype] == "int_val" else _numpy_type(dtype)
+        found = np.fromiter(field, wide, len(field))[:given].astype(_numpy_type(dtype))
+    if given == count:
+        return found
+    return np.pad(found, (0, count - given), "edge" if given else "constant")
+
+
+def to_proto(dtype: int, array: np.ndarray) -> tensor_pb2.TensorProto:
+    """Writes a tensor with its values in the field of their type, as a server answers."""
+    proto = tensor_pb2.TensorProto(dtype=dtype)
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    if not array.shape:
+        proto.tensor_shape.SetInParent()
+    values = np.asarray(array).reshape(-1)
+    if dtype in _HALVES:
+        values = values.view(np.uint16)
+    getattr(proto, _FIELDS[dtype]).extend(values.tolist())
+    return proto
+
+
+def builder(dtype: int) -> Callable[[list], np.ndarray]:
+    """A function that makes the array of a type from a flat list of Python values."""
+    if dtype == types_pb2.DT_STRING:
+
+        def strings(values: list) -> np.ndarray:
+            array = np.empty(len(values), object)
+            array[:] = values
+            return array
+
+        return strings
+    target = _numpy_type(dtype)
+
+    def numbers(values: list) -> np.ndarray:
+        # Through the widest type, so that what does not fit wraps (integers) or becomes infinite (floats).
+        wide = np.float64 if np.dtype(target).kind == "f" else None
+        with np.errstate(over="ignore"):
+            return np.array(values, wide if values else target).astype(target)
+
+    return numbers
