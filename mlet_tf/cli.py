@@ -1,0 +1,261 @@
+"""The `mlet-tf` command."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# TensorFlow's C++ start-up lines tell a user of the command nothing. Set before anything imports it.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import click
+
+from mlet_tf._version import __version__
+from mlet_tf.errors import GateError, InputError
+
+_NOT_PUSHED = 3
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def cli() -> None:
+    """From raw click logs to a served CTR model with small embedding tables.
+
+    \b
+    A first round, about five minutes on two cores:
+      mlet-tf synth runs/demo/data/train.tsv --rows 20000
+      mlet-tf run --config configs/demo.yaml
+      mlet-tf report runs/demo
+      mlet-tf serve --model_base_path runs/demo/serving/ctr &
+      mlet-tf predict runs/demo/data/train.tsv --rows 5
+    """
+
+
+@cli.command()
+@click.argument("path", type=click.Path())
+@click.option("--schema", default="criteo", show_default=True, help="criteo, avazu or a YAML schema.")
+@click.option("--rows", default=20_000, show_default=True, type=click.IntRange(1), help="Rows to write.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same rows.")
+@click.option("--rank", default=8, show_default=True, type=click.IntRange(1), help="Interaction rank of the teacher.")
+@click.option("--force", is_flag=True, help="Write again although PATH exists.")
+def synth(path: str, schema: str, rows: int, seed: int, rank: int, force: bool) -> None:
+    """Write a synthetic click log to PATH (.gz and .parquet by its ending).
+
+    Clicks come from a known teacher, so the best reachable AUC is known; it is stored beside the file.
+    """
+    from mlet_tf.datasets import load_schema, write_log
+
+    if Path(path).exists() and not force:
+        click.echo(f"{path} exists; --force writes it again.")
+        return
+    report = write_log(path, load_schema(schema), rows, seed, rank=rank)
+    click.echo(
+        f"{path}: {report.rows:,} rows, CTR {report.ctr:.4f}; no model can reach more than AUC {report.auc:.4f} "
+        f"or less than logloss {report.logloss:.4f}."
+    )
+
+
+@cli.command()
+@click.option("--config", "config_path", required=True, type=click.Path(), help="YAML file, see configs/.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as train.epochs=2.")
+def run(config_path: str, overrides: tuple[str, ...]) -> None:
+    """Run the pipeline: ingest, validate, preprocess, train, collapse, gate, push.
+
+    Ends with a table and `run.json` in the output folder. Run again with nothing changed, it does
+    nothing. Exits with 3 when the gate kept the model from being pushed.
+    """
+    from pipeline.config import load_config
+
+    config = load_config(config_path, overrides)
+    click.echo(f"Pipeline {config.name!r}; everything it writes is in {config.output}", err=True)
+    from pipeline import local_runner
+
+    result = local_runner.run(config)
+    click.echo(_summary(result))
+    if not result["pushed"]:
+        for failure in result["gate_failures"]:
+            click.echo(f"Gate: {failure}", err=True)
+        click.echo("Not pushed.", err=True)
+        sys.exit(_NOT_PUSHED)
+
+
+@cli.command()
+@click.argument("model", type=click.Path())
+@click.argument("output", type=click.Path())
+def collapse(model: str, output: str) -> None:
+    """Collapse the Keras file MODEL into OUTPUT (.keras).
+
+    Custom layers other than this package's have to be importable from the Keras file.
+    """
+    import keras
+
+    from mlet_tf.collapse import collapse_model, collapse_report
+
+    if not Path(model).is_file():
+        raise InputError(f"{model}: no such file; expected a .keras file")
+    if Path(output).suffix != ".keras":
+        raise InputError(f"{output}: the output should end in .keras")
+    try:
+        trained = keras.models.load_model(model, compile=False)
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(f"{model} cannot be loaded: {str(error).splitlines()[0]}") from None
+    tables = collapse_report(trained)
+    collapsed = collapse_model(trained)
+    aside = Path(output).with_name(f".unfinished.{Path(output).name}")
+    collapsed.save(aside)
+    aside.replace(output)
+    for table in tables:
+        click.echo(
+            f"{table['name']}: [{table['rows']:,}, {table['hidden_dim']}] x [{table['hidden_dim']}, {table['output_dim']}]"
+            f" -> [{table['rows']:,}, {table['output_dim']}], {_bytes(table['bytes_before'])} -> {_bytes(table['bytes_after'])}"
+        )
+
+
+@cli.command()
+@click.option("--port", default=8500, show_default=True, help="gRPC port.")
+@click.option("--rest_api_port", default=8501, show_default=True, help="REST port.")
+@click.option("--model_name", default="ctr", show_default=True, help="Name of the model.")
+@click.option("--model_base_path", type=click.Path(), help="Folder of the versions, as the run pushed it.")
+@click.option("--model_config_file", type=click.Path(), help="Several models: a ModelServerConfig text protobuf.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address of the stand-in server.")
+@click.option("--tensorflow_model_server", help="Path of the real server; default: found by itself.")
+@click.option("--stand_in", is_flag=True, help="Use the stand-in although a real server is found.")
+def serve(**options: Any) -> None:
+    """Serve pushed models over gRPC and REST until stopped.
+
+    Starts a real tensorflow_model_server where one is found (--tensorflow_model_server, the variable
+    TENSORFLOW_MODEL_SERVER, the PATH, docker), else a small stand-in for development.
+    """
+    from mlet_tf.serving import ServeOptions, find_model_server, run_server
+
+    stand_in, explicit = options.pop("stand_in"), options.pop("tensorflow_model_server")
+    if not options["model_base_path"] and not options["model_config_file"]:
+        raise InputError("give --model_base_path or --model_config_file")
+    serve_options = ServeOptions(**options)
+    server = None if stand_in else find_model_server(explicit)
+    if server is not None:
+        command = server.command(serve_options)
+        click.echo(f"Starting {' '.join(command)}", err=True)
+        os.execvp(command[0], command)
+    sys.exit(run_server(serve_options))
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--schema", default="criteo", show_default=True, help="criteo, avazu or a YAML schema.")
+@click.option("--rows", default=10, show_default=True, type=click.IntRange(1), help="Rows of the file to send.")
+@click.option("--server", default=None, help="HOST:PORT; default 127.0.0.1:8501, for grpc 8500.")
+@click.option("--protocol", default="rest", show_default=True, type=click.Choice(["rest", "grpc"]))
+@click.option("--model_name", default="ctr", show_default=True, help="Name of the model.")
+@click.option("--wait", default=0.0, show_default=True, help="Seconds to wait for the server to be ready.")
+def predict(source: str, schema: str, rows: int, server: str | None, protocol: str, model_name: str, wait: float) -> None:
+    """Send rows to a server and print a CTR for each.
+
+    SOURCE is a raw log file, or one row as JSON such as '{"I1": 3, "C1": "68fd1e64"}'.
+    """
+    from mlet_tf.datasets import load_schema
+    from mlet_tf.serving import CTRClient
+
+    log_schema = load_schema(schema)
+    records = list(_records(source, log_schema, rows))
+    target = server or ("127.0.0.1:8501" if protocol == "rest" else "127.0.0.1:8500")
+    with CTRClient(target, model_name=model_name, protocol=protocol, schema=log_schema) as client:
+        if wait:
+            client.wait_until_ready(timeout=wait)
+        for ctr in client.predict(records):
+            click.echo(f"{ctr:.6f}")
+
+
+@cli.command()
+@click.argument("saved_model", type=click.Path())
+@click.argument("base_path", type=click.Path())
+@click.option("--keep", default=3, show_default=True, type=click.IntRange(1), help="Versions to keep.")
+def push(saved_model: str, base_path: str, keep: int) -> None:
+    """Push the folder SAVED_MODEL as a new version below BASE_PATH."""
+    from mlet_tf.serving import push as push_model
+
+    click.echo(push_model(saved_model, base_path, keep=keep))
+
+
+@cli.command()
+@click.argument("base_path", type=click.Path())
+def rollback(base_path: str) -> None:
+    """Take the newest version below BASE_PATH away, so that servers go back to the one before."""
+    from mlet_tf.serving import rollback as roll_back
+
+    click.echo(roll_back(base_path))
+
+
+@cli.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path())
+@click.option("--output", type=click.Path(), help="Folder for the page and its plots; default RUN/report.")
+def report(run_folder: str, output: str | None) -> None:
+    """Write one self-contained HTML page and its plots about the run in folder RUN."""
+    from mlet_tf.report import write_report
+
+    click.echo(write_report(Path(run_folder), Path(output) if output else Path(run_folder) / "report"))
+
+
+def _records(source: str, schema: Any, rows: int) -> Iterator[dict[str, Any]]:
+    """Rows as dicts of raw columns."""
+    if source.lstrip().startswith("{"):
+        try:
+            record = json.loads(source)
+        except json.JSONDecodeError as error:
+            raise InputError(f"the row is not JSON: {error}") from None
+        unknown = sorted(set(record) - set(schema.raw_features))
+        if unknown:
+            raise InputError(f"the row has {unknown[0]!r}, which schema {schema.name!r} has not. Columns: {', '.join(schema.raw_features)}")
+        return iter([record])
+    from mlet_tf.datasets import read_records
+
+    return read_records(source, schema, limit=rows)
+
+
+def _summary(result: dict[str, Any]) -> str:
+    rows, before, after = result["rows"], result["table_bytes"]["before"], result["table_bytes"]["after"]
+    lines = []
+    if result["unchanged"]:
+        lines.append("Nothing to do: data, configuration and code are those of the last run (enable_cache=false runs again).")
+    lines.append(
+        f"rows          {rows['read']:,} read, {rows['train']:,} train, {rows['eval']:,} eval, {rows['rejected']:,} rejected"
+    )
+    for name, metrics in result["metrics"].items():
+        text = ", ".join(f"{metric} {value:.6f}" for metric, value in metrics.items())
+        lines.append(f"{name:13} {text}")
+    lines.append(f"tables        {_bytes(before)} -> {_bytes(after)} ({before / after:.1f} times smaller)")
+    lines.append(f"collapse      max |difference| of effective rows {result['max_abs_difference']:.3g}")
+    lines.append(f"gate          {'blessed' if result['blessed'] else 'NOT blessed'}")
+    lines.append(f"pushed        {result['pushed'] or 'no'}")
+    lines.append(f"details       {result['output']}/run.json")
+    return "\n".join(lines)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends with one line, not with a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (InputError, GateError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The report of a run: one self-contained HTML page and its plots as PNG files."""
+
+import base64
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+
+from mlet_tf.errors import InputError
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+PAGE = "report.html"
+
+_COLORS = {"uncollapsed": "#7a8fa6", "collapsed": "#c8553d", "last_blessed": "#5b8c5a"}
+_BYTES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
+_CALIBRATION_BINS = 10
+_MAX_TABLES = 26
+_MAX_SPECTRA = 6
+
+
+def write_report(run_folder: Path, output: Path) -> Path:
+    """Writes the page and its plots.
+
+    Args:
+        run_folder: Output folder of a run, with `run.json` in it.
+        output: Folder to write to.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        InputError: If there is no complete run in the folder.
+    """
+    run_file = run_folder / "run.json"
+    if not run_file.is_file():
+        raise InputError(f"{run_folder}: expected the output folder of a run, found no run.json in it")
+    run = json.loads(run_file.read_text())
+    collapse = _read_json(run, "collapse_report")
+    gate = json.loads((Path(run["artifacts"]["evaluation"]) / "gate.json").read_text())
+    predictions = _predictions(Path(run["artifacts"]["evaluation"]) / "predictions")
+    plots: dict[str, Callable[[], plt.Figure]] = {
+        "Bytes per table": lambda: plot_sizes(collapse["tables"]),
+        "Training": lambda: plot_training(_read_json(run, "history")),
+        "ROC": lambda: plot_roc(predictions),
+        "Calibration": lambda: plot_calibration(predictions),
+        "Singular values": lambda: plot_spectra(collapse["tables"]),
+        "Seconds per component": lambda: plot_seconds(run["seconds"]),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    images = {title: _save(draw(), output, title) for title, draw in plots.items()}
+    page = output / PAGE
+    aside = page.with_suffix(".unfinished")
+    aside.write_text(_render(run, gate, collapse, images))
+    return aside.replace(page)
+
+
+def plot_sizes(tables: Sequence[Mapping[str, Any]]) -> plt.Figure:
+    """Bytes of each table before and after the collapse, largest first, on a log axis."""
+    largest = sorted(tables, key=lambda table: -table["bytes_before"])[:_MAX_TABLES]
+    figure, axes = _axes(8, 0.24 * len(largest) + 1.2)
+    places = np.arange(len(largest))
+    for offset, (key, label) in enumerate((("bytes_before", "uncollapsed"), ("bytes_after", "collapsed"))):
+        values = [table[key] for table in largest]
+        axes.barh(places + 0.4 * offset, values, 0.38, label=label, color=_COLORS[label])
+    axes.set(yticks=places + 0.2, yticklabels=[table["name"] for table in largest], xscale="log", xlabel="bytes")
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_training(history: Sequence[Mapping[str, float]]) -> plt.Figure:
+    """Logloss in training and evaluation, and evaluation AUC, by epoch."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    epochs = [record["epoch"] for record in history]
+    left.plot(epochs, [record["loss"] for record in history], "o-", label="train", color=_COLORS["uncollapsed"])
+    left.plot(epochs, [record["eval_logloss"] for record in history], "o-", label="eval", color=_COLORS["collapsed"])
+    left.set(xlabel="epoch", ylabel="logloss", xticks=epochs)
+    left.legend(frameon=False)
+    right.plot(epochs, [record["eval_auc"] for record in history], "o-", color=_COLORS["collapsed"])
+    right.set(xlabel="epoch", ylabel="eval AUC", xticks=epochs)
+    return figure
+
+
+def plot_roc(predictions: Mapping[str, np.ndarray]) -> plt.Figure:
+    """ROC curve of every evaluated model."""
+    figure, axes = _axes(4.5, 4.2)
+    label = predictions["label"] > 0
+    for model, ctr in _models(predictions):
+        order = np.argsort(-ctr, kind="stable")
+        true = np.cumsum(label[order]) / max(1, label.sum())
+        false = np.cumsum(~label[order]) / max(1, (~label).sum())
+        width = 4 if model == "uncollapsed" else 1.5  # Both curves stay visible when they coincide.
+        axes.plot(false, true, label=model, color=_COLORS[model], linewidth=width)
+    axes.plot([0, 1], [0, 1], ":", color="#999999")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_calibration(predictions: Mapping[str, np.ndarray]) -> plt.Figure:
+    """Mean label against mean prediction, in bins of equally many rows."""
+    figure, axes = _axes(4.5, 4.2)
+    label, top = predictions["label"], 0.0
+    for model, ctr in _models(predictions):
+        bins = np.array_split(np.argsort(ctr, kind="stable"), min(_CALIBRATION_BINS, len(ctr)))
+        points = np.array([(ctr[rows].mean(), label[rows].mean()) for rows in bins])
+        size = 9 if model == "uncollapsed" else 5
+        axes.plot(points[:, 0], points[:, 1], "o-", label=model, color=_COLORS[model], markersize=size)
+        top = max(top, points.max())
+    axes.plot([0, top], [0, top], ":", color="#999999")
+    axes.set(xlabel="mean prediction", ylabel="CTR")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_spectra(tables: Sequence[Mapping[str, Any]]) -> plt.Figure:
+    """Singular values of the largest collapsed tables, relative to the first of each."""
+    figure, axes = _axes(6, 3.2)
+    spectra = [table for table in tables if table.get("singular_values")]
+    for table in sorted(spectra, key=lambda table: -table["rows"])[:_MAX_SPECTRA]:
+        values = np.array(table["singular_values"])
+        axes.plot(np.arange(1, len(values) + 1), values / max(values[0], 1e-30), "o-", markersize=3, label=table["name"])
+    axes.set(xlabel="index", ylabel="singular value / first", yscale="log")
+    if spectra:
+        axes.legend(frameon=False)
+    return figure
+
+
+def plot_seconds(seconds: Mapping[str, float]) -> plt.Figure:
+    """Wall time of each component, in the order they ran."""
+    figure, axes = _axes(8, 0.28 * len(seconds) + 1)
+    bars = axes.barh(list(seconds), list(seconds.values()), color=_COLORS["uncollapsed"])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.set(xlabel="seconds")
+    axes.invert_yaxis()
+    return figure
+
+
+def _axes(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
+    return plt.subplots(figsize=(width, height), layout="constrained")
+
+
+def _models(predictions: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
+    return [(model, predictions[f"ctr.{model}"]) for model in _COLORS if f"ctr.{model}" in predictions]
+
+
+def _predictions(folder: Path) -> dict[str, np.ndarray]:
+    parts = [np.load(path) for path in sorted(folder.glob("*.npz"))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
+
+
+def _read_json(run: Mapping[str, Any], key: str) -> Any:
+    return json.loads(Path(run["artifacts"][key]).read_text())
+
+
+def _save(figure: plt.Figure, output: Path, title: str) -> str:
+    """Saves a PNG and returns it as a data URI, so that the page needs no other file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    plt.close(figure)
+    (output / f"{title.lower().replace(' ', '_')}.png").write_bytes(buffer.getvalue())
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _size(count: float) -> str:
+    unit, name = next((unit, name) for unit, name in _BYTES if count >= unit or unit == 1)
+    return f"{count / unit:.0f} {name}" if unit == 1 else f"{count / unit:.1f} {name}"
+
+
+def _render(
+    run: Mapping[str, Any], gate: Mapping[str, Any], collapse: Mapping[str, Any], images: Mapping[str, str]
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mlet_tf"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["size"] = _size
+    return environment.get_template(PAGE).render(run=run, gate=gate, collapse=collapse, images=images)

@@ -1,0 +1,159 @@
+"""Runs the pipeline on this machine: one process, SQLite metadata, progress on the terminal."""
+
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import absl.logging
+from tfx import v1 as tfx
+
+from mlet_tf.errors import InputError
+from pipeline.config import PipelineConfig, dump_config
+from pipeline.pipeline import code_version, create_pipeline
+from pipeline.results import gather, last_run_artifacts, read_run, write_run
+from pipeline.schema import schema_text
+
+
+def run(config: PipelineConfig) -> dict[str, Any]:
+    """Runs the pipeline, or nothing if nothing has changed since the last run.
+
+    Args:
+        config: The resolved configuration; `data.train` must be set.
+
+    Returns:
+        The content of `run.json`, and `unchanged`: whether the run was left out.
+
+    Raises:
+        InputError: If the data or the output folder cannot be used.
+        GateError: If a check of data or collapse failed.
+    """
+    output = Path(config.output).absolute()
+    files = _input_files(config)
+    _prepare(output, config)
+    fingerprint = _fingerprint(config, files)
+    last = read_run(output)
+    if config.enable_cache and last and last["fingerprint"] == fingerprint and _still_there(last):
+        return {**last, "unchanged": True}
+    schema_file = _write_schema(output, config)
+    connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(str(output / "metadata.sqlite"))
+    pipeline = create_pipeline(
+        config,
+        pipeline_root=str(output / "artifacts"),
+        schema_file=str(schema_file),
+        work=str(output / "work"),
+        metadata_connection_config=connection,
+        use_model_server=_use_model_server(config),
+    )
+    progress = _Progress([component.id for component in pipeline.components], output / "run.log")
+    with progress:
+        tfx.orchestration.LocalDagRunner().run(pipeline)
+    result = gather(last_run_artifacts(connection), progress.seconds)
+    result |= {"name": config.name, "fingerprint": fingerprint, "output": str(output)}
+    write_run(output, result)
+    shutil.rmtree(output / "work", ignore_errors=True)  # Checkpoints of a training that is complete.
+    return {**result, "unchanged": False}
+
+
+def _input_files(config: PipelineConfig) -> list[Path]:
+    from mlet_tf.datasets import list_files
+
+    if config.data.train is None:
+        raise InputError("'data.train' is not set; give it with --set data.train=PATH")
+    files = list_files(config.data.train)
+    if config.data.eval is not None:
+        files += list_files(config.data.eval)
+    return [Path(file) for file in files]
+
+
+def _prepare(output: Path, config: PipelineConfig) -> None:
+    """Makes the output folder and stores the resolved configuration in it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(dump_config(config))
+    except OSError as error:
+        raise InputError(
+            f"output folder {output}: {error.strerror}; 'output' should be a writable folder"
+        ) from None
+
+
+def _fingerprint(config: PipelineConfig, files: list[Path]) -> str:
+    state = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    text = dump_config(config) + json.dumps(state) + code_version("pipeline", "components", "mlet_tf")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _still_there(last: dict[str, Any]) -> bool:
+    return last["pushed"] is None or Path(last["pushed"]).exists()
+
+
+def _write_schema(output: Path, config: PipelineConfig) -> Path:
+    text = schema_text(config.schema, config.validation)
+    # The name changes with the content: TFX's cache sees the name.
+    path = output / "schema" / f"schema-{hashlib.sha256(text.encode()).hexdigest()[:12]}.pbtxt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def _use_model_server(config: PipelineConfig) -> bool:
+    """Whether TFX's InfraValidator has a docker to start a model server in."""
+    if config.serving.infra_validation != "auto":
+        return config.serving.infra_validation == "model_server"
+    return Path("/var/run/docker.sock").exists()
+
+
+class _Progress(logging.Handler):
+    """Shows a line a component and keeps TFX's own log in a file.
+
+    It listens to the two lines that LocalDagRunner logs around each component.
+    """
+
+    def __init__(self, nodes: list[str], log_file: Path) -> None:
+        super().__init__()
+        self._nodes = nodes
+        self._file = logging.FileHandler(log_file, mode="w")
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._started = 0.0
+        self._cached = False
+        self.seconds: dict[str, float] = {}
+
+    def __enter__(self) -> "_Progress":
+        absl.logging.set_verbosity(absl.logging.INFO)
+        self._root = logging.getLogger()
+        self._handlers, self._level = self._root.handlers[:], self._root.level
+        self._root.handlers = [self, self._file]
+        self._root.setLevel(logging.INFO)
+        self._absl = logging.getLogger("absl")
+        self._absl_handlers, self._absl.handlers = self._absl.handlers[:], []
+        self._absl.propagate = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._root.handlers, self._absl.handlers = self._handlers, self._absl_handlers
+        self._root.setLevel(self._level)
+        self._file.close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.msg == "Component %s is running.":
+            self._started, self._cached = time.monotonic(), False
+            number = len(self.seconds) + 1
+            self._print(f"[{number:2}/{len(self._nodes)}] {record.args[0]} ...")
+        elif record.msg == "A cached execution %d is used.":
+            self._cached = True
+        elif record.msg == "Component %s is finished.":
+            node = record.args[0]
+            self.seconds[node] = time.monotonic() - self._started
+            state = "unchanged, taken from the cache" if self._cached else f"{self.seconds[node]:.1f} s"
+            self._print(f"        {node}: {state}")
+        elif record.name == "absl" and str(record.msg).startswith(
+            ("Epoch ", "Resuming ", "Gate: ", "Serving check")
+        ):
+            self._print(f"        {record.getMessage()}")
+
+    def _print(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,209 @@
+"""The TFX graph: raw click logs to a pushed, collapsed model."""
+
+import dataclasses
+import hashlib
+import importlib
+import inspect
+import json
+import os
+from pathlib import Path
+
+import tensorflow_data_validation as tfdv
+from ml_metadata.proto import metadata_store_pb2
+from tfx import v1 as tfx
+from tfx.dsl.components.base import base_node, executor_spec
+
+from components.click_log_example_gen.component import ClickLogExampleGen
+from components.evaluator.component import GatedEvaluator
+from components.example_validator.component import GatedExampleValidator
+from components.pusher import executor as pusher_executor
+from components.serving_validator.component import ServingValidator
+from components.weight_collapser.component import WeightCollapser
+from mlet_tf._mapping import to_mapping
+from mlet_tf._version import __version__
+from pipeline.config import PipelineConfig
+
+_MODEL_CODE = (
+    "components.common",
+    "mlet_tf.export",
+    "mlet_tf.layers",
+    "mlet_tf.models",
+    "mlet_tf.optimizers",
+)
+
+
+def create_pipeline(
+    config: PipelineConfig,
+    pipeline_root: str,
+    schema_file: str,
+    work: str,
+    metadata_connection_config: metadata_store_pb2.ConnectionConfig | None = None,
+    use_model_server: bool = False,
+) -> tfx.dsl.Pipeline:
+    """Builds the pipeline; paths come from the runner.
+
+    Args:
+        config: The resolved configuration.
+        pipeline_root: Where artifacts go.
+        schema_file: tensorflow-metadata schema of the raw columns, a text protobuf.
+        work: Where the trainer keeps packed rows and checkpoints, found again by a run after a kill.
+        metadata_connection_config: ML Metadata store; None where the orchestrator brings its own.
+        use_model_server: Whether TFX's InfraValidator can start a model server with docker.
+
+    Returns:
+        The pipeline.
+    """
+    nodes = _data_nodes(config, schema_file)
+    nodes |= _model_nodes(config, nodes, work)
+    nodes |= _push_nodes(config, nodes, use_model_server)
+    return tfx.dsl.Pipeline(
+        pipeline_name=config.name,
+        pipeline_root=pipeline_root,
+        components=list(nodes.values()),
+        enable_cache=config.enable_cache,
+        metadata_connection_config=metadata_connection_config,
+        beam_pipeline_args=list(config.beam.args),
+    )
+
+
+def _data_nodes(config: PipelineConfig, schema_file: str) -> dict[str, base_node.BaseNode]:
+    """Ingestion, statistics and their validation."""
+    example_gen = ClickLogExampleGen(**_example_gen_arguments(config))
+    statistics_gen = tfx.components.StatisticsGen(
+        examples=example_gen.outputs["examples"],
+        stats_options=tfdv.StatsOptions(
+            sample_rate=config.validation.sample_rate if config.validation.sample_rate < 1 else None,
+            num_histogram_buckets=2,
+            num_quantiles_histogram_buckets=2,
+        ),
+    )
+    schema_gen = tfx.components.ImportSchemaGen(schema_file=schema_file)
+    validator = (
+        GatedExampleValidator if config.validation.fail_on_anomalies else tfx.components.ExampleValidator
+    )
+    example_validator = validator(
+        statistics=statistics_gen.outputs["statistics"], schema=schema_gen.outputs["schema"]
+    )
+    return {
+        "example_gen": example_gen,
+        "statistics_gen": statistics_gen,
+        "schema_gen": schema_gen,
+        "example_validator": example_validator,
+    }
+
+
+def _model_nodes(
+    config: PipelineConfig, nodes: dict[str, base_node.BaseNode], work: str
+) -> dict[str, base_node.BaseNode]:
+    """Preprocessing, training and collapse."""
+    schema = config.schema
+    examples = nodes["example_gen"].outputs["examples"]
+    transform = tfx.components.Transform(
+        examples=examples,
+        schema=nodes["schema_gen"].outputs["schema"],
+        preprocessing_fn="pipeline.preprocessing.preprocessing_fn",
+        materialize=False,
+        disable_statistics=True,
+        custom_config={
+            "schema": schema.to_dict(),
+            **dataclasses.asdict(config.vocabulary),
+            "frequency_slices": list(config.gate.frequency_slices),
+            "code_version": code_version("pipeline.preprocessing", "pipeline.vocabulary"),
+        },
+    )
+    # A failed validation stops the run before anything is trained on such data.
+    transform.add_upstream_node(nodes["example_validator"])
+    trainer = tfx.components.Trainer(
+        run_fn="pipeline.trainer.run_fn",
+        examples=examples,
+        transform_graph=transform.outputs["transform_graph"],
+        schema=nodes["schema_gen"].outputs["schema"],
+        train_args=tfx.proto.TrainArgs(splits=["train"]),
+        eval_args=tfx.proto.EvalArgs(splits=["eval"]),
+        custom_config={
+            "schema": schema.to_dict(),
+            "model": to_mapping(config.model),
+            "train": to_mapping(config.train),
+            "vocabulary": to_mapping(config.vocabulary),
+            "work": work,
+            "code_version": code_version("pipeline.trainer", "pipeline.examples", *_MODEL_CODE),
+        },
+    )
+    collapser = WeightCollapser(
+        model=trainer.outputs["model"],
+        transform_graph=transform.outputs["transform_graph"],
+        examples=examples,
+        schema=json.dumps(schema.to_dict()),
+        warmup_rows=config.serving.warmup_rows,
+        code_version=code_version("components.weight_collapser", "mlet_tf.collapse", *_MODEL_CODE),
+    )
+    return {"transform": transform, "trainer": trainer, "collapser": collapser}
+
+
+def _push_nodes(
+    config: PipelineConfig, nodes: dict[str, base_node.BaseNode], use_model_server: bool
+) -> dict[str, base_node.BaseNode]:
+    """The gate and what comes after it."""
+    schema = json.dumps(config.schema.to_dict())
+    examples = nodes["example_gen"].outputs["examples"]
+    model = nodes["collapser"].outputs["collapsed_model"]
+    resolver = tfx.dsl.Resolver(
+        strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
+        model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
+        model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
+    ).with_id("LastBlessedModel")
+    evaluator = GatedEvaluator(
+        examples=examples,
+        transform_graph=nodes["transform"].outputs["transform_graph"],
+        model=model,
+        uncollapsed_model=nodes["trainer"].outputs["model"],
+        baseline_model=resolver.outputs["model"],
+        schema=schema,
+        gate=json.dumps(to_mapping(config.gate)),
+        code_version=code_version("components.evaluator", "components.common", "mlet_tf.metrics"),
+    )
+    if use_model_server:
+        validator = tfx.components.InfraValidator(
+            model=model,
+            examples=examples,
+            serving_spec=tfx.proto.ServingSpec(
+                tensorflow_serving=tfx.proto.TensorFlowServing(tags=["2.16.1"]),
+                local_docker=tfx.proto.LocalDockerConfig(),
+            ),
+            request_spec=tfx.proto.RequestSpec(
+                tensorflow_serving=tfx.proto.TensorFlowServingRequestSpec(
+                    signature_names=["serving_default"]
+                ),
+                split_name="eval",
+                num_examples=32,
+            ),
+        )
+    else:
+        validator = ServingValidator(
+            model=model,
+            examples=examples,
+            schema=schema,
+            code_version=code_version("components.serving_validator", "mlet_tf.export"),
+        )
+    pusher = tfx.components.Pusher(
+        model=model,
+        model_blessing=evaluator.outputs["blessing"],
+        infra_blessing=validator.outputs["blessing"],
+        push_destination=tfx.proto.PushDestination(
+            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=os.path.abspath(config.push_to))  # noqa: PTH100
+        ),
+        custom_config={"keep": config.serving.keep},
+        custom_executor_spec=executor_spec.ExecutorClassSpec(pusher_executor.Executor),
+    )
+    return {"resolver": resolver, "evaluator": evaluator, "serving_validator": validator, "pusher": pusher}
+
+
+def code_version(*modules: str) -> str:
+    """Hash of the source of modules and packages, for TFX's cache: it sees arguments, not code."""
+    digest = hashlib.sha256(__version__.encode())
+    for name in modules:
+        source = Path(inspect.getfile(importlib.import_module(name)))
+        files = sorted(source.parent.rglob("*.py")) if source.name == "__init__.py" else [source]
+        for file in files:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,104 @@
+"""What a run did, gathered from its artifacts into `run.json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from components.click_log_example_gen.executor import read_ingest_report
+from ml_metadata.metadata_store import metadata_store
+from ml_metadata.proto import metadata_store_pb2
+
+from components.common import join
+from components.evaluator.executor import RESULTS
+from components.weight_collapser.executor import REPORT
+from mlet_tf.metrics import METRICS
+from pipeline.trainer import HISTORY
+
+RUN_FILE = "run.json"
+
+
+def last_run_artifacts(
+    connection: metadata_store_pb2.ConnectionConfig,
+) -> dict[str, dict[str, metadata_store_pb2.Artifact]]:
+    """Output artifacts of the newest pipeline run, by node and output key."""
+    store = metadata_store.MetadataStore(connection)
+    runs = store.get_contexts_by_type("pipeline_run")
+    run = max(runs, key=lambda context: context.create_time_since_epoch)
+    outputs: dict[str, dict[str, metadata_store_pb2.Artifact]] = {}
+    for execution in store.get_executions_by_context(run.id):
+        node = next(
+            context.name.rsplit(".", 1)[-1]
+            for context in store.get_contexts_by_execution(execution.id)
+            if context.type == "node"
+        )
+        events = [
+            event
+            for event in store.get_events_by_execution_ids([execution.id])
+            if event.type == metadata_store_pb2.Event.OUTPUT
+        ]
+        artifacts = {
+            artifact.id: artifact for artifact in store.get_artifacts_by_id([e.artifact_id for e in events])
+        }
+        outputs[node] = {event.path.steps[0].key: artifacts[event.artifact_id] for event in events}
+    return outputs
+
+
+def gather(
+    outputs: dict[str, dict[str, metadata_store_pb2.Artifact]], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """The content of `run.json`; see `docs/run_json.md` for its keys.
+
+    Args:
+        outputs: See `last_run_artifacts`.
+        seconds: Wall time by component.
+    """
+    ingest = read_ingest_report(outputs["ClickLogExampleGen"]["examples"].uri)
+    collapse = _read_json(join(outputs["WeightCollapser"]["report"].uri, REPORT))
+    gate = _read_json(join(outputs["GatedEvaluator"]["evaluation"].uri, RESULTS))
+    overall = {
+        model: next(row for row in rows if not row["slice"]) for model, rows in gate["metrics"].items()
+    }
+    pushed = outputs["Pusher"]["pushed_model"].custom_properties
+    return {
+        "rows": {key: ingest[f"rows_{key}"] for key in ("read", "train", "eval", "rejected")},
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "metrics": {
+            model: {metric: overall[model][metric] for metric in METRICS}
+            for model in ("uncollapsed", "collapsed")
+        },
+        "table_bytes": collapse["table_bytes"],
+        "max_abs_difference": collapse["max_abs_difference"]["effective_rows"],
+        "max_abs_ctr_difference": collapse["max_abs_difference"]["ctr"],
+        "blessed": gate["blessed"],
+        "gate_failures": gate["failures"],
+        "pushed": pushed["pushed_destination"].string_value if pushed["pushed"].int_value else None,
+        "artifacts": {
+            "evaluation": outputs["GatedEvaluator"]["evaluation"].uri,
+            "collapse_report": join(outputs["WeightCollapser"]["report"].uri, REPORT),
+            "collapsed_model": outputs["WeightCollapser"]["collapsed_model"].uri,
+            "uncollapsed_model": outputs["Trainer"]["model"].uri,
+            "history": join(outputs["Trainer"]["model"].uri, HISTORY),
+            "examples": outputs["ClickLogExampleGen"]["examples"].uri,
+            "transform_graph": outputs["Transform"]["transform_graph"].uri,
+        },
+    }
+
+
+def write_run(output: Path, run: dict[str, Any]) -> Path:
+    """Writes `run.json` whole or not at all."""
+    path = output / RUN_FILE
+    aside = path.with_suffix(".json.unfinished")
+    aside.write_text(json.dumps(run, indent=1) + "\n")
+    return aside.replace(path)
+
+
+def read_run(output: Path) -> dict[str, Any] | None:
+    """The last `run.json` in an output folder, or None."""
+    path = output / RUN_FILE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _read_json(path: str) -> Any:
+    with tf.io.gfile.GFile(path) as file:
+        return json.load(file)
