@@ -145,6 +145,7 @@ class EmbeddingCollection(keras.layers.Layer):
         max_rows_per_table: int = _INT32_ROWS,
         **kwargs: Any,
     ) -> None:
+        """See the class."""
         super().__init__(**kwargs)
         self.features = tuple(
             f if isinstance(f, EmbeddingFeature) else EmbeddingFeature(**f) for f in features

@@ -181,6 +181,7 @@ class SliceTracker:
     """
 
     def __init__(self) -> None:
+        """See the class."""
         self._graph: weakref.ref | None = None
 
     def note(self, variable: keras.Variable, unique: bool) -> None:

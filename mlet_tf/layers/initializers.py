@@ -36,6 +36,7 @@ class RowScaledUniform(keras.initializers.Initializer):
     """
 
     def __init__(self, row_counts: Sequence[int], seed: int | None = None) -> None:
+        """See the class."""
         self.row_counts = tuple(int(rows) for rows in row_counts)
         self._init_seed = seed
         self.seed = seed if seed is not None else _draw_seed()
@@ -68,6 +69,7 @@ class StackedOrthogonal(keras.initializers.Initializer):
     """
 
     def __init__(self, seed: int | None = None) -> None:
+        """See the class."""
         self._init_seed = seed
         self.seed = seed if seed is not None else _draw_seed()
 

@@ -96,6 +96,7 @@ class MLETEmbedding(keras.layers.Layer):
         deduplicate: bool | None = None,
         **kwargs: Any,
     ) -> None:
+        """See the class."""
         super().__init__(**kwargs)
         self.input_dim = factors.positive_int("input_dim", input_dim)
         self.output_dim = factors.positive_int("output_dim", output_dim)
