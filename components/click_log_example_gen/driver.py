@@ -1,0 +1,40 @@
+"""The driver: which input files there are, and the fingerprint by which TFX's cache knows them."""
+
+import hashlib
+from collections.abc import Iterable
+
+from tfx.components.example_gen import driver, input_processor
+from tfx.dsl.io import fileio
+from tfx.proto import example_gen_pb2, range_config_pb2
+
+from components.click_log_example_gen.config import input_files
+
+
+class Driver(driver.FileBasedDriver):
+    """TFX's driver with a fingerprint that notices more: names, sizes and times to the nanosecond."""
+
+    def get_input_processor(
+        self,
+        splits: Iterable[example_gen_pb2.Input.Split],
+        range_config: range_config_pb2.RangeConfig | None = None,
+        input_base_uri: str | None = None,
+    ) -> input_processor.InputProcessor:
+        """Returns the processor below."""
+        return _InputProcessor(input_base_uri, splits, range_config)
+
+
+class _InputProcessor(input_processor.FileBasedInputProcessor):
+    def get_input_fingerprint(self, span: int, version: int | None) -> str:
+        """Hashes name, size and time of change of each file of each split.
+
+        Raises:
+            InputError: Nothing is there.
+        """
+        digest, files, size = hashlib.sha256(), 0, 0
+        for split in self._splits:
+            pattern = self.get_pattern_for_span_version(split.pattern, span, version)
+            for path in input_files(self._input_base_uri, pattern):
+                stat = fileio.stat(path)
+                digest.update(f"{split.name},{path},{stat.length},{stat.mtime_nsec}\n".encode())
+                files, size = files + 1, size + stat.length
+        return f"files:{files},bytes:{size},sha256:{digest.hexdigest()}"

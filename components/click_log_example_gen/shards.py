@@ -1,0 +1,201 @@
+"""One chunk of a raw log into shards of serialised examples."""
+
+import dataclasses
+import json
+import uuid
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig
+from mlet_tf.datasets.encoding import encode_examples
+from mlet_tf.datasets.reading import Block, Chunk, read_chunk
+from mlet_tf.errors import InputError
+
+# Examples of a shard before compression; a trainer shuffles across shards, so they are not to be huge.
+_SHARD_BYTES = 128 << 20
+_REJECTS_SHOWN = 10
+# Level 6, the default, takes four times as long as level 1 for files a third smaller.
+_COMPRESSION = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A chunk to be read.
+
+    Args:
+        index: Its number.
+        chunk: The chunk.
+        split: Where all of its rows belong, if that is given.
+    """
+
+    index: int
+    chunk: Chunk
+    split: str | None
+
+
+@dataclasses.dataclass
+class Result:
+    """What became of a chunk.
+
+    Args:
+        index: Number of the chunk.
+        lines: Lines (or rows of Parquet) in it.
+        rows: Rows read, the rejected ones included.
+        rejected: Rejected rows.
+        first_rejects: The first of them.
+        rejects_file: The file with all of them, if there are any.
+        shards: Files written, as (split, path, rows found on reading it again).
+        encoded: Rows that were encoded, by split.
+        error: Why the chunk cannot be read or written.
+    """
+
+    index: int
+    lines: int = 0
+    rows: int = 0
+    rejected: int = 0
+    first_rejects: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    rejects_file: str | None = None
+    shards: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)
+    encoded: dict[str, int] = dataclasses.field(default_factory=lambda: {TRAIN: 0, EVAL: 0})
+    error: str | None = None
+
+
+def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) -> Result:
+    """Reads a chunk and writes its examples and rejects into `folder`, under names nothing else has.
+
+    Args:
+        task: The chunk.
+        config: How to read and to split.
+        cut: For a split by time: the first value of the time column that belongs to `eval`.
+        folder: Where to write.
+
+    Returns:
+        What was read and written; `error` is set where a user has to mend something.
+    """
+    result = Result(task.index)
+    name = f"{folder}/{task.index:05d}-{uuid.uuid4().hex}"
+    writers = {split: _ShardWriter(f"{name}-{split}") for split in (TRAIN, EVAL)}
+    rejects = _RejectWriter(f"{name}-rejects.jsonl")
+    try:
+        for block in read_chunk(task.chunk, config.schema):
+            for split, table in _divide(block, task, config, cut):
+                writers[split].write(encode_examples(table))
+                result.encoded[split] += table.num_rows
+            rejects.write(block)
+            result.lines += block.lines
+            result.rows += block.rows_read
+        for split, writer in writers.items():
+            result.shards += [(split, path, count_records([path])) for path in writer.close()]
+        result.rejects_file = rejects.close()
+    except InputError as error:
+        result.error = str(error)
+    except (OSError, tf.errors.OpError) as error:
+        result.error = f"Examples cannot be written to {folder}: {getattr(error, 'message', error)}"
+    result.rejected, result.first_rejects = rejects.count, rejects.first
+    return result
+
+
+def count_records(paths: Iterable[str]) -> int:
+    """Counts the records of TFRecord files by reading them; a damaged record is an error."""
+    paths = list(paths)
+    if not paths:
+        return 0
+    batches = tf.data.TFRecordDataset(paths, "GZIP").batch(4096)
+    return int(batches.reduce(np.int64(0), _add_size).numpy())
+
+
+def _add_size(total: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
+    return total + tf.size(batch, out_type=tf.int64)
+
+
+def _divide(
+    block: Block, task: Task, config: IngestConfig, cut: int | None
+) -> Iterable[tuple[str, pa.Table]]:
+    """The rows of a block by split; empty parts are left out."""
+    if task.split is not None:
+        return [(task.split, block.table)] if block.table.num_rows else []
+    if config.method == "time":
+        in_eval = block.table[config.schema.time.name].to_numpy() >= cut
+    else:
+        in_eval = _uniform(block.positions, task.chunk.path, config.seed) < config.eval_share
+    parts = [(TRAIN, block.table.filter(pa.array(~in_eval))), (EVAL, block.table.filter(pa.array(in_eval)))]
+    return [(split, table) for split, table in parts if table.num_rows]
+
+
+def _uniform(positions: np.ndarray, path: str, seed: int) -> np.ndarray:
+    """A number in [0, 1) for each row, from the file's name (without .gz), the row's place in it and the seed."""
+    name = path.rsplit("/", 1)[-1].removesuffix(".gz")
+    with np.errstate(over="ignore"):
+        key = _mix(np.uint64(zlib.crc32(name.encode())) + (np.uint64(seed % (1 << 32)) << np.uint64(32)))
+        return (_mix(positions.astype(np.uint64) ^ key) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(x: Any) -> Any:
+    """The finaliser of splitmix64: all bits of the result depend on all bits of the argument."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class _ShardWriter:
+    """Writes records into one file after another, each of limited size."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._paths: list[str] = []
+        self._writer: tf.io.TFRecordWriter | None = None
+        self._bytes = 0
+
+    def write(self, records: pa.Array) -> None:
+        """Writes records, opening the next file where the last one is full."""
+        if self._writer is None or self._bytes > _SHARD_BYTES:
+            self._close_file()
+            self._paths.append(f"{self._prefix}-{len(self._paths):03d}.gz")
+            self._writer = tf.io.TFRecordWriter(self._paths[-1], _COMPRESSION)
+            self._bytes = 0
+        self._bytes += records.nbytes
+        for record in records.to_pylist():
+            self._writer.write(record)
+
+    def close(self) -> list[str]:
+        """Finishes the last file; returns all."""
+        self._close_file()
+        return self._paths
+
+    def _close_file(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _RejectWriter:
+    """Writes rejected rows as lines of JSON; their line numbers count from the chunk's start."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: Any = None
+        self.count = 0
+        self.first: list[dict[str, Any]] = []
+
+    def write(self, block: Block) -> None:
+        """Writes the rejects of a block."""
+        for reject in block.rejects:
+            if self._file is None:
+                self._file = tf.io.gfile.GFile(self._path, "w")
+            row = dataclasses.asdict(reject)
+            self._file.write(json.dumps(row) + "\n")
+            self.count += 1
+            if len(self.first) < _REJECTS_SHOWN:
+                self.first.append(row)
+
+    def close(self) -> str | None:
+        """Finishes the file; returns its path if there is one."""
+        if self._file is None:
+            return None
+        self._file.close()
+        return self._path

@@ -1,0 +1,91 @@
+"""Serialised `tf.train.Example`s out of typed tables, a column at a time.
+
+The wire format is put together by Arrow's string kernels: no Python object per row, and a fraction of the
+time of building one protocol buffer message after another.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def encode_examples(table: pa.Table | pa.RecordBatch) -> pa.Array:
+    """Serialises each row as a `tf.train.Example`.
+
+    Args:
+        table: Columns of int64 (an `int64_list` of one value) or binary (a `bytes_list` of one value). Where
+            a value is null the feature is absent.
+
+    Returns:
+        A binary array with one message a row; features come in the order of the columns.
+    """
+    parts: list[pa.Array] = []
+    sizes = np.zeros(table.num_rows, np.int64)
+    for name, column in zip(table.schema.names, table.columns, strict=True):
+        values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        is_bytes = pa.types.is_binary(values.type)
+        values = values if is_bytes else _varints(values)
+        # 0 stands for a missing value.
+        lengths = pc.fill_null(pc.add(pc.binary_length(values), 1), 0).to_numpy()
+        used, row_of = _distinct(lengths)
+        heads = [_head(name.encode(), int(size) - 1, is_bytes) if size else None for size in used]
+        entry_sizes = [
+            len(head) + int(size) - 1 if head else 0 for head, size in zip(heads, used, strict=True)
+        ]
+        sizes += np.array(entry_sizes, np.int64)[row_of]
+        parts += [pa.array(heads, pa.binary()).take(pa.array(row_of)), values]
+    used, row_of = _distinct(sizes)
+    starts = pa.array([_field(1, int(size)) for size in used], pa.binary()).take(pa.array(row_of))
+    return pc.binary_join_element_wise(starts, *parts, pa.scalar(b"", pa.binary()), null_handling="skip")
+
+
+def _head(name: bytes, size: int, is_bytes: bool) -> bytes:
+    """All bytes of one entry of `Features.feature` up to the value, which has `size` bytes."""
+    value = _field(1, size)
+    kind = _field(1 if is_bytes else 3, len(value) + size)
+    feature = _field(2, len(kind) + len(value) + size)
+    key = _field(1, len(name)) + name
+    return _field(1, len(key) + len(feature) + len(kind) + len(value) + size) + key + feature + kind + value
+
+
+def _distinct(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct sizes, and for each row which one it has; counting, as sizes are few and small."""
+    if sizes.max(initial=0) > 1 << 20:
+        return np.unique(sizes, return_inverse=True)
+    used = np.flatnonzero(np.bincount(sizes))
+    index = np.zeros(int(sizes.max(initial=0)) + 1, np.int32)
+    index[used] = np.arange(len(used))
+    return used, index[sizes]
+
+
+def _field(number: int, size: int) -> bytes:
+    """Tag and length of a length-delimited field."""
+    out = bytearray([number << 3 | 2])
+    while size > 127:
+        out.append(size & 127 | 128)
+        size >>= 7
+    out.append(size)
+    return bytes(out)
+
+
+def _varints(values: pa.Array) -> pa.Array:
+    """Each int64 as base-128 bytes; null stays null."""
+    present = np.asarray(values.is_valid())
+    numbers = values.fill_null(0).to_numpy().view(np.uint64)
+    lengths = np.ones(len(numbers), np.int64)
+    most = int(numbers.max(initial=0))
+    shifts = [shift for shift in range(7, 64, 7) if most >> shift]
+    for shift in shifts:
+        lengths += numbers >= np.uint64(1 << shift)
+    columns = [(numbers >> np.uint64(shift)).astype(np.uint8) & 127 for shift in (0, *shifts)]
+    digits = np.stack(columns, axis=1)
+    place = np.arange(digits.shape[1])
+    digits |= (place < lengths[:, None] - 1).astype(np.uint8) << 7
+    data = digits[place < lengths[:, None]]
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    encoded = pa.Array.from_buffers(
+        pa.binary(), len(numbers), [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(data.tobytes())]
+    )
+    return encoded if present.all() else pc.if_else(pa.array(present), encoded, pa.scalar(None, pa.binary()))
