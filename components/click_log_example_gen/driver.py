@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Iterable
 
 from tfx.components.example_gen import driver, input_processor
-from tfx.dsl.io import fileio
 from tfx.proto import example_gen_pb2, range_config_pb2
 
 from components.click_log_example_gen.config import input_files
+from mlet_tf.datasets.files import file_stamp
 
 
 class Driver(driver.FileBasedDriver):
@@ -34,7 +34,7 @@ class _InputProcessor(input_processor.FileBasedInputProcessor):
         for split in self._splits:
             pattern = self.get_pattern_for_span_version(split.pattern, span, version)
             for path in input_files(self._input_base_uri, pattern):
-                stat = fileio.stat(path)
-                digest.update(f"{split.name},{path},{stat.length},{stat.mtime_nsec}\n".encode())
-                files, size = files + 1, size + stat.length
+                length, changed = file_stamp(path)
+                digest.update(f"{split.name},{path},{length},{changed}\n".encode())
+                files, size = files + 1, size + length
         return f"files:{files},bytes:{size},sha256:{digest.hexdigest()}"

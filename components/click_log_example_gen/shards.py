@@ -105,12 +105,8 @@ def count_records(paths: Iterable[str]) -> int:
     paths = list(paths)
     if not paths:
         return 0
-    batches = tf.data.TFRecordDataset(paths, "GZIP").batch(4096)
-    return int(batches.reduce(np.int64(0), _add_size).numpy())
-
-
-def _add_size(total: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
-    return total + tf.size(batch, out_type=tf.int64)
+    # A loop over batches: `Dataset.reduce` traces its function anew for each small file.
+    return sum(batch.shape[0] for batch in tf.data.TFRecordDataset(paths, "GZIP").batch(4096))
 
 
 def _divide(

@@ -65,11 +65,18 @@ def file_kind(path: str) -> str:
 
 def file_size(path: str) -> int:
     """Size in bytes, as stored."""
+    return file_stamp(path)[0]
+
+
+def file_stamp(path: str) -> tuple[int, int]:
+    """Size in bytes and time of the last change in nanoseconds: another stamp means another content."""
     if is_remote(path):
         import tensorflow as tf
 
-        return tf.io.gfile.stat(path).length
-    return Path(path).stat().st_size
+        stat = tf.io.gfile.stat(path)
+        return stat.length, stat.mtime_nsec
+    local = Path(path).stat()  # TensorFlow's knows local times to the second only.
+    return local.st_size, local.st_mtime_ns
 
 
 def open_binary(path: str) -> BinaryIO:

@@ -1,0 +1,353 @@
+"""ClickLogExampleGen: no row is lost, splits do not depend on how files are cut, and mistakes are said clearly."""
+
+import collections
+import gzip
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from tfx.components import FileBasedExampleGen
+from tfx.orchestration import metadata
+from tfx.proto import example_gen_pb2
+from tfx.types import standard_artifacts
+from tfx.utils import proto_utils
+from tfx.v1 import dsl, orchestration
+
+from components.click_log_example_gen import (
+    ClickLogExampleGen,
+    count_rows,
+    executor,
+    read_ingest_report,
+    shards,
+)
+from components.click_log_example_gen.config import IngestConfig
+from mlet_tf.datasets import AVAZU, CRITEO, ClickLogSchema, TimeColumn
+from mlet_tf.datasets.reading import read_log
+from mlet_tf.errors import InputError
+
+TINY = ClickLogSchema(
+    name="tiny",
+    label="y",
+    integers=("i",),
+    categoricals=("c",),
+    time=TimeColumn("t", "unix_seconds"),
+    drop=(),
+    columns=("y", "i", "t", "c"),
+    separator="\t",
+    header=True,
+    missing=("",),
+)
+ROWS = 3000
+
+
+def lines_of(first=0, rows=ROWS):
+    """Rows told apart by `i`, of which every seventh is missing; the time grows by a second a row."""
+    for n in range(first, first + rows):
+        yield f"{n % 2}\t{n if n % 7 else ''}\t{1_000_000 + n}\tcat{n}"
+
+
+def write_lines(path, lines, header=True):
+    text = "\n".join(["y\ti\tt\tc"] * header + list(lines)) + "\n"
+    Path(path).write_bytes(gzip.compress(text.encode()) if str(path).endswith(".gz") else text.encode())
+    return str(path)
+
+
+def ingest(uri, schema, train, *args, **kwargs):
+    """Runs the executor on what the component hands it; returns the Examples artifact."""
+    node = ClickLogExampleGen(schema, str(train), *args, **kwargs)
+    examples = standard_artifacts.Examples()
+    examples.uri = str(uri)
+    properties = {
+        key: value if isinstance(value, str | int) or value is None else proto_utils.proto_to_json(value)
+        for key, value in node.exec_properties.items()
+    }
+    executor.Executor().Do({}, {"examples": [examples]}, properties)
+    return examples
+
+
+def rows_of(uri, split):
+    """Rows of a split as dictionaries, in no order."""
+    files = sorted(str(path) for path in Path(uri, f"Split-{split}").iterdir())
+    rows = []
+    for record in tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator():
+        features = tf.train.Example.FromString(record).features.feature
+        rows.append({k: (*v.int64_list.value, *v.bytes_list.value) for k, v in sorted(features.items())})
+    return rows
+
+
+def names_of(uri, split):
+    return collections.Counter(row["c"][0].decode() for row in rows_of(uri, split))
+
+
+def message_of(call):
+    with pytest.raises(InputError) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.fixture(scope="session")
+def hashed(tmp_path_factory):
+    """A log of two files, split by hash."""
+    folder = tmp_path_factory.mktemp("hashed")
+    (folder / "log").mkdir()
+    write_lines(folder / "log" / "a.tsv", lines_of(0, 2000))
+    write_lines(folder / "log" / "b.tsv", lines_of(2000, 1000))
+    return folder, ingest(folder / "out", TINY, folder / "log", eval_share=0.25)
+
+
+def test_every_row_comes_out_once_with_its_values(hashed):
+    _, examples = hashed
+    rows = rows_of(examples.uri, "train") + rows_of(examples.uri, "eval")
+    assert sorted(int(row["c"][0][3:]) for row in rows) == list(range(ROWS))
+    for row in rows:
+        n = int(row["c"][0][3:])
+        expected = {"y": (n % 2,), "t": (1_000_000 + n,), "c": (b"cat%d" % n,)}
+        assert row == (expected | {"i": (n,)} if n % 7 else expected)
+
+
+def test_the_counts_are_recorded(hashed):
+    _, examples = hashed
+    rows = count_rows(examples.uri)
+    report = read_ingest_report(examples.uri)
+    assert report["rows"] == {"read": ROWS, "rejected": 0, **rows}
+    assert sum(rows.values()) == ROWS
+    assert abs(rows["eval"] / ROWS - 0.25) < 0.04
+    assert {name: examples.get_int_custom_property(f"rows_{name}") for name in report["rows"]} == report[
+        "rows"
+    ]
+    assert not Path(examples.uri, "staging").exists()
+
+
+def test_tfx_reads_the_artifact_as_its_own(hashed):
+    _, examples = hashed
+    assert json.loads(examples.split_names) == ["train", "eval"]
+    assert examples.get_string_custom_property("payload_format") == "FORMAT_TF_EXAMPLE"
+    assert isinstance(ClickLogExampleGen(TINY, "x"), FileBasedExampleGen)
+
+
+@pytest.mark.parametrize("chunk_bytes", [5000, 20_000])
+def test_the_split_does_not_depend_on_the_size_of_chunks(hashed, tmp_path, chunk_bytes):
+    folder, examples = hashed
+    other = ingest(tmp_path, TINY, folder / "log", eval_share=0.25, chunk_bytes=chunk_bytes)
+    assert read_ingest_report(other.uri)["chunks"] > 2
+    for split in ("train", "eval"):
+        assert names_of(other.uri, split) == names_of(examples.uri, split)
+
+
+def test_the_split_does_not_depend_on_compression_but_on_the_seed(hashed, tmp_path):
+    folder, examples = hashed
+    (tmp_path / "log").mkdir()
+    for name in ("a.tsv", "b.tsv"):
+        (tmp_path / "log" / f"{name}.gz").write_bytes(gzip.compress((folder / "log" / name).read_bytes()))
+    zipped = ingest(tmp_path / "zipped", TINY, tmp_path / "log", eval_share=0.25)
+    assert names_of(zipped.uri, "eval") == names_of(examples.uri, "eval")
+    seeded = ingest(tmp_path / "seeded", TINY, folder / "log", eval_share=0.25, seed=1)
+    assert names_of(seeded.uri, "eval") != names_of(examples.uri, "eval")
+
+
+def test_parquet_gives_the_same_rows(hashed, tmp_path):
+    folder, examples = hashed
+    table = pa.concat_tables(read_log(str(folder / "log"), TINY))
+    pq.write_table(table, tmp_path / "log.parquet", row_group_size=500)
+    other = ingest(tmp_path / "out", TINY, tmp_path / "log.parquet", eval_share=0.25, chunk_bytes=5000)
+    assert read_ingest_report(other.uri)["chunks"] > 2
+
+    def all_rows(uri):
+        return sorted(rows_of(uri, "train") + rows_of(uri, "eval"), key=str)
+
+    assert all_rows(other.uri) == all_rows(examples.uri)
+
+
+def test_large_shards_are_divided(hashed, tmp_path, monkeypatch):
+    folder, _ = hashed
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 1)
+    monkeypatch.setattr("mlet_tf.datasets.reading.read_chunk.__defaults__", (None, 4096, 1 << 20))
+    examples = ingest(tmp_path, TINY, folder / "log")
+    report = read_ingest_report(examples.uri)
+    assert report["shards"]["train"] > report["chunks"]
+    assert sum(count_rows(examples.uri).values()) == ROWS
+
+
+@pytest.mark.parametrize("cut", [None, 1_002_500])
+def test_a_split_by_time_trains_on_the_earlier_rows(tmp_path, cut):
+    lines = list(lines_of())
+    log = write_lines(tmp_path / "log.tsv", lines[1::2] + lines[::2])
+    examples = ingest(tmp_path / "out", TINY, log, method="time", eval_share=0.1, cut=cut, chunk_bytes=9000)
+    first_eval = 2700 if cut is None else 2500
+    assert names_of(examples.uri, "train") == {f"cat{n}": 1 for n in range(first_eval)}
+    assert names_of(examples.uri, "eval") == {f"cat{n}": 1 for n in range(first_eval, ROWS)}
+    assert read_ingest_report(examples.uri)["cut"] == 1_000_000 + first_eval
+
+
+def test_given_files_are_the_splits(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    train = write_lines(tmp_path / "train.tsv", lines_of(0, 50))
+    evaluation = write_lines(tmp_path / "evaluation" / "x.tsv.gz", lines_of(50, 20))
+    examples = ingest(tmp_path / "out", TINY, train, evaluation, method="files")
+    assert names_of(examples.uri, "train") == {f"cat{n}": 1 for n in range(50)}
+    assert names_of(examples.uri, "eval") == {f"cat{n}": 1 for n in range(50, 70)}
+
+
+def test_rejects_are_written_with_file_line_and_reason(tmp_path):
+    lines = list(lines_of())
+    for n in (10, 1500, 2999):
+        lines[n] = f"{n % 2}\tseven\t5\tx"
+    log = write_lines(tmp_path / "log.tsv", lines)
+    examples = ingest(tmp_path / "out", TINY, log, max_reject_share=0.001, chunk_bytes=10_000)
+    found = [
+        json.loads(line)
+        for path in sorted(Path(examples.uri, "rejects").iterdir())
+        for line in path.read_text().splitlines()
+    ]
+    reason = "column 'i' should be an integer. Received: 'seven'"
+    assert found == [
+        {"file": log, "line": n + 2, "reason": reason, "text": f"{n % 2}\tseven\t5\tx"}
+        for n in (10, 1500, 2999)
+    ]
+    rows = read_ingest_report(examples.uri)["rows"]
+    assert (rows["read"], rows["rejected"], rows["train"] + rows["eval"]) == (ROWS, 3, ROWS - 3)
+
+
+def test_too_many_rejects_fail_the_run_with_the_first_ten(tmp_path):
+    lines = list(lines_of())
+    lines[5:2000:100] = ["2\t1\t5\tx"] * 20
+    log = write_lines(tmp_path / "log.tsv", lines)
+    text = message_of(lambda: ingest(tmp_path / "out", TINY, log, chunk_bytes=10_000))
+    assert text.startswith("20 of 3000 rows were rejected (0.67%); allowed is a share of 0.10%.")
+    shown = text.splitlines()[1:]
+    assert shown == [f"  {log}:{n}: column 'y' should be 0 or 1. Received: '2'" for n in range(7, 1000, 100)]
+    assert not list(Path(tmp_path, "out").glob("Split-*"))
+
+
+def test_what_cannot_be_split_or_read_is_said(tmp_path):
+    def fails(name, lines, **kwargs):
+        log = write_lines(tmp_path / name, lines)
+        return message_of(lambda: ingest(tmp_path / f"{name}.out", TINY, log, **kwargs))
+
+    few = list(lines_of(0, 3))
+    assert "Split 'train' should have at least one row. Received: 0 rows read" in fails("none.tsv", [])
+    assert (
+        "Split 'eval' should have at least one row. Received: 3 rows read, 0 rejected, split by hash"
+        in fails("few.tsv", few, eval_share=1e-6)
+    )
+    assert "Split 'eval' should have at least one row" in fails("late.tsv", few, method="time", cut=10**9)
+    assert "rows of different times. Received: 1000000 in all rows" in fails(
+        "one.tsv", few[:1] * 9, method="time"
+    )
+    damaged = tmp_path / "damaged.gz"
+    damaged.write_bytes(Path(write_lines(tmp_path / "whole.gz", lines_of(0, 60_000))).read_bytes()[:-20_000])
+    for method in ("hash", "time"):
+        text = message_of(lambda m=method: ingest(tmp_path / f"d-{m}", TINY, damaged, method=m))
+        assert f"{damaged} is a damaged gzip file" in text
+    assert "No file found at" in message_of(lambda: ingest(tmp_path / "n", TINY, tmp_path / "gone-*"))
+    (tmp_path / "file").write_text("")
+    log = write_lines(tmp_path / "good.tsv", few)
+    assert "cannot be made" in message_of(lambda: ingest(tmp_path / "file" / "out", TINY, log))
+
+
+def test_a_full_disk_is_said_and_leaves_no_split(tmp_path):
+    log = write_lines(
+        tmp_path / "log.tsv", (f"1\t{n}\t5\t{n * 7919 % 100_003:x}{n:x}" for n in range(40_000))
+    )
+    old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old_limit[1]))
+    try:
+        text = message_of(lambda: ingest(tmp_path / "out", TINY, log))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+        signal.signal(signal.SIGXFSZ, old_handler)
+    assert f"Examples cannot be written to {tmp_path}/out/staging" in text
+    assert not list(Path(tmp_path, "out").glob("Split-*"))
+
+
+def test_a_lost_chunk_and_a_lost_record_are_noticed(hashed, tmp_path, monkeypatch):
+    folder, _ = hashed
+    run = executor.Executor._run
+
+    def lose_chunk(*args):
+        return run(*args)[:-1]
+
+    monkeypatch.setattr(executor.Executor, "_run", lose_chunk)
+    with pytest.raises(RuntimeError, match="1 results for 2 chunks: records were lost"):
+        ingest(tmp_path / "chunk", TINY, folder / "log")
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        shards._ShardWriter, "write", lambda self, records, w=shards._ShardWriter.write: w(self, records[1:])
+    )
+    with pytest.raises(RuntimeError, match="rows were written to split 'train'"):
+        ingest(tmp_path / "record", TINY, folder / "log")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"method": "random"}, "`method` should be one of hash, time, files. Received: 'random'"),
+        ({"eval_share": 1.5}, "`eval_share` should be between 0 and 1. Received: 1.5"),
+        ({"cut": 5}, "`cut` should be given for method 'time' only"),
+        ({"method": "files"}, "`eval` and method 'files' go together"),
+        ({"eval": "x"}, "`eval` and method 'files' go together"),
+        ({"max_reject_share": -1}, "`max_reject_share` should be from 0 to 1"),
+        ({"chunk_bytes": 0}, "`chunk_bytes` should be at least 1"),
+        ({"schema": CRITEO, "method": "time"}, "Schema 'criteo' has none"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(arguments, text):
+    assert text in message_of(lambda: ClickLogExampleGen(**{"schema": TINY, "train": "log", **arguments}))
+
+
+def test_the_configuration_survives_the_way_to_the_executor():
+    config = IngestConfig(AVAZU, "time", 0.3, 14_103_000, 7, 0.5, 1000)
+    sent = proto_utils.proto_to_json(config.to_proto())
+    received = example_gen_pb2.CustomConfig()
+    proto_utils.json_to_proto(sent, received)
+    assert IngestConfig.from_proto(received) == config
+
+
+def test_tfx_caches_until_files_or_settings_change(tmp_path):
+    log = Path(write_lines(tmp_path / "log.tsv", lines_of(0, 400)))
+    store = orchestration.metadata.sqlite_metadata_connection_config(str(tmp_path / "metadata.db"))
+
+    def run(**kwargs):
+        nodes = [ClickLogExampleGen(TINY, str(log), **kwargs)]
+        root = str(tmp_path / "root")
+        pipeline = dsl.Pipeline(
+            "log", root, components=nodes, metadata_connection_config=store, enable_cache=True
+        )
+        orchestration.LocalDagRunner().run(pipeline)
+        with metadata.Metadata(store) as handle:
+            return handle.store.get_artifacts_by_type("Examples")
+
+    first = run()
+    assert len(first) == 1
+    assert first[0].custom_properties["rows_read"].int_value == 400
+    assert len(run()) == 1
+    stat = log.stat()
+    log.write_text(log.read_text().replace("cat399", "CAT399"))
+    os.utime(log, ns=(stat.st_atime_ns, stat.st_mtime_ns // 10**9 * 10**9 + (stat.st_mtime_ns + 1) % 10**9))
+    assert len(run()) == 2
+    assert len(run(eval_share=0.3)) == 3
+    assert len(run(eval_share=0.3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "schema", "rows", "kwargs"),
+    [
+        ("criteo_sample.tsv.gz", CRITEO, 13_513, {}),
+        ("avazu_sample.csv.gz", AVAZU, 205_855, {"method": "time"}),
+    ],
+)
+def test_all_rows_of_the_real_samples_are_in_the_artifact(tmp_path, name, schema, rows, kwargs):
+    path = Path(os.environ.get("MLET_TF_SAMPLES", "")) / name
+    if not path.is_file():
+        pytest.skip("MLET_TF_SAMPLES does not name the folder with the samples")
+    examples = ingest(tmp_path, schema, path, max_reject_share=0, **kwargs)
+    counted = count_rows(examples.uri)
+    assert sum(counted.values()) == rows
+    assert abs(counted["eval"] / rows - 0.2) < 0.02
