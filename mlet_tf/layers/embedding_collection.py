@@ -1,6 +1,7 @@
 """The embeddings of all categorical features, fused into few tables."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from mlet_tf.layers import factors
+from mlet_tf.layers.collapsing import collapsing, is_collapsing
 from mlet_tf.layers.initializers import RowScaledUniform, projection_initializer, validate_initialization
 from mlet_tf.layers.roles import mark
 
@@ -170,6 +172,9 @@ class EmbeddingCollection(keras.layers.Layer):
             raise ValueError(f"`features` should have at least one entry and unique names. Received: {names}")
         self._index = {name: i for i, name in enumerate(names)}
         self._plan, self._stack_sizes = self._make_plan()
+        if is_collapsing():
+            self.features, self.hidden_dims = self._collapsed_features(), None
+            self._plan, self._stack_sizes = self._make_plan()
         self._slices = tuple(factors.SliceTracker() for _ in self._plan)
         order = [slot for lookup in self._plan for slot in lookup.slots]
         self._order = None if order == list(range(len(order))) else np.asarray(order, "int32")
@@ -226,65 +231,65 @@ class EmbeddingCollection(keras.layers.Layer):
             "max_rows_per_table": self.max_rows_per_table,
         }
 
-    def feature_hidden_dims(self, name: str) -> tuple[int, ...]:
-        """Returns the hidden dimensions that a feature has here, `()` where it is direct."""
-        lookup, _, _ = self._find(name)
-        return lookup.chain
+    def factorization(self, name: str) -> factors.Factorization:
+        """Returns the factors of a feature, to be read in blocks."""
+        if name not in self._index:
+            raise ValueError(f"`name` should be one of {list(self._index)}. Received: {name!r}")
+        slot = self._index[name]
+        return next(factorization for slots, factorization in self._factorizations() if slot in slots)
 
-    def iter_table(self, name: str, block_rows: int = factors.BLOCK_ROWS) -> Iterator[np.ndarray]:
-        """Yields a feature's rows of `W1`, or of the direct table, in blocks."""
-        _, table, block = self._find(name)
-        for low, high in factors.row_blocks(block.rows, block_rows, block.offset):
-            yield factors.read_rows(table, low, high)
-
-    def projection(self, name: str) -> np.ndarray | None:
-        """Returns a feature's `[k, d]` projection (the product of its chain), None where it is direct."""
-        lookup, _, block = self._find(name)
-        if block.projection is None:
-            return None
-        stacks = self._stacks(lookup.chain)
-        return factors.chain_product([ops.convert_to_numpy(stack[block.projection]) for stack in stacks])
-
-    def iter_effective_table(self, name: str, block_rows: int = factors.BLOCK_ROWS) -> Iterator[np.ndarray]:
-        """Yields the rows of a feature's `E = W1 @ W2` in blocks."""
-        projection = self.projection(name)
-        for rows in self.iter_table(name, block_rows):
-            yield rows if projection is None else rows @ projection
+    def factorizations(self) -> list[factors.Factorization]:
+        """Returns the factors of all features; those that share everything are one."""
+        return [factorization for _, factorization in self._factorizations()]
 
     def effective_table(self, name: str, block_rows: int = factors.BLOCK_ROWS) -> np.ndarray:
         """Returns a feature's `E`, `[input_dim, output_dim]`, computed in blocks of rows."""
-        return np.concatenate(list(self.iter_effective_table(name, block_rows)))
+        return self.factorization(name).effective_table(block_rows)
 
     def singular_values(self, name: str) -> np.ndarray:
         """Returns the singular values of a feature's `E`, largest first, without forming `E`."""
-        return factors.gram_singular_values(self.iter_table(name), self.projection(name))
+        return self.factorization(name).singular_values()
 
     def effective_rank(self, name: str) -> float:
         """Returns the exponential of the entropy of the normalised singular values of a feature's `E`."""
         return factors.entropy_rank(self.singular_values(name))
 
     def collapse(self) -> "EmbeddingCollection":
-        """Returns a collection of direct tables, of the same name, that computes the same; this one stays."""
-        config = {**self.get_config(), "hidden_dim": None, "features": self._collapsed_features()}
-        collapsed = EmbeddingCollection.from_config(config)
+        """Returns a collection of direct tables, of the same name, that computes the same; this one stays.
+
+        Raises:
+            InputError: A weight is not finite.
+        """
+        with collapsing():
+            collapsed = type(self).from_config(self.get_config())
         collapsed.build()
-        for lookup, table in zip(collapsed._plan, collapsed.tables, strict=True):
-            values = np.empty(table.shape, self.variable_dtype)
-            for block in lookup.blocks:
-                low = block.offset
-                for rows in self.iter_effective_table(self.features[block.slots[0]].name):
-                    values[low : low + len(rows)] = rows
-                    low += len(rows)
-            table.assign(values)
+        self.write_collapsed(collapsed)
         return collapsed
 
-    def _collapsed_features(self) -> list[dict[str, Any]]:
+    def write_collapsed(self, collapsed: "EmbeddingCollection", block_rows: int = factors.BLOCK_ROWS) -> None:
+        """Writes all `E` into a collection of direct tables, in blocks of rows."""
+        for lookup, table in zip(collapsed._plan, collapsed.tables, strict=True):
+            names = [collapsed.features[block.slots[0]].name for block in lookup.blocks]
+            blocks = (self.factorization(name).iter_effective_table(block_rows) for name in names)
+            factors.write_rows(table, itertools.chain.from_iterable(blocks))
+
+    def _factorizations(self) -> Iterator[tuple[list[int], factors.Factorization]]:
+        if not self.built:
+            raise ValueError(f"Layer '{self.name}' has no weights yet: call it, or its `build()`, first.")
+        for lookup, table in zip(self._plan, self.tables, strict=True):
+            stacks = [ops.convert_to_numpy(x) for x in self._stacks(lookup.chain)] if lookup.chain else []
+            for block in lookup.blocks:
+                name = f"{self.name}/{'+'.join(self.features[slot].name for slot in block.slots)}"
+                projections = tuple(stack[block.projection] for stack in stacks)
+                yield block.slots, factors.Factorization(name, table, block.offset, block.rows, projections)
+
+    def _collapsed_features(self) -> tuple[EmbeddingFeature, ...]:
         shared = [block for lookup in self._plan for block in lookup.blocks if len(block.slots) > 1]
         tables = {slot: f"shared_{i}" for i, block in enumerate(shared) for slot in block.slots}
-        return [
-            {"name": f.name, "input_dim": f.input_dim, "table": tables.get(i), "combiner": f.combiner}
-            for i, f in enumerate(self.features)
-        ]
+        return tuple(
+            EmbeddingFeature(f.name, f.input_dim, table=tables.get(slot), combiner=f.combiner)
+            for slot, f in enumerate(self.features)
+        )
 
     def _chain_of(self, feature: EmbeddingFeature) -> tuple[int, ...]:
         chain = self.hidden_dims if feature.hidden_dim is None else feature.hidden_dim
@@ -381,20 +386,6 @@ class EmbeddingCollection(keras.layers.Layer):
             mark(stack, self.projection_learning_rate_multiplier)
             stacks.append(stack)
         return stacks
-
-    def _find(self, name: str) -> tuple[_Lookup, keras.Variable, _Block]:
-        if name not in self._index:
-            raise ValueError(
-                f"`name` should be a feature of '{self.name}': {list(self._index)}. Received: {name!r}"
-            )
-        if not self.built:
-            raise ValueError(f"Layer '{self.name}' has no weights yet: call it, or its `build()`, first.")
-        slot = self._index[name]
-        for lookup, table in zip(self._plan, self.tables, strict=True):
-            for block in lookup.blocks:
-                if slot in block.slots:
-                    return lookup, table, block
-        raise AssertionError(name)
 
     def _guard(self, ids: Any, slots: Sequence[int]) -> tuple[Any, Any | None]:
         features = [self.features[slot] for slot in slots]

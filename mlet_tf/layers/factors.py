@@ -1,6 +1,8 @@
 """What the embedding layers share: gathering, guarding ids, and reading a factorised table in blocks."""
 
 import contextlib
+import dataclasses
+import functools
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,6 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+
+from mlet_tf.errors import InputError
 
 OOV_POLICIES = ("error", "last")
 BLOCK_ROWS = 65_536
@@ -199,10 +203,89 @@ class SliceTracker:
                 target.mlet_unique_slices = unique
 
 
-def row_blocks(rows: int, block_rows: int = BLOCK_ROWS, start: int = 0) -> Iterator[tuple[int, int]]:
-    """Yields `(low, high)` row ranges that cover `start ... start + rows`."""
-    for low in range(start, start + rows, block_rows):
-        yield low, min(low + block_rows, start + rows)
+@dataclasses.dataclass(frozen=True)
+class Factorization:
+    """One `E = W1 @ P1 @ P2 ...`, read from the weights of a layer in blocks of rows.
+
+    Attributes:
+        name: Name for messages and reports.
+        table: Variable which holds the rows of `W1`, or of `E` where there are no projections.
+        offset: First row in the variable.
+        rows: `V`.
+        projections: The small factors.
+    """
+
+    name: str
+    table: keras.Variable
+    offset: int
+    rows: int
+    projections: tuple[np.ndarray, ...]
+
+    @property
+    def hidden_dim(self) -> int | None:
+        """`k`, None for a direct table."""
+        return self.projections[0].shape[0] if self.projections else None
+
+    @property
+    def output_dim(self) -> int:
+        """`d`."""
+        return self.projections[-1].shape[1] if self.projections else self.table.shape[1]
+
+    def projection(self) -> np.ndarray | None:
+        """Returns the product of the projections, `[k, d]`, or None for a direct table."""
+        return functools.reduce(np.matmul, self.projections) if self.projections else None
+
+    def iter_table(self, block_rows: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
+        """Yields the rows of `W1` in blocks."""
+        end = self.offset + self.rows
+        for low in range(self.offset, end, block_rows):
+            yield read_rows(self.table, low, min(low + block_rows, end))
+
+    def iter_effective_table(self, block_rows: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
+        """Yields the rows of `E` in blocks.
+
+        Raises:
+            InputError: A value is not finite.
+        """
+        projection = self.projection()
+        for block in self.iter_table(block_rows):
+            rows = block if projection is None else block @ projection
+            if not np.isfinite(rows).all():
+                raise InputError(
+                    f"Table {self.name}: expected finite weights. Received: NaN or infinity in the "
+                    "effective table"
+                )
+            yield rows
+
+    def effective_table(self, block_rows: int = BLOCK_ROWS) -> np.ndarray:
+        """Returns `E`, `[V, d]`."""
+        return np.concatenate(list(self.iter_effective_table(block_rows)))
+
+    def singular_values(self) -> np.ndarray:
+        """Returns the singular values of `E`, largest first, from the Gram matrix of `W1`.
+
+        The Gram matrix is summed in float64 and its square root is multiplied with the projection before
+        the last decomposition, so that only the table's own conditioning is squared: values below about
+        1e-8 of the largest are noise, which is less than float32 weights carry.
+        """
+        gram = np.zeros((self.table.shape[1],) * 2)
+        for block in self.iter_table():
+            precise = block.astype("float64")
+            gram += precise.T @ precise
+        eigenvalues, eigenvectors = np.linalg.eigh(gram)
+        root = np.sqrt(np.clip(eigenvalues, 0.0, None))[:, None] * eigenvectors.T
+        for projection in self.projections:
+            root = root @ projection.astype("float64")
+        return np.linalg.svd(root, compute_uv=False)[: min(self.rows, self.output_dim)]
+
+
+def entropy_rank(singular_values: np.ndarray) -> float:
+    """Returns the exponential of the entropy of the normalised singular values (Roy and Vetterli, 2007)."""
+    total = singular_values.sum()
+    if total == 0:
+        return 0.0
+    shares = singular_values[singular_values > 0] / total
+    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def read_rows(table: keras.Variable, low: int, high: int) -> np.ndarray:
@@ -214,43 +297,20 @@ def read_rows(table: keras.Variable, low: int, high: int) -> np.ndarray:
     return ops.convert_to_numpy(table.value[low:high])
 
 
-def chain_product(projections: Sequence[np.ndarray]) -> np.ndarray:
-    """Multiplies the projections of a chain to one `[k, d]` matrix."""
-    product = projections[0]
-    for projection in projections[1:]:
-        product = product @ projection
-    return product
+def write_rows(table: keras.Variable, blocks: Iterator[np.ndarray]) -> None:
+    """Overwrites a variable with blocks of rows, top to bottom.
 
-
-def gram_singular_values(blocks: Iterator[np.ndarray], projection: np.ndarray | None) -> np.ndarray:
-    """Singular values of `table @ projection` from the k x k Gram matrix of the table.
-
-    The Gram matrix is summed in float64 and its square root is multiplied with the projection before the
-    last decomposition, so that only the table's own conditioning is squared: values below about 1e-8 of
-    the largest are noise, which is less than float32 weights carry.
-
-    Args:
-        blocks: Row blocks of the table.
-        projection: `[k, d]`, or None for a direct table.
-
-    Returns:
-        The `min(k, d)` values, largest first, in float64.
+    On TensorFlow the blocks are written in place, so that no second table is ever held in numpy.
     """
-    gram = 0.0
+    if not on_tensorflow():
+        table.assign(np.concatenate(list(blocks)))
+        return
+    import tensorflow as tf
+
+    low = 0
     for block in blocks:
-        precise = block.astype("float64")
-        gram = gram + precise.T @ precise
-    eigenvalues, eigenvectors = np.linalg.eigh(gram)
-    root = np.sqrt(np.clip(eigenvalues, 0.0, None))[:, None] * eigenvectors.T
-    if projection is not None:
-        root = root @ projection.astype("float64")
-    return np.linalg.svd(root, compute_uv=False)
-
-
-def entropy_rank(singular_values: np.ndarray) -> float:
-    """Exponential of the entropy of the normalised singular values (Roy and Vetterli, 2007)."""
-    total = singular_values.sum()
-    if total == 0:
-        return 0.0
-    shares = singular_values[singular_values > 0] / total
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+        rows = tf.range(low, low + len(block))
+        table.value.scatter_update(tf.IndexedSlices(block, rows))
+        low += len(block)
+    # A variable that was written sparsely is copied at each later read, until it is assigned.
+    table.value.assign(table.value.read_value())

@@ -1,7 +1,7 @@
 """One feature's embedding, trained as a product."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from mlet_tf.layers import factors
+from mlet_tf.layers.collapsing import is_collapsing
 from mlet_tf.layers.initializers import RowScaledUniform, projection_initializer, validate_initialization
 from mlet_tf.layers.roles import mark
 
@@ -73,6 +74,14 @@ class MLETEmbedding(keras.layers.Layer):
         Deng et al., "Learning compressed embeddings for on-device inference with multi-layer embedding
         training", arXiv 2006.05623.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Makes the layer, or inside of `collapsing()` the plain one that it collapses to."""
+        layer = super().__new__(cls, *args, **kwargs)
+        if not is_collapsing():
+            return layer
+        layer.__init__(*args, **kwargs)
+        return layer._plain()
 
     def __init__(
         self,
@@ -196,57 +205,65 @@ class MLETEmbedding(keras.layers.Layer):
             "deduplicate": self.deduplicate,
         }
 
-    def iter_effective_table(self, block_rows: int = factors.BLOCK_ROWS) -> Iterator[np.ndarray]:
-        """Yields `E = W1 @ W2` in blocks of rows, top to bottom."""
-        projection = self._projection_product()
-        for low, high in factors.row_blocks(self.input_dim, block_rows):
-            yield factors.read_rows(self.table, low, high) @ projection
+    def factorization(self) -> factors.Factorization:
+        """Returns the factors, to be read in blocks."""
+        if not self.built:
+            raise ValueError(f"Layer '{self.name}' has no weights yet: call it, or its `build()`, first.")
+        projections = tuple(ops.convert_to_numpy(projection) for projection in self.projections)
+        return factors.Factorization(self.name, self.table, 0, self.input_dim, projections)
 
     def effective_table(self, block_rows: int = factors.BLOCK_ROWS) -> np.ndarray:
         """Returns `E = W1 @ W2`, computed in blocks of rows.
 
         Args:
-            block_rows: Rows of a block; what is needed beside the result is `block_rows * (k + d)` numbers.
+            block_rows: Rows of a block; each block needs `block_rows * (k + d)` numbers beside the result.
 
         Returns:
             Array `[input_dim, output_dim]` of the variable dtype.
+
+        Raises:
+            InputError: A value is not finite.
         """
-        self._check_built()
-        table = np.empty((self.input_dim, self.output_dim), self.variable_dtype)
-        low = 0
-        for block in self.iter_effective_table(block_rows):
-            table[low : low + len(block)] = block
-            low += len(block)
-        return table
+        return self.factorization().effective_table(block_rows)
 
     def collapse(self) -> keras.layers.Embedding:
-        """Returns a `keras.layers.Embedding` of the same name that computes the same; this layer stays."""
-        table = self.effective_table()
-        embedding = keras.layers.Embedding(
+        """Returns a `keras.layers.Embedding` of the same name that computes the same; this layer stays.
+
+        Raises:
+            InputError: A weight is not finite.
+        """
+        embedding = self._plain()
+        embedding.build()
+        self.write_collapsed(embedding)
+        return embedding
+
+    def write_collapsed(
+        self, embedding: keras.layers.Embedding, block_rows: int = factors.BLOCK_ROWS
+    ) -> None:
+        """Writes `E` into an embedding layer, in blocks of rows."""
+        blocks = self.factorization().iter_effective_table(block_rows)
+        factors.write_rows(embedding.embeddings, blocks)
+
+    def singular_values(self) -> np.ndarray:
+        """Returns the singular values of `E`, largest first, without forming `E`."""
+        return self.factorization().singular_values()
+
+    def effective_rank(self) -> float:
+        """Returns the exponential of the entropy of the normalised singular values of `E`."""
+        return factors.entropy_rank(self.singular_values())
+
+    def _plain(self) -> keras.layers.Embedding:
+        """Returns the layer that this one collapses to, without weights."""
+        return keras.layers.Embedding(
             self.input_dim,
             self.output_dim,
             embeddings_initializer="zeros",
             mask_zero=self.mask_zero,
             activity_regularizer=self.activity_regularizer,
+            trainable=self.trainable,
             dtype=self.dtype_policy,
             name=self.name,
         )
-        embedding.build()
-        embedding.embeddings.assign(table)
-        embedding.trainable = self.trainable
-        return embedding
-
-    def singular_values(self) -> np.ndarray:
-        """Returns the singular values of `E`, largest first, without forming `E`."""
-        self._check_built()
-        blocks = (
-            factors.read_rows(self.table, low, high) for low, high in factors.row_blocks(self.input_dim)
-        )
-        return factors.gram_singular_values(blocks, self._projection_product())
-
-    def effective_rank(self) -> float:
-        """Returns the exponential of the entropy of the normalised singular values of `E`."""
-        return factors.entropy_rank(self.singular_values())
 
     def _embed(self, ids: Any) -> Any:
         ids, invalid = factors.guard_ids(factors.as_ids(ids), [self.input_dim], [self.name], self.oov)
@@ -288,10 +305,3 @@ class MLETEmbedding(keras.layers.Layer):
         for matrix in matrices[1:]:
             product = ops.matmul(product, matrix)
         return [product]
-
-    def _projection_product(self) -> np.ndarray:
-        return factors.chain_product([ops.convert_to_numpy(p) for p in self.projections])
-
-    def _check_built(self) -> None:
-        if not self.built:
-            raise ValueError(f"Layer '{self.name}' has no weights yet: call it, or its `build()`, first.")

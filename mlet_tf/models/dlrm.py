@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 from keras import ops
@@ -168,6 +169,24 @@ class DLRM(tfrs.experimental.models.Ranking):
         """Evaluates one batch."""
         self._total_loss(inputs, training=False)
         return {metric.name: metric.result() for metric in self.metrics}
+
+    def random_inputs(self, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """Makes up inputs of a built model whose embedding layer is an `EmbeddingCollection`.
+
+        Args:
+            rows: Number of rows.
+            seed: Seed of the generator.
+
+        Returns:
+            Standard normal `dense_features` and uniform ids.
+        """
+        generator = np.random.default_rng(seed)
+        limits = [feature.input_dim for feature in self._embedding_layer.features]
+        width = self._build_shapes_dict["input_shape"]["dense_features"][-1]
+        return {
+            "dense_features": generator.normal(size=(rows, width)).astype("float32"),
+            "sparse_features": generator.integers(0, limits, (rows, len(limits))),
+        }
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -1,0 +1,253 @@
+"""Collapse: from a model trained with factorised tables to the model that is served."""
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.src.saving.serialization_lib import SafeModeScope  # No public name allows lambdas for one call.
+
+from mlet_tf.errors import InputError
+from mlet_tf.layers import EmbeddingCollection, MLETEmbedding
+from mlet_tf.layers.collapsing import collapsing
+from mlet_tf.layers.factors import BLOCK_ROWS, Factorization, entropy_rank
+
+_PROBE_ROWS = 64
+
+
+def collapse_model(
+    model: keras.Model, inputs: Any = None, *, block_rows: int = BLOCK_ROWS, tolerance: float | None = None
+) -> keras.Model:
+    """Returns a model without factors that computes what the trained one does.
+
+    Each `MLETEmbedding` becomes a `keras.layers.Embedding` and each `EmbeddingCollection` one of direct tables,
+    wherever they are: in functional, Sequential, nested or subclassed models, shared or not. All other layers
+    are made anew from their configurations and take over their weights. The trained model is not touched. The
+    result is not compiled.
+
+    Effective tables are computed and written in blocks of rows. Afterwards both models are run on the same
+    inputs. Where there are none, every embedding is compared on random ids, and the models are too if their
+    inputs can be made up.
+
+    Args:
+        model: The trained model. Subclassed models and layers need a `get_config()` from which they can be
+            made again, as for saving.
+        inputs: Inputs to compare the two models on, as for `model(inputs)`.
+        block_rows: Rows of `E` that are computed at once.
+        tolerance: Largest difference allowed, relative to the largest output; None is 1e-5, or 0.05 for
+            half-precision outputs.
+
+    Returns:
+        The collapsed model.
+
+    Raises:
+        InputError: A table has weights which are not finite; its name is in the message.
+        ValueError: The model cannot be made again from its configuration, or its outputs differ.
+
+    Example:
+        >>> served = collapse_model(model)
+        >>> served.save("served.keras")
+    """
+    if not model.built:
+        raise ValueError(f"`model` should be built. Received: '{model.name}', which has no weights yet")
+    collapsed = _remake(model)
+    pairs = list(_pairs(model, collapsed))
+    for trained, plain in pairs:
+        if isinstance(trained, MLETEmbedding | EmbeddingCollection):
+            _warn_if_larger(trained)
+            trained.write_collapsed(plain, block_rows)
+        else:
+            _copy_state(trained, plain)
+    for trained, plain in pairs:
+        if isinstance(trained, MLETEmbedding | EmbeddingCollection):
+            _check_equal(trained, plain, _random_ids(trained), tolerance)
+    inputs = _random_inputs(model) if inputs is None else inputs
+    if inputs is not None:
+        _check_equal(model, collapsed, inputs, tolerance)
+    return collapsed
+
+
+def collapse_report(model: keras.Model, *, block_rows: int = BLOCK_ROWS) -> list[dict[str, Any]]:
+    """Tells what the collapse of each table saves and costs.
+
+    Args:
+        model: The trained model, not collapsed.
+        block_rows: Rows that are read at once.
+
+    Returns:
+        A record for each table: `name`, `rows` (V), `hidden_dim` (k, None for direct tables), `output_dim` (d),
+        `bytes_before` (the factors; a table shared by several records counts in the first), `bytes_after`,
+        `max_abs_difference` (between the collapsed rows and a float64 product, over all rows),
+        `effective_rank` and `singular_values` of `E`.
+
+    Raises:
+        InputError: A table has weights which are not finite.
+    """
+    records, seen = [], set()
+    for factorization in _factorizations(model):
+        key = (id(factorization.table), factorization.offset)
+        records.append(_record(factorization, key not in seen, block_rows))
+        seen.add(key)
+    return records
+
+
+def _record(factorization: Factorization, counts_table: bool, block_rows: int) -> dict[str, Any]:
+    size = np.dtype(factorization.table.dtype).itemsize if factorization.table.dtype != "bfloat16" else 2
+    before = sum(projection.size for projection in factorization.projections)
+    if counts_table:
+        before += factorization.rows * factorization.table.shape[1]
+    values = factorization.singular_values()
+    return {
+        "name": factorization.name,
+        "rows": factorization.rows,
+        "hidden_dim": factorization.hidden_dim,
+        "output_dim": factorization.output_dim,
+        "bytes_before": before * size,
+        "bytes_after": factorization.rows * factorization.output_dim * size,
+        "max_abs_difference": _max_abs_difference(factorization, block_rows),
+        "effective_rank": entropy_rank(values),
+        "singular_values": values.tolist(),
+    }
+
+
+def _max_abs_difference(factorization: Factorization, block_rows: int) -> float:
+    """Compares with a product in float64, multiplied in the other order."""
+    largest = 0.0
+    blocks = factorization.iter_effective_table(block_rows)
+    for effective, rows in zip(blocks, factorization.iter_table(block_rows), strict=True):
+        exact = rows.astype("float64")
+        for projection in factorization.projections:
+            exact = exact @ projection.astype("float64")
+        largest = max(largest, float(np.abs(effective - exact).max()))
+    return largest
+
+
+def _factorizations(model: keras.Model) -> Iterator[Factorization]:
+    for layer in _flatten(model):
+        if isinstance(layer, MLETEmbedding):
+            yield layer.factorization()
+        elif isinstance(layer, EmbeddingCollection):
+            yield from layer.factorizations()
+
+
+def _flatten(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns the model and all layers below it; Keras has no public way for it."""
+    return model._flatten_layers()
+
+
+def _remake(model: keras.Model) -> keras.Model:
+    """Makes the model anew, without factors, built but with other weights."""
+    classes = {type(layer).__name__: type(layer) for layer in _flatten(model)}
+    try:
+        # The lambdas come from the model in memory, not from a file.
+        with collapsing(), keras.saving.custom_object_scope(classes), SafeModeScope(False):
+            collapsed = type(model).from_config(model.get_config())
+            if not collapsed.built:
+                collapsed.build_from_config(model.get_build_config())
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"`model` should be one that can be made again from its `get_config()`. Received: "
+            f"'{model.name}' of type {type(model).__name__}, which fails with {error!r}"
+        ) from error
+    return collapsed
+
+
+def _pairs(
+    model: keras.Model, collapsed: keras.Model
+) -> Iterator[tuple[keras.layers.Layer, keras.layers.Layer]]:
+    """Yields the layers of both models side by side, each once; those of a factorised layer have no match."""
+    trained, plain = _flatten(model), _flatten(collapsed)
+    alike = len(trained) == len(plain) and all(map(_corresponds, trained, plain))
+    if not alike:
+        raise ValueError(
+            "`model` should make the same layers again from its `get_config()`. Received: "
+            f"'{model.name}' with {[x.name for x in trained]}, from which came {[x.name for x in plain]}"
+        )
+    yield from zip(trained, plain, strict=True)
+
+
+def _corresponds(trained: keras.layers.Layer, plain: keras.layers.Layer) -> bool:
+    if isinstance(trained, MLETEmbedding):
+        return isinstance(plain, keras.layers.Embedding)
+    return type(trained) is type(plain)
+
+
+def _copy_state(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
+    """Copies what is a layer's own: variables, and assets such as vocabularies."""
+    store: dict[str, Any] = {}
+    source.save_own_variables(store)
+    if store and not target.built:
+        raise ValueError(
+            f"Layer '{source.name}' should be built from its configuration. Received: a layer without weights; "
+            "give the model a `build()` or a `build_from_config()`"
+        )
+    target.load_own_variables(store)
+    if hasattr(source, "save_assets") and source.built:
+        with tempfile.TemporaryDirectory() as folder:
+            source.save_assets(folder)
+            target.load_assets(folder)
+
+
+def _warn_if_larger(layer: MLETEmbedding | EmbeddingCollection) -> None:
+    factorizations = [layer.factorization()] if isinstance(layer, MLETEmbedding) else layer.factorizations()
+    for factorization in factorizations:
+        if factorization.hidden_dim is not None and factorization.hidden_dim < factorization.output_dim:
+            warnings.warn(
+                f"Table {factorization.name} grows when it is collapsed: its hidden dimension is "
+                f"{factorization.hidden_dim}, its embedding dimension {factorization.output_dim}",
+                stacklevel=3,
+            )
+
+
+def _random_ids(layer: MLETEmbedding | EmbeddingCollection) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    if isinstance(layer, MLETEmbedding):
+        return generator.integers(0, layer.input_dim, _PROBE_ROWS)
+    return generator.integers(0, [f.input_dim for f in layer.features], (_PROBE_ROWS, len(layer.features)))
+
+
+def _random_inputs(model: keras.Model) -> Any | None:
+    """Makes up inputs, None where their dtypes or the range of ids cannot be known."""
+    if hasattr(model, "random_inputs"):
+        return model.random_inputs(_PROBE_ROWS)
+    try:
+        specs = model.input
+    except (AttributeError, ValueError):  # Neither functional nor a built Sequential model.
+        return None
+    layers = _flatten(model)
+    limits = [x.input_dim for x in layers if isinstance(x, MLETEmbedding | keras.layers.Embedding)]
+    limits += [f.input_dim for x in layers if isinstance(x, EmbeddingCollection) for f in x.features]
+    if any(spec.dtype == "string" or None in spec.shape[1:] for spec in keras.tree.flatten(specs)):
+        return None
+    generator = np.random.default_rng(0)
+
+    def make_up(spec: keras.KerasTensor) -> Any:
+        shape = (_PROBE_ROWS, *spec.shape[1:])
+        # Ids which every table has also do where a model takes them as floats.
+        ids = generator.integers(0, min(limits, default=2), shape)
+        return ops.convert_to_tensor(ids, spec.dtype)
+
+    return keras.tree.map_structure(make_up, specs)
+
+
+def _check_equal(trained: Any, plain: Any, inputs: Any, tolerance: float | None) -> None:
+    expected = keras.tree.flatten(trained(inputs))
+    received = keras.tree.flatten(plain(inputs))
+    for one, other in zip(expected, received, strict=True):
+        half = keras.backend.standardize_dtype(one.dtype) in ("float16", "bfloat16")
+        allowed = tolerance if tolerance is not None else 0.05 if half else 1e-5
+        before, after = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in (one, other))
+        difference = np.abs(before - after).max(initial=0.0)
+        scale = np.abs(before).max(initial=0.0)
+        if not np.isfinite(before).all():
+            raise InputError(
+                f"Outputs of '{trained.name}': expected finite values. Received: NaN or infinity"
+            )
+        if not difference <= allowed * scale:
+            raise ValueError(
+                f"`collapse_model` should change the outputs of '{trained.name}' by at most {allowed:g} of "
+                f"their largest value {scale:g}. Received: a difference of {difference:g}"
+            )
