@@ -1,0 +1,185 @@
+"""Rows in any of the forms that callers have them in, as serialised tf.Examples of raw columns."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlet_tf.datasets import ClickLogSchema
+from mlet_tf.datasets.encoding import encode_examples
+from mlet_tf.errors import InputError
+
+_SHOWN = 300
+
+
+class Rows:
+    """Rows to be predicted.
+
+    A missing value is None, NaN, the schema's marks for it, or an absent key: the feature is then absent.
+
+    Args:
+        rows: A list of dicts (column to value), a pandas frame, an Arrow table or batch, or, with a
+            schema, lines of a raw log with or without the label.
+        schema: The log's columns. Without one, integers are sent as int64 and texts as bytes.
+
+    Raises:
+        InputError: A value does not fit its column, or a column is none of the schema's.
+    """
+
+    def __init__(self, rows: Any, schema: ClickLogSchema | None = None) -> None:
+        """See the class."""
+        self._rows = rows
+        self._schema = schema
+        self._integers = {*schema.integers, *([schema.time.name] if schema.time else [])} if schema else set()
+        self._missing = set(schema.missing) | {""} if schema else {""}
+        table = self._columns()
+        self._check_names(table)
+        wanted = schema.raw_features if schema else list(table)
+        arrays = {name: self._array(name, table[name]) for name in wanted if name in table}
+        self.count = len(rows)
+        self.examples = self._encode({name: array for name, array in arrays.items() if array is not None})
+
+    def describe(self, row: int) -> str:
+        """The row as the caller gave it, for an error text."""
+        rows = self._rows
+        if hasattr(rows, "iloc"):
+            found = rows.iloc[row].to_dict()
+        elif isinstance(rows, pa.Table | pa.RecordBatch):
+            found = rows.slice(row, 1).to_pylist()[0]
+        else:
+            found = rows[row]
+        text = repr(found)
+        return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+    def _encode(self, arrays: Mapping[str, pa.Array]) -> list[bytes]:
+        if not arrays:
+            return [b""] * self.count
+        return encode_examples(pa.table(dict(arrays))).to_pylist()
+
+    def _columns(self) -> dict[str, Any]:
+        """Columns by name: Arrow arrays, or lists of the values as they came."""
+        rows = self._rows
+        if hasattr(rows, "iloc"):
+            rows = pa.Table.from_pandas(rows, preserve_index=False)
+        if isinstance(rows, pa.Table | pa.RecordBatch):
+            return dict(zip(rows.schema.names, rows.columns, strict=True))
+        if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Sequence):
+            raise InputError(
+                "rows: expected a list of dicts or of lines, a pandas frame or an Arrow table. "
+                f"Received: {type(rows).__name__}"
+            )
+        if all(isinstance(row, Mapping) for row in rows):
+            names = dict.fromkeys(name for row in rows for name in row)
+            return {name: [row.get(name) for row in rows] for name in names}
+        return self._columns_of_lines(rows)
+
+    def _columns_of_lines(self, lines: Sequence[Any]) -> dict[str, list]:
+        for number, line in enumerate(lines):
+            if not isinstance(line, str | bytes):
+                raise InputError(f"row {number}: expected a dict or a line. Received: {type(line).__name__}")
+        if self._schema is None:
+            raise InputError("rows: lines of a log can only be read with a schema. Received: none")
+        columns = self._schema.columns
+        unlabelled = tuple(name for name in columns if name != self._schema.label)
+        records = []
+        for number, line in enumerate(lines):
+            text = line.decode() if isinstance(line, bytes) else line
+            fields = text.rstrip("\r\n").split(self._schema.separator)
+            names = {len(columns): columns, len(unlabelled): unlabelled}.get(len(fields))
+            if names is None:
+                raise InputError(
+                    f"row {number}: expected {len(columns)} columns, or {len(unlabelled)} without the label. "
+                    f"Received: {len(fields)}"
+                )
+            records.append(dict(zip(names, fields, strict=True)))
+        return {name: [record.get(name) for record in records] for name in columns}
+
+    def _check_names(self, table: Mapping[str, Any]) -> None:
+        for name in table:
+            if not isinstance(name, str):
+                raise InputError(f"columns: expected names that are texts. Received: {name!r}")
+            if self._schema is not None and name not in self._schema.columns:
+                raise InputError(
+                    f"columns: expected names of schema {self._schema.name!r} "
+                    f"({', '.join(self._schema.raw_features)}). Received: {name!r}"
+                )
+
+    def _array(self, name: str, values: Any) -> pa.Array | None:
+        """A column as int64 or binary with nulls; None where no row has a value."""
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        if isinstance(values, pa.Array):
+            if (quick := self._quick(name, values)) is not None:
+                return quick
+            values = values.to_pylist()
+        if self._is_integer(name, values):
+            return _converted(name, values, self._integer, pa.int64())
+        if all(self._is_missing(value) for value in values):
+            return None
+        return _converted(name, values, self._bytes, pa.binary())
+
+    def _quick(self, name: str, values: pa.Array) -> pa.Array | None:
+        """The column where no look at each value is needed; None otherwise."""
+        is_text = pa.types.is_string(values.type) or pa.types.is_binary(values.type)
+        if is_text and name not in self._integers:
+            marks = pa.array([mark.encode() for mark in self._missing], pa.binary())
+            column = values.cast(pa.binary())
+            return pc.if_else(pc.is_in(column, marks), pa.scalar(None, pa.binary()), column)
+        if pa.types.is_signed_integer(values.type) and (self._schema is None or name in self._integers):
+            return values.cast(pa.int64())
+        return None
+
+    def _is_integer(self, name: str, values: Sequence[Any]) -> bool:
+        if self._schema is not None:
+            return name in self._integers
+        present = [value for value in values if not self._is_missing(value)]
+        return bool(present) and not any(isinstance(value, str | bytes) for value in present)
+
+    def _is_missing(self, value: Any) -> bool:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return True
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "replace") in self._missing
+        return isinstance(value, str) and value in self._missing
+
+    def _integer(self, value: Any) -> int | None:
+        if self._is_missing(value):
+            return None
+        if isinstance(value, str | bytes):
+            return int(value)
+        if not isinstance(value, Integral) and not (isinstance(value, Real) and float(value).is_integer()):
+            raise ValueError
+        number = int(value)
+        if not -(2**63) <= number < 2**63:
+            raise ValueError
+        return number
+
+    def _bytes(self, value: Any) -> bytes | None:
+        if self._is_missing(value):
+            return None
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, str):
+            return value.encode("utf-8", "surrogateescape")
+        # A category that is a number, as pandas reads it: a missing one beside it makes it a float.
+        if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
+            raise ValueError
+        return str(int(value)).encode()
+
+
+def _converted(
+    name: str, values: Sequence[Any], convert: Callable[[Any], Any], kind: pa.DataType
+) -> pa.Array:
+    converted = []
+    for row, value in enumerate(values):
+        try:
+            converted.append(convert(value))
+        except (ValueError, TypeError, OverflowError):
+            expected = "an integer" if kind == pa.int64() else "a text"
+            raise InputError(
+                f"row {row}: column {name!r} should be {expected} or missing. Received: {value!r}"
+            ) from None
+    return pa.array(converted, kind)

@@ -1,0 +1,444 @@
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+
+import grpc
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from mlet_tf.datasets import ClickLogSchema
+from mlet_tf.errors import InputError
+from mlet_tf.serving import (
+    AsyncCTRClient,
+    CTRClient,
+    LocalServer,
+    ServeOptions,
+    ServingError,
+    Tls,
+    push,
+)
+
+SCHEMA = ClickLogSchema(
+    name="little",
+    label="label",
+    integers=("I1",),
+    categoricals=("C1",),
+    time=None,
+    drop=("id",),
+    columns=("label", "I1", "id", "C1"),
+    separator="\t",
+    header=False,
+    missing=("", "NA"),
+)
+ROWS = [{"I1": 7, "C1": "ab"}, {"C1": "x"}, {"I1": -3}, {"I1": None, "C1": None}, {}]
+EXPECTED = 1 / (1 + np.exp(-np.array([0.7 + 2, 1.0, -0.3, 0.0, 0.0])))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, write_model):
+    folder = tmp_path_factory.mktemp("client")
+    write_model.raw(folder / "model")
+    push(folder / "model", folder / "ctr")
+    push(folder / "model", folder / "ctr")
+    return folder / "ctr"
+
+
+@pytest.fixture(scope="module")
+def server(base):
+    options = ServeOptions(model_base_path=str(base), port=0, rest_api_port=0, max_batch_size=1500)
+    with LocalServer(options) as running:
+        yield running
+
+
+def address(server, protocol):
+    return f"127.0.0.1:{server.port if protocol == 'grpc' else server.rest_api_port}"
+
+
+@pytest.fixture(params=["grpc", "rest"])
+def client(request, server):
+    with CTRClient(address(server, request.param), protocol=request.param, schema=SCHEMA, timeout=30) as made:
+        yield made
+
+
+FORMS = {
+    "dicts": ROWS,
+    "texts": [
+        {"I1": "7", "C1": b"ab"},
+        {"C1": "x", "I1": "NA"},
+        {"I1": -3.0, "C1": ""},
+        {"I1": float("nan")},
+        {},
+    ],
+    "frame": pd.DataFrame({"C1": ["ab", "x", None, None, None], "I1": [7, None, -3, None, None], "label": 0}),
+    "table": pa.table(
+        {"I1": pa.array([7, None, -3, None, None], pa.int32()), "C1": ["ab", "x", "NA", None, ""]}
+    ),
+    "dictionary": pa.table(
+        {"I1": ["7", None, "-3", "", "NA"], "C1": pa.array(["ab", "x", None, None, None]).dictionary_encode()}
+    ),
+    "lines": ["1\t7\tq\tab", "0\tNA\tq\tx\n", b"0\t-3\t\t", "\tq\t", "\t\t"],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_answers_for_rows_in_any_form(client, form):
+    answer = client.predict(FORMS[form])
+    assert answer.dtype == np.float32
+    np.testing.assert_allclose(answer, EXPECTED, rtol=1e-6)
+
+
+def test_many_rows_are_split_and_stay_in_order(server):
+    rows = [{"I1": i % 50} for i in range(2500)]
+    expected = 1 / (1 + np.exp(-0.1 * (np.arange(2500) % 50)))
+    for protocol in ("grpc", "rest"):
+        with CTRClient(address(server, protocol), protocol=protocol, max_batch=600) as client:
+            np.testing.assert_allclose(client.predict(rows), expected, rtol=1e-6)
+            assert client.predict([]).shape == (0,)
+
+
+def test_a_request_beyond_the_servers_limit_is_refused_as_a_whole(server):
+    with CTRClient(address(server, "grpc"), max_batch=2000) as client:
+        with pytest.raises(ServingError, match="Task size 1600 is larger than maximum") as caught:
+            client.predict([{}] * 1600)
+        assert caught.value.row is None
+        assert client.predict([{}] * 1500).shape == (1500,)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+@pytest.mark.parametrize("at", [0, 1, 612, 699])
+def test_the_row_that_the_server_refuses_is_named(server, protocol, at):
+    rows = [{"I1": 1, "C1": "a"} for _ in range(700)]
+    rows[at] = {"I1": 1, "C1": "a", "zz": "fine"}
+    with CTRClient(address(server, protocol), protocol=protocol, max_batch=512) as client:
+        assert len(client.predict(rows)) == 700
+        # Sent as text, since there is no schema; the model wants an integer.
+        for other in rows:
+            other["I1"] = "1" if other is rows[at] else None
+        with pytest.raises(ServingError, match="Data types don't match") as caught:
+            client.predict(rows)
+    assert caught.value.row == at
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert "'zz': 'fine'" in str(caught.value)
+    assert str(caught.value).startswith(f"row {at}: INVALID_ARGUMENT")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"I1": 1}, {"I1": "x"}], "row 1: column 'I1' should be an integer or missing. Received: 'x'"),
+        ([{"I1": 1.5}], "row 0: column 'I1' should be an integer or missing. Received: 1.5"),
+        ([{"I1": 2**63}], "row 0: column 'I1' should be an integer"),
+        ([{"C1": ["a"]}], "row 0: column 'C1' should be a text"),
+        ([{"C2": "a"}], "columns: expected names of schema 'little' (I1, C1). Received: 'C2'"),
+        (["1\t2\t3"], None),
+        (["1\t2"], "row 0: expected 4 columns, or 3 without the label. Received: 2"),
+        ({"I1": 1}, "rows: expected a list of dicts or of lines"),
+        ("line", "rows: expected a list of dicts or of lines"),
+        ([1], "row 0: expected a dict or a line. Received: int"),
+    ],
+)
+def test_rows_that_do_not_fit_are_not_sent(server, rows, words):
+    with CTRClient(address(server, "rest"), protocol="rest", schema=SCHEMA) as client:
+        if words is None:
+            client.predict(rows)
+        else:
+            with pytest.raises(InputError) as caught:
+                client.predict(rows)
+            assert words in str(caught.value)
+
+
+def test_status_metadata_versions_and_readiness(client, server):
+    assert client.status() == {2: "AVAILABLE"}
+    metadata = client.metadata()
+    assert metadata["serving_default"] == {
+        "inputs": {"examples": ("string", [-1])},
+        "outputs": {"ctr": ("float", [-1])},
+    }
+    client.wait_until_ready(timeout=5)
+    client.wait_until_ready(2, timeout=5)
+    with pytest.raises(ServingError, match=r"version 7 is not ready at .* after 0.2 s"):
+        client.wait_until_ready(7, timeout=0.2)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+def test_errors_carry_the_servers_words(server, protocol):
+    target = address(server, protocol)
+    cases = [
+        ({"version": 9}, "NOT_FOUND", "Servable not found for request: Specific(ctr, 9)"),
+        ({"label": "beta"}, "INVALID_ARGUMENT", "Unrecognized servable version label: beta"),
+        ({"model_name": "a/b"}, "NOT_FOUND", "Servable not found for request: Latest(a/b)"),
+    ]
+    for options, code, words in cases:
+        with CTRClient(target, protocol=protocol, **options) as client:
+            with pytest.raises(ServingError) as caught:
+                client.predict([{}])
+            assert (caught.value.code, caught.value.details) == (code, words)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "words"),
+    [
+        ("h:1", {"protocol": "soap"}, "expected 'grpc' or 'rest'"),
+        ("h:1", {"version": 1, "label": "a"}, "expected one of both"),
+        ("h:1", {"max_batch": 0}, "max_batch: expected an integer of at least 1. Received: 0"),
+        ("h:1", {"timeout": 0}, "Received: 0, 5, 0.1"),
+        ("http://h:1", {}, "target: expected host:port for grpc"),
+        ("h:1", {"token": "t"}, "h:1 is another machine"),
+        ("http://h:1", {"token": "t", "protocol": "rest"}, "token: expected tls"),
+    ],
+)
+def test_options_that_do_not_fit(target, options, words):
+    with pytest.raises(InputError) as caught:
+        CTRClient(target, **options)
+    assert words in str(caught.value)
+
+
+class Flaky:
+    """A model service that fails as told before it answers, and keeps what it was sent."""
+
+    def __init__(self, *failures):
+        self.failures = list(failures)
+        self.seen = []
+
+    def predict(self, request, context):
+        from tensorflow_serving.apis import predict_pb2
+
+        self.seen.append((time.monotonic(), dict(context.invocation_metadata()), context.time_remaining()))
+        if self.failures:
+            context.abort(self.failures.pop(0), "not now")
+        response = predict_pb2.PredictResponse()
+        response.outputs["ctr"].dtype = 1
+        response.outputs["ctr"].float_val.extend([0.5] * len(request.inputs["examples"].string_val))
+        return response
+
+
+@pytest.fixture
+def flaky():
+    from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+    started = []
+
+    def start(*failures, credentials=None):
+        service = Flaky(*failures)
+        made = grpc.server(futures.ThreadPoolExecutor(2))
+        servicer = prediction_service_pb2_grpc.PredictionServiceServicer()
+        servicer.Predict = service.predict
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, made)
+        port = (
+            made.add_secure_port("127.0.0.1:0", credentials)
+            if credentials
+            else made.add_insecure_port("127.0.0.1:0")
+        )
+        made.start()
+        started.append(made)
+        return service, f"127.0.0.1:{port}"
+
+    yield start
+    for made in started:
+        made.stop(None)
+
+
+def test_retries_when_unavailable_with_growing_pauses(flaky):
+    service, target = flaky(*[grpc.StatusCode.UNAVAILABLE] * 3)
+    with CTRClient(target, backoff=0.05) as client:
+        assert client.predict([{}])[0] == 0.5
+    times = [seen[0] for seen in service.seen]
+    pauses = np.diff(times)
+    assert len(pauses) == 3
+    assert pauses[0] >= 0.04
+    assert pauses[2] >= 0.16
+
+
+@pytest.mark.parametrize(
+    "code", ["INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN"]
+)
+def test_nothing_but_unavailable_is_retried(flaky, code):
+    service, target = flaky(grpc.StatusCode[code])
+    with CTRClient(target) as client, pytest.raises(ServingError, match=f"{code}: not now"):
+        client.predict([{}])
+    assert len(service.seen) == 1
+
+
+def test_retries_end_with_their_number_and_with_the_deadline(flaky):
+    service, target = flaky(*[grpc.StatusCode.UNAVAILABLE] * 50)
+    with (
+        CTRClient(target, retries=2, backoff=0.01) as client,
+        pytest.raises(ServingError, match="UNAVAILABLE"),
+    ):
+        client.predict([{}])
+    assert len(service.seen) == 3
+    begin = time.monotonic()
+    with CTRClient(target, retries=40, timeout=0.5, backoff=0.1) as client, pytest.raises(ServingError):
+        client.predict([{}])
+    assert time.monotonic() - begin < 1.5
+    assert service.seen[3][2] <= 0.5
+
+
+def test_token_and_tls(flaky, tmp_path, server):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", str(key),
+         "-out", str(certificate), "-subj", "/CN=models.example", "-addext", "subjectAltName=DNS:models.example"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    pair = (key.read_bytes(), certificate.read_bytes())
+    service, target = flaky(credentials=grpc.ssl_server_credentials([pair]))
+    tokens = iter(["one", "two"])
+    tls = Tls(ca=certificate, server_name="models.example")
+    with CTRClient(target, tls=tls, token=lambda: next(tokens)) as client:
+        client.predict([{}])
+        client.predict([{}])
+    assert [seen[1]["authorization"] for seen in service.seen] == ["Bearer one", "Bearer two"]
+    with CTRClient(target, tls=True, retries=0) as client, pytest.raises(ServingError, match="UNAVAILABLE"):
+        client.predict([{}])
+    with pytest.raises(InputError, match="tls: cannot read"):
+        CTRClient(target, tls=Tls(ca=tmp_path / "absent.pem"))
+
+    options = ServeOptions(
+        model_base_path=server.options.model_base_path,
+        port=0,
+        rest_api_port=None,
+        tls_key=str(key),
+        tls_certificate=str(certificate),
+    )
+    with LocalServer(options) as secure, CTRClient(address(secure, "grpc"), tls=tls, schema=SCHEMA) as client:
+        np.testing.assert_allclose(client.predict(ROWS), EXPECTED, rtol=1e-6)
+
+    import ssl
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append((self.path, self.headers["Authorization"]))
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = b'{"outputs": [0.25]}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    seen = []
+    https = HTTPServer(("127.0.0.1", 0), Answer)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    https.socket = context.wrap_socket(https.socket, server_side=True)
+    threading.Thread(target=https.serve_forever, daemon=True).start()
+    url = f"https://127.0.0.1:{https.server_address[1]}/gateway"
+    with CTRClient(url, protocol="rest", tls=tls, token="t") as client:
+        assert client.predict([{}]).tolist() == [0.25]
+    assert seen == [("/gateway/v1/models/ctr:predict", "Bearer t")]
+    https.shutdown()
+    https.server_close()
+
+
+def test_rest_keeps_its_connection_and_survives_its_loss():
+    connections, requests = [], []
+
+    class Answer(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self):
+            connections.append(1)
+            super().setup()
+
+        def do_POST(self):
+            requests.append(1)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status = 503 if len(requests) in (4, 5) else 200
+            body = json.dumps({"outputs": [0.25]} if status == 200 else {"error": "busy"}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            # Closed without a word, as servers do with connections that were idle for long.
+            self.close_connection = len(requests) == 3
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with CTRClient(f"127.0.0.1:{server.server_address[1]}", protocol="rest", backoff=0.01) as client:
+        for _ in range(4):
+            assert client.predict([{}]).tolist() == [0.25]
+    assert len(requests) == 6
+    assert len(connections) == 2
+    server.shutdown()
+    server.server_close()
+
+
+def test_deadline_over_rest():
+    class Slow(BaseHTTPRequestHandler):
+        def do_POST(self):
+            time.sleep(1.0)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    begin = time.monotonic()
+    target = f"127.0.0.1:{server.server_address[1]}"
+    with (
+        CTRClient(target, protocol="rest", timeout=0.3) as client,
+        pytest.raises(ServingError, match="DEADLINE_EXCEEDED"),
+    ):
+        client.predict([{}])
+    assert time.monotonic() - begin < 0.9
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+def test_asyncio(server, protocol):
+    async def main():
+        target = address(server, protocol)
+        async with AsyncCTRClient(target, protocol=protocol, schema=SCHEMA) as client:
+            await client.wait_until_ready(timeout=10)
+            assert await client.status() == {2: "AVAILABLE"}
+            assert "serving_default" in await client.metadata()
+            answers = await asyncio.gather(*(client.predict(ROWS[: n % 5 + 1]) for n in range(20)))
+            for n, answer in enumerate(answers):
+                np.testing.assert_allclose(answer, EXPECTED[: n % 5 + 1], rtol=1e-6)
+        async with AsyncCTRClient(target, protocol=protocol) as client:
+            with pytest.raises(ServingError) as caught:
+                await client.predict([{"C1": "a"}, {"I1": "x"}])
+            assert caught.value.row == 1
+
+    asyncio.run(main())
+
+
+def test_retries_in_asyncio(flaky):
+    service, target = flaky(*[grpc.StatusCode.UNAVAILABLE] * 2)
+
+    async def main():
+        async with AsyncCTRClient(target, backoff=0.01) as client:
+            assert (await client.predict([{}]))[0] == 0.5
+
+    asyncio.run(main())
+    assert len(service.seen) == 3
+
+
+def test_rest_needs_no_tensorflow(server):
+    script = f"""
+import sys
+sys.argv[0] = "mlet-tf"
+from mlet_tf.serving import CTRClient
+with CTRClient({address(server, "rest")!r}, protocol="rest") as client:
+    client.wait_until_ready()
+    print(float(client.predict([{{"I1": 7, "C1": "ab"}}])[0]))
+print([name for name in ("tensorflow", "keras", "grpc") if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    value, modules = run.stdout.splitlines()
+    assert float(value) == pytest.approx(EXPECTED[0], rel=1e-6)
+    assert modules == "[]"
