@@ -1,0 +1,444 @@
+"""Synthetic click logs in a real log's format, with clicks from a known teacher.
+
+Because the probability of every click is known, so are the best AUC and the lowest logloss that any model can
+reach; both are stored beside the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mlet_tf.datasets.convert import arrow_schema
+from mlet_tf.datasets.schema import ClickLogSchema, TimeColumn
+from mlet_tf.datasets.times import derive, yymmddhh
+from mlet_tf.errors import InputError
+
+# Rows are drawn in batches of this size, each from a generator of its own: the file depends on nothing else.
+_BATCH_ROWS = 16_384
+_CALIBRATION_BATCH = 1 << 40
+_BINS = 1 << 14
+_SMALLEST_VOCABULARY = 4
+_START_HOUR = 392_712  # 2014-10-20 00 h, a Monday.
+_TIME_HOURS = 240
+# id * _CODE_FACTOR + feature * _CODE_STEP modulo 2^32 writes an id as 8 hexadecimal digits, without collisions.
+_CODE_FACTOR, _CODE_STEP, _CODE_MODULUS = 0x9E3779B1, 0x85EBCA77, 1 << 32
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherReport:
+    """What is known of a synthetic log; stored beside it as `<path>.teacher.json`.
+
+    Args:
+        schema: Name of the schema.
+        rows: Rows written.
+        ctr: Share of clicks in the file.
+        auc: Expected AUC of the true probabilities, the best that any model can reach.
+        logloss: Expected logloss of the true probabilities, the lowest that any model can reach.
+        normalized_entropy: `logloss` divided by the entropy of the click-through rate.
+        teacher: Arguments of the `Teacher`.
+        intercept: The teacher's constant, chosen for the click-through rate wanted.
+        vocabulary_sizes: Number of categories by feature.
+        missing_shares: Share of missing values by raw column.
+    """
+
+    schema: str
+    rows: int
+    ctr: float
+    auc: float
+    logloss: float
+    normalized_entropy: float
+    teacher: dict[str, Any]
+    intercept: float
+    vocabulary_sizes: dict[str, int]
+    missing_shares: dict[str, float]
+
+    @staticmethod
+    def path_for(path: str | Path) -> Path:
+        """Where the report of a log is."""
+        return Path(f"{path}.teacher.json")
+
+    @classmethod
+    def read(cls, path: str | Path) -> TeacherReport:
+        """Reads the report of the log at `path`."""
+        return cls(**json.loads(cls.path_for(path).read_text(encoding="utf-8")))
+
+
+class Teacher:
+    """The model behind a synthetic log.
+
+    The logit of a click is the sum of an intercept, an effect of each category, a product `<u, v>` of rank
+    `rank` for each pair of categories, and a linear effect of each integer's logarithm; missing values have
+    effects of their own. A share `noise` of the rows ignores all that and clicks at the rate `ctr`.
+
+    Args:
+        schema: Columns of the log.
+        seed: Draws the teacher's effects and the rows.
+        rank: Rank of the interactions between categories.
+        ctr: Click-through rate.
+        vocabulary: Categories of the largest feature; the others are smaller, down to 4, by equal factors.
+        power: The category of rank r has a share in proportion to `r ** -power`.
+        missing: Average share of missing values in integer and categorical columns.
+        strength: Standard deviation of the logit, about.
+        noise: Share of rows with a click that no feature explains.
+    """
+
+    def __init__(
+        self,
+        schema: ClickLogSchema,
+        seed: int = 0,
+        *,
+        rank: int = 8,
+        ctr: float = 0.25,
+        vocabulary: int = 20_000,
+        power: float = 1.1,
+        missing: float = 0.1,
+        strength: float = 1.5,
+        noise: float = 0.05,
+    ) -> None:
+        """Draws the effects; see the class."""
+        _check_teacher(rank, ctr, vocabulary, power, missing, strength, noise)
+        self.schema = schema
+        self.arguments = {
+            **{"seed": seed, "rank": rank, "ctr": ctr, "vocabulary": vocabulary, "power": power},
+            **{"missing": missing, "strength": strength, "noise": noise},
+        }
+        self._seed, self._ctr, self._power, self._noise = seed, ctr, power, noise
+        rng = np.random.default_rng([seed, 0])
+        categories, integers = len(schema.categoricals), len(schema.integers)
+        self._sizes = rng.permutation(
+            np.geomspace(_SMALLEST_VOCABULARY, max(vocabulary, _SMALLEST_VOCABULARY), categories).round()
+        ).astype(np.int64)
+        self._missing = _missing_shares(rng, categories + integers, missing)
+        pairs = max(1, categories * (categories - 1) / 2)
+        # One row more than categories: the last is for a missing value.
+        shapes = [(int(size) + 1,) for size in self._sizes]
+        self._codes = [_hex_codes(i, int(size)) for i, size in enumerate(self._sizes)]
+        share = 0.7 * strength / math.sqrt(max(1, categories))
+        self._effects = [(rng.standard_normal(shape) * share).astype(np.float32) for shape in shapes]
+        scale = math.sqrt(0.5 * strength) / pairs**0.25 / rank**0.25
+        self._factors = [(rng.standard_normal((*shape, rank)) * scale).astype(np.float32) for shape in shapes]
+        self._means = rng.uniform(0.5, 5.0, integers)
+        self._spreads = rng.uniform(0.7, 1.6, integers)
+        weight = 0.5 * strength / math.sqrt(max(1, integers))
+        self._slopes = rng.standard_normal(integers) * weight
+        self._integer_missing = rng.standard_normal(integers) * weight
+        self._time_effects = {
+            "hour_of_day": rng.standard_normal(24) * 0.2 * strength,
+            "weekday": rng.standard_normal(7) * 0.1 * strength,
+        }
+        self.intercept = 0.0
+        self.intercept = self._calibrate()
+
+    @property
+    def vocabulary_sizes(self) -> dict[str, int]:
+        """Number of categories by feature."""
+        return dict(zip(self.schema.categoricals, self._sizes.tolist(), strict=True))
+
+    @property
+    def missing_shares(self) -> dict[str, float]:
+        """Share of missing values by raw column."""
+        names = (*self.schema.categoricals, *self.schema.integers)
+        return dict(zip(names, self._missing.round(6).tolist(), strict=True))
+
+    def batches(self, rows: int) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Draws the log.
+
+        Args:
+            rows: Rows of the whole log. They come in order of time; but for the time column, a shorter log is the
+                beginning of a longer one.
+
+        Yields:
+            Tables of all columns of the schema, missing values as null, and the true probabilities of a click.
+        """
+        for first in range(0, rows, _BATCH_ROWS):
+            count = min(_BATCH_ROWS, rows - first)
+            rng = np.random.default_rng([self._seed, 1 + first // _BATCH_ROWS])
+            ids, integers, draws = self._draw(rng)
+            ids, integers, draws = ids[:, :count], integers[:, :count], draws[:count]
+            numbers = np.arange(first, first + count)
+            times = self._times(numbers, rows)
+            probabilities = self._probabilities(ids, integers, times)
+            yield self._table(ids, integers, times, numbers, draws < probabilities), probabilities
+
+    def probabilities(self, table: pa.Table) -> np.ndarray:
+        """Computes the true probability of a click for rows read back from a log of this teacher.
+
+        Args:
+            table: Columns as `read_log` gives them.
+
+        Returns:
+            One float64 a row.
+        """
+        ids = np.stack([self._ids_of(i, table[name]) for i, name in enumerate(self.schema.categoricals)])
+        integers = np.empty((len(self.schema.integers), table.num_rows))
+        for i, name in enumerate(self.schema.integers):
+            integers[i] = table[name].cast(pa.float64()).fill_null(np.nan).to_numpy()
+        time = self.schema.time
+        return self._probabilities(ids, integers, table[time.name].to_numpy() if time else None)
+
+    def _calibrate(self) -> float:
+        """Finds the intercept that gives the click-through rate wanted, on rows of its own."""
+        ids, integers, _ = self._draw(np.random.default_rng([self._seed, _CALIBRATION_BATCH]))
+        logits = self._logits(ids, integers, self._times(np.arange(_BATCH_ROWS), _BATCH_ROWS))
+        low, high = -50.0, 50.0
+        while high - low > 1e-9:
+            middle = (low + high) / 2
+            low, high = (middle, high) if _sigmoid(logits + middle).mean() < self._ctr else (low, middle)
+        return (low + high) / 2
+
+    def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Draws one whole batch: ids (the largest is the missing one), integers (nan is missing), luck of the click."""
+        categories, integers = len(self._sizes), len(self._means)
+        ids = np.empty((categories, _BATCH_ROWS), np.int64)
+        for i, size in enumerate(self._sizes):
+            ids[i] = _power_law(rng.random(_BATCH_ROWS), int(size), self._power)
+            ids[i][rng.random(_BATCH_ROWS) < self._missing[i]] = size
+        values = np.empty((integers, _BATCH_ROWS))
+        for i in range(integers):
+            logs = self._means[i] + self._spreads[i] * rng.standard_normal(_BATCH_ROWS)
+            values[i] = np.floor(np.exp(np.minimum(logs, 16.0))) - 1
+            values[i][rng.random(_BATCH_ROWS) < self._missing[categories + i]] = np.nan
+        return ids, values, rng.random(_BATCH_ROWS)
+
+    def _times(self, numbers: np.ndarray, rows: int) -> np.ndarray | None:
+        if self.schema.time is None:
+            return None
+        if self.schema.time.format == "unix_seconds":
+            return _START_HOUR * 3600 + numbers * (_TIME_HOURS * 3600) // rows
+        return yymmddhh(_START_HOUR + numbers * _TIME_HOURS // rows)
+
+    def _probabilities(self, ids: np.ndarray, integers: np.ndarray, times: np.ndarray | None) -> np.ndarray:
+        known = _sigmoid(self._logits(ids, integers, times) + self.intercept)
+        return (1 - self._noise) * known + self._noise * self._ctr
+
+    def _logits(self, ids: np.ndarray, integers: np.ndarray, times: np.ndarray | None) -> np.ndarray:
+        rows = ids.shape[1] if len(ids) else integers.shape[1] if len(integers) else len(times)
+        logits = np.zeros(rows)
+        total, squares = np.zeros((rows, self.arguments["rank"]), np.float32), np.zeros(rows)
+        for i, of_feature in enumerate(ids):
+            logits += self._effects[i][of_feature]
+            factors = self._factors[i][of_feature]
+            total += factors
+            squares += np.einsum("nr,nr->n", factors, factors)
+        # The sum over all pairs of <u, v>, from the square of the sum.
+        logits += 0.5 * (np.einsum("nr,nr->n", total, total) - squares)
+        for i, values in enumerate(integers):
+            scaled = (np.log1p(np.maximum(values, -0.5)) - self._means[i]) / self._spreads[i]
+            logits += np.where(np.isnan(values), self._integer_missing[i], self._slopes[i] * scaled)
+        if times is not None:
+            for name, values in derive(times, self._whole_time()).items():
+                logits += self._time_effects[name][values]
+        return logits
+
+    def _whole_time(self) -> TimeColumn:
+        return dataclasses.replace(self.schema.time, derive=tuple(self._time_effects))
+
+    def _table(
+        self,
+        ids: np.ndarray,
+        integers: np.ndarray,
+        times: np.ndarray | None,
+        numbers: np.ndarray,
+        clicks: np.ndarray,
+    ) -> pa.Table:
+        columns: dict[str, Any] = {name: pa.array(numbers) for name in self.schema.drop}
+        columns[self.schema.label] = pa.array(clicks.astype(np.int64))
+        for i, name in enumerate(self.schema.categoricals):
+            columns[name] = self._codes[i].take(pa.array(ids[i]))
+        for i, name in enumerate(self.schema.integers):
+            mask = np.isnan(integers[i])
+            columns[name] = pa.array(np.where(mask, 0, integers[i]).astype(np.int64), mask=mask)
+        if times is not None:
+            columns[self.schema.time.name] = pa.array(times)
+        return pa.table({name: columns[name] for name in self.schema.columns})
+
+    def _ids_of(self, feature: int, column: pa.ChunkedArray) -> np.ndarray:
+        """The ids behind hexadecimal codes; the largest id for a missing value."""
+        encoded = column.combine_chunks().dictionary_encode()
+        codes = np.array([int(code, 16) for code in encoded.dictionary.to_pylist()], np.uint64)
+        inverse = pow(_CODE_FACTOR, -1, _CODE_MODULUS)
+        ids = (codes + np.uint64(_CODE_MODULUS - feature * _CODE_STEP % _CODE_MODULUS)) * np.uint64(inverse)
+        ids = (ids % np.uint64(_CODE_MODULUS)).astype(np.int64)
+        index = encoded.indices.fill_null(len(ids)).to_numpy()
+        return np.append(ids, self._sizes[feature])[index]
+
+
+def write_log(
+    path: str | Path,
+    schema: ClickLogSchema,
+    rows: int,
+    seed: int = 0,
+    *,
+    progress: Callable[[int], None] | None = None,
+    **teacher: Any,
+) -> TeacherReport:
+    """Writes a synthetic click log and, beside it, what is known of it.
+
+    The rows depend on nothing but the arguments. Memory does not grow with `rows`. The file appears when it is
+    whole.
+
+    Args:
+        path: Where to write: Parquet if it ends in `.parquet`, compressed if in `.gz`, else plain text.
+        schema: Columns and format.
+        rows: How many rows.
+        seed: Draws the teacher and the rows.
+        progress: Called with the number of rows written so far, every now and then.
+        **teacher: More arguments of `Teacher`.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: An argument does not fit, or the file cannot be written.
+    """
+    if rows < 1:
+        raise InputError(f"`rows` should be at least 1. Received: {rows}")
+    model = Teacher(schema, seed, **teacher)
+    score = _Score()
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _writer(path, unfinished, schema) as write:
+            for table, probabilities in model.batches(rows):
+                write(table)
+                score.add(table[schema.label].to_numpy(), probabilities)
+                if progress is not None:
+                    progress(score.rows)
+        report = score.report(model)
+        text = json.dumps(dataclasses.asdict(report), indent=2) + "\n"
+        TeacherReport.path_for(path).write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return report
+
+
+class _Score:
+    """AUC and logloss of true probabilities, from a histogram of them."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._clicks = 0
+        self._entropy = 0.0
+        self._positive, self._negative = np.zeros(_BINS), np.zeros(_BINS)
+
+    def add(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
+        """Takes rows."""
+        p = probabilities
+        self.rows += len(labels)
+        self._clicks += int(labels.sum())
+        self._entropy -= float(np.sum(p * np.log(p) + (1 - p) * np.log1p(-p)))
+        # Logits of -20..20 fill the bins.
+        bins = np.clip((np.log(p) - np.log1p(-p) + 20) * (_BINS / 40), 0, _BINS - 1).astype(np.int64)
+        self._positive += np.bincount(bins, weights=p, minlength=_BINS)
+        self._negative += np.bincount(bins, weights=1 - p, minlength=_BINS)
+
+    def report(self, teacher: Teacher) -> TeacherReport:
+        """Sums up."""
+        positive, negative = self._positive.sum(), self._negative.sum()
+        below = np.cumsum(self._negative) - 0.5 * self._negative
+        rate = positive / self.rows
+        logloss = self._entropy / self.rows
+        return TeacherReport(
+            schema=teacher.schema.name,
+            rows=self.rows,
+            ctr=self._clicks / self.rows,
+            auc=float(self._positive @ below / (positive * negative)),
+            logloss=logloss,
+            normalized_entropy=float(-logloss / (rate * math.log(rate) + (1 - rate) * math.log1p(-rate))),
+            teacher=teacher.arguments,
+            intercept=teacher.intercept,
+            vocabulary_sizes=teacher.vocabulary_sizes,
+            missing_shares=teacher.missing_shares,
+        )
+
+
+@contextlib.contextmanager
+def _writer(path: Path, target: Path, schema: ClickLogSchema) -> Iterator[Callable[[pa.Table], None]]:
+    if path.suffix == ".parquet":
+        typed = arrow_schema(schema)
+        fields = [typed.field(n) if n in typed.names else pa.field(n, pa.int64()) for n in schema.columns]
+        with pq.ParquetWriter(target, pa.schema(fields)) as parquet:
+            yield lambda table: parquet.write_table(table.cast(pa.schema(fields)))
+        return
+    # The name is left out of the gzip header and the time is 0: same rows, same bytes.
+    with target.open("wb") as raw:
+        file = gzip.GzipFile("", "wb", 3, raw, mtime=0) if path.suffix == ".gz" else raw
+        with file:
+            if schema.header:
+                file.write((schema.separator.join(schema.columns) + "\n").encode())
+            yield lambda table: file.write(_text(table, schema)) and None
+
+
+def _text(table: pa.Table, schema: ClickLogSchema) -> bytes:
+    missing = (schema.missing[0] if schema.missing else "").encode()
+    columns = [
+        c if pa.types.is_binary(c.type) else c.cast(pa.string()).cast(pa.binary()) for c in table.columns
+    ]
+    columns = [pc.fill_null(column, missing).combine_chunks() for column in columns]
+    lines = pc.binary_join_element_wise(*columns, schema.separator.encode())
+    lines = pc.binary_join_element_wise(lines, b"", b"\n")
+    offsets = np.frombuffer(lines.buffers()[1], np.int32)
+    return lines.buffers()[2].to_pybytes()[: int(offsets[len(lines)])]
+
+
+def _hex_codes(feature: int, size: int) -> pa.Array:
+    """The texts of a feature's categories, and null for the missing one."""
+    ids = np.arange(size, dtype=np.uint64)
+    codes = (ids * np.uint64(_CODE_FACTOR) + np.uint64(feature * _CODE_STEP)).astype(np.uint32)
+    nibbles = (codes[:, None] >> np.arange(28, -4, -4, dtype=np.uint32)) & np.uint32(15)
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)[nibbles]
+    texts = pa.FixedSizeBinaryArray.from_buffers(pa.binary(8), size, [None, pa.py_buffer(digits.tobytes())])
+    return pa.concat_arrays([texts.cast(pa.binary()), pa.array([None], pa.binary())])
+
+
+def _power_law(uniform: np.ndarray, size: int, power: float) -> np.ndarray:
+    """Ranks 0..size-1 with shares in proportion to about `(rank + 1) ** -power`, by inverting the integral."""
+    if abs(power - 1) < 1e-9:
+        ranks = (size + 1) ** uniform
+    else:
+        ranks = (1 + uniform * ((size + 1) ** (1 - power) - 1)) ** (1 / (1 - power))
+    return np.clip(ranks.astype(np.int64) - 1, 0, size - 1)
+
+
+def _missing_shares(rng: np.random.Generator, columns: int, average: float) -> np.ndarray:
+    """Every other column has no missing values, the rest share them out unevenly."""
+    shares = rng.uniform(0, 1, columns) * (rng.permutation(columns) % 2 == 0)
+    return np.minimum(shares * average * columns / max(shares.sum(), 1e-9), 0.9)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def _check_teacher(
+    rank: int, ctr: float, vocabulary: int, power: float, missing: float, strength: float, noise: float
+) -> None:
+    checks = {
+        "rank": (rank, rank >= 1, "at least 1"),
+        "ctr": (ctr, 0 < ctr < 1, "between 0 and 1"),
+        "vocabulary": (vocabulary, 1 <= vocabulary < 1 << 31, "from 1 to 2147483647"),
+        "power": (power, power >= 0, "at least 0"),
+        "missing": (missing, 0 <= missing <= 0.5, "from 0 to 0.5"),
+        "strength": (strength, strength >= 0, "at least 0"),
+        "noise": (noise, 0 <= noise <= 1, "from 0 to 1"),
+    }
+    for name, (value, fits, expected) in checks.items():
+        if not fits:
+            raise InputError(f"`{name}` should be {expected}. Received: {value}")
