@@ -1,7 +1,9 @@
 """What several components share: where a Model artifact keeps its parts, reading examples, the transform graph."""
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -30,14 +32,37 @@ def load_keras_model(uri: str) -> keras.Model:
     return keras.models.load_model(join(uri, KERAS_MODEL))
 
 
-def transform_layer(transform_output: tft.TFTransformOutput) -> Transform:
-    """The transform graph as a trackable callable: raw sparse columns to the outputs of `preprocessing_fn`.
+class TransformGraph(tf.Module):
+    """The transform graph as a callable: raw sparse columns to the outputs of `preprocessing_fn`.
 
-    AutoGraph would convert the Keras 2 inside of it at a cost of half a minute, so it is kept away.
+    It is traced once for each set of columns (with and without the label), however many signatures and
+    datasets call it. AutoGraph would convert the Keras 2 inside of it at a cost of half a minute, so
+    that is kept away.
+
+    Args:
+        transform_output: The Transform component's output.
     """
-    layer = transform_output.transform_features_layer()
-    layer.call = tf.autograph.experimental.do_not_convert(layer.call)
-    return layer
+
+    def __init__(self, transform_output: tft.TFTransformOutput) -> None:
+        """See the class."""
+        super().__init__(name="transform")
+        self._layer = transform_output.transform_features_layer()
+        # Behind a cache rather than in a dict, which saving would take for a part of the model.
+        self._function = functools.cache(self._trace)
+
+    def __call__(self, columns: Mapping[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:
+        """Preprocesses sparse columns `[B, 1]`."""
+        return self._function(
+            tuple(
+                sorted(((name, column.dtype) for name, column in columns.items()), key=lambda item: item[0])
+            )
+        )(dict(columns))
+
+    def _trace(
+        self, columns: tuple[tuple[str, tf.DType], ...]
+    ) -> Callable[[dict[str, Any]], dict[str, tf.Tensor]]:
+        spec = {name: tf.SparseTensorSpec([None, None], dtype) for name, dtype in columns}
+        return tf.function(self._layer.call, input_signature=[spec], autograph=False)
 
 
 def example_files(patterns: Sequence[str]) -> list[str]:

@@ -244,10 +244,30 @@ class BeamConfig:
     """Apache Beam.
 
     Attributes:
-        args: Beam's own command-line options, such as `--runner=DirectRunner`.
+        runner: `direct` runs in this process, or with `workers` in several; anything else is the name or
+            the import path of a Beam runner.
+        workers: Processes of the direct runner.
+        options: Further Beam options, such as `--temp_location=gs://bucket/tmp`.
     """
 
-    args: tuple[str, ...] = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
+    runner: str = "direct"
+    workers: int = 1
+    options: tuple[str, ...] = ()
+
+    def args(self) -> list[str]:
+        """Beam's command-line options."""
+        if self.runner != "direct":
+            return [f"--runner={self.runner}", *self.options]
+        mode = "in_memory" if self.workers == 1 else "multi_processing"
+        # By its full name: Beam's DirectRunner first tries to download another runner. An image name, which
+        # this runner does not use, keeps TFX from packing itself up for every component.
+        return [
+            "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
+            f"--direct_running_mode={mode}",
+            f"--direct_num_workers={self.workers}",
+            "--sdk_container_image=unused",
+            *self.options,
+        ]
 
 
 @dataclass(frozen=True)
@@ -354,6 +374,7 @@ def check_config(config: PipelineConfig) -> None:
         "train.checkpoint_steps": config.train.checkpoint_steps,
         "train.steps_per_execution": config.train.steps_per_execution,
         "serving.keep": config.serving.keep,
+        "beam.workers": config.beam.workers,
         "vocabulary.num_oov_buckets": config.vocabulary.num_oov_buckets,
         "vocabulary.min_count": config.vocabulary.min_count,
     }

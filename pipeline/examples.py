@@ -113,7 +113,7 @@ def pack_examples(
     Args:
         patterns: File patterns of the shards.
         schema: Schema of the log.
-        transform: The transform graph, see `components.common.transform_layer`.
+        transform: The transform graph, see `components.common.TransformGraph`.
         folder: Where to write, on a local disk.
 
     Returns:

@@ -12,6 +12,7 @@ from typing import Any
 import absl.logging
 from tfx import v1 as tfx
 
+from mlet_tf.datasets.files import list_files
 from mlet_tf.errors import InputError
 from pipeline.config import PipelineConfig, dump_config
 from pipeline.pipeline import code_version, create_pipeline
@@ -60,8 +61,6 @@ def run(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _input_files(config: PipelineConfig) -> list[Path]:
-    from mlet_tf.datasets import list_files
-
     if config.data.train is None:
         raise InputError("'data.train' is not set; give it with --set data.train=PATH")
     files = list_files(config.data.train)

@@ -62,13 +62,24 @@ def create_pipeline(
         components=list(nodes.values()),
         enable_cache=config.enable_cache,
         metadata_connection_config=metadata_connection_config,
-        beam_pipeline_args=list(config.beam.args),
+        beam_pipeline_args=config.beam.args(),
     )
 
 
 def _data_nodes(config: PipelineConfig, schema_file: str) -> dict[str, base_node.BaseNode]:
     """Ingestion, statistics and their validation."""
-    example_gen = ClickLogExampleGen(**_example_gen_arguments(config))
+    data = config.data
+    example_gen = ClickLogExampleGen(
+        config.schema,
+        data.train,
+        data.eval,
+        method=data.split.method,
+        eval_share=data.split.eval_share,
+        cut=data.split.cut,
+        seed=data.split.seed,
+        max_reject_share=data.max_reject_share,
+        chunk_bytes=data.chunk_bytes,
+    )
     statistics_gen = tfx.components.StatisticsGen(
         examples=example_gen.outputs["examples"],
         stats_options=tfdv.StatsOptions(

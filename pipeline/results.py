@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from components.click_log_example_gen.executor import read_ingest_report
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2
 
+from components.click_log_example_gen.report import read_ingest_report
 from components.common import join
 from components.evaluator.executor import RESULTS
 from components.weight_collapser.executor import REPORT
@@ -61,7 +61,7 @@ def gather(
     }
     pushed = outputs["Pusher"]["pushed_model"].custom_properties
     return {
-        "rows": {key: ingest[f"rows_{key}"] for key in ("read", "train", "eval", "rejected")},
+        "rows": ingest["rows"],
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "metrics": {
             model: {metric: overall[model][metric] for metric in METRICS}

@@ -19,7 +19,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 from absl import logging
 
-from components.common import join, save_model, transform_layer
+from components.common import TransformGraph, join, save_model
 from mlet_tf._mapping import from_mapping
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
@@ -86,7 +86,7 @@ def run_fn(fn_args: Any) -> None:
     schema = ClickLogSchema.from_dict(config["schema"])
     train_config = from_mapping(TrainConfig, config["train"], "train")
     transform_output = tft.TFTransformOutput(fn_args.transform_output)
-    transform = transform_layer(transform_output)
+    transform = TransformGraph(transform_output)
     work = Path(fn_args.model_run_dir)
     train_rows = pack_examples(fn_args.train_files, schema, transform, work / "packed" / "train")
     eval_rows = pack_examples(fn_args.eval_files, schema, transform, work / "packed" / "eval")

@@ -17,7 +17,7 @@ from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
-from components.common import SERVING_MODEL, example_dataset, join, split_files, transform_layer
+from components.common import SERVING_MODEL, TransformGraph, example_dataset, join, split_files
 from components.evaluator.gate import Metrics, Slice, judge
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import raw_feature_spec
@@ -116,7 +116,7 @@ class PredictShard(beam.DoFn):
     def setup(self) -> None:
         """Loads the models once a worker."""
         self._models = {name: tf.saved_model.load(path) for name, path in self._paths.items()}
-        self._transform = transform_layer(tft.TFTransformOutput(self._transform_graph))
+        self._transform = TransformGraph(tft.TFTransformOutput(self._transform_graph))
 
     def process(self, element: tuple[int, str]) -> Iterator[int]:
         """Handles one `(index, file)`; gives the number of rows."""

@@ -8,6 +8,7 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
 from tfx import types
 from tfx.components.example_validator import executor
 from tfx.components.statistics_gen import stats_artifact_utils
+from tfx.dsl.io import fileio
 from tfx.proto.orchestration import execution_result_pb2
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
@@ -34,7 +35,8 @@ class Executor(executor.Executor):
         problems = []
         for split in json.loads(anomalies.split_names):
             path = io_utils.get_only_uri_in_dir(artifact_utils.get_split_uri([anomalies], split))
-            problems += _describe(split, tfdv.load_anomalies_binary(path))
+            with fileio.open(path, "rb") as file:
+                problems += _describe(split, anomalies_pb2.Anomalies.FromString(file.read()))
         problems += _describe("eval against train", self._drift(input_dict))
         if problems:
             raise GateError("the data do not fit their schema:\n  " + "\n  ".join(problems))

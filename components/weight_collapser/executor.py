@@ -8,20 +8,20 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 from absl import logging
-from mlet_tf.collapse import collapse_model, collapse_report
 from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 
 from components.common import (
     SERVING_MODEL,
+    TransformGraph,
     example_dataset,
     join,
     load_keras_model,
     save_model,
     split_files,
-    transform_layer,
 )
+from mlet_tf.collapse import collapse_model, collapse_report
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import GateError
 from mlet_tf.export import MODEL_INPUTS, raw_feature_spec
@@ -57,7 +57,7 @@ class Executor(base_executor.BaseExecutor):
             GateError: If the two models do not agree on real rows.
         """
         schema = ClickLogSchema.from_dict(json.loads(exec_properties["schema"]))
-        transform = transform_layer(
+        transform = TransformGraph(
             tft.TFTransformOutput(artifact_utils.get_single_uri(input_dict["transform_graph"]))
         )
         trained = load_keras_model(artifact_utils.get_single_uri(input_dict["model"]))
