@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from mlet_tf.layers import factors
+
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
 class DotInteraction(keras.layers.Layer):
@@ -88,26 +90,60 @@ def _pairs(count: int, self_interaction: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pairwise_dots(vectors: Any, count: int, self_interaction: bool) -> Any:
-    rows, columns = _pairs(count, self_interaction)
-    chosen = (rows * count + columns).astype("int32")
-    # Cell (i, j) of the symmetric gradient takes the gradient of pair {i, j}; cells without a pair take a
-    # zero which is appended after the last pair.
-    source = np.full((count, count), len(rows), dtype="int32")
-    source[rows, columns] = source[columns, rows] = np.arange(len(rows), dtype="int32")
+    # Compilers turn gathers into one loop; TensorFlow's own are slower than copies of slices.
+    sliced = factors.on_tensorflow() and not factors.in_compiled_code(vectors)
+    pick, symmetric = (_pick_slices, _symmetric_slices) if sliced else (_pick_gather, _symmetric_gather)
 
     @ops.custom_gradient
     def dots(x: Any) -> tuple[Any, Any]:
         products = ops.matmul(x, ops.swapaxes(x, 1, 2))
-        result = ops.take(ops.reshape(products, (-1, count * count)), chosen, axis=1)
+        result = pick(ops.reshape(products, (-1, count * count)), count, self_interaction)
 
         def gradient(*args: Any, upstream: Any = None) -> Any:
             upstream = args[0] if upstream is None else upstream
-            padded = ops.pad(upstream, ((0, 0), (0, 1)))
-            symmetric = ops.reshape(ops.take(padded, source.reshape(-1), axis=1), (-1, count, count))
-            if self_interaction:
-                symmetric = symmetric * (1 + ops.eye(count, dtype=symmetric.dtype))
-            return ops.matmul(symmetric, x)
+            return ops.matmul(symmetric(upstream, count, self_interaction), x)
 
         return result, gradient
 
     return dots(vectors)
+
+
+def _pick_gather(products: Any, count: int, self_interaction: bool) -> Any:
+    """Takes the pairs out of all products `[B, N * N]`."""
+    rows, columns = _pairs(count, self_interaction)
+    return ops.take(products, (rows * count + columns).astype("int32"), axis=1)
+
+
+def _symmetric_gather(gradient: Any, count: int, self_interaction: bool) -> Any:
+    """Puts the gradient of each pair at (i, j) and (j, i) of `[B, N, N]`, so twice at (i, i)."""
+    rows, columns = _pairs(count, self_interaction)
+    # Cells without a pair take a zero which is appended after the last pair.
+    source = np.full((count, count), len(rows), dtype="int32")
+    source[rows, columns] = source[columns, rows] = np.arange(len(rows), dtype="int32")
+    padded = ops.pad(gradient, ((0, 0), (0, 1)))
+    symmetric = ops.reshape(ops.take(padded, source.reshape(-1), axis=1), (-1, count, count))
+    if self_interaction:
+        symmetric = symmetric * (1 + ops.eye(count, dtype=symmetric.dtype))
+    return symmetric
+
+
+def _pick_slices(products: Any, count: int, self_interaction: bool) -> Any:
+    lengths = _lengths(count, self_interaction)
+    return ops.concatenate([products[:, i * count : i * count + n] for i, n in lengths], axis=1)
+
+
+def _symmetric_slices(gradient: Any, count: int, self_interaction: bool) -> Any:
+    zeros = ops.zeros((ops.shape(gradient)[0], count), gradient.dtype)
+    parts, low = [], 0
+    if not self_interaction:
+        parts.append(zeros)  # The first row, which has no pair.
+    for _, length in _lengths(count, self_interaction):
+        parts += [gradient[:, low : low + length], zeros[:, : count - length]]
+        low += length
+    triangle = ops.reshape(ops.concatenate(parts, axis=1), (-1, count, count))
+    return triangle + ops.swapaxes(triangle, 1, 2)
+
+
+def _lengths(count: int, self_interaction: bool) -> list[tuple[int, int]]:
+    """Number of pairs in each row of the triangle that has some."""
+    return [(i, i + self_interaction) for i in range(count) if i + self_interaction]
