@@ -7,28 +7,35 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlet_tf._version import __version__
 
 # TensorFlow reads this once, when it is imported: `tf.keras` has to be the same Keras 3 as `keras`.
 os.environ["TF_USE_LEGACY_KERAS"] = "0"
 
-_EXPORTS = {
-    "MLETEmbedding": "mlet_tf.layers",
-    "EmbeddingCollection": "mlet_tf.layers",
-    "EmbeddingFeature": "mlet_tf.layers",
-    "collapse_model": "mlet_tf.collapse",
-    "collapse_report": "mlet_tf.collapse",
-}
+if TYPE_CHECKING:
+    from mlet_tf.collapse import collapse_model, collapse_report
+    from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, MLETEmbedding
 
-__all__ = [*_EXPORTS, "__version__"]
+_MODULES = ("mlet_tf.layers", "mlet_tf.collapse")
+
+__all__ = [
+    "EmbeddingCollection",
+    "EmbeddingFeature",
+    "MLETEmbedding",
+    "__version__",
+    "collapse_model",
+    "collapse_report",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name in __all__:
+        for module in map(importlib.import_module, _MODULES):
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
@@ -36,7 +43,7 @@ def __dir__() -> list[str]:
 
 
 def _require_keras_3() -> None:
-    """Raises where `tf.keras` is another Keras than `keras`: layers of the two mix without an error, untrained."""
+    """Raises where `tf.keras` is not Keras 3: layers of two Keras versions mix without an error, untrained."""
     import keras
 
     if keras.backend.backend() != "tensorflow":
@@ -54,4 +61,5 @@ def _require_keras_3() -> None:
 # else the layers are registered with Keras right away, so that `keras.models.load_model` knows them.
 if Path(getattr(sys, "argv", [""])[0]).name != "mlet-tf":
     _require_keras_3()
-    importlib.import_module("mlet_tf.layers")
+    for _module in _MODULES:
+        importlib.import_module(_module)

@@ -3,12 +3,11 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# TensorFlow's C++ start-up lines tell a user of the command nothing. Set before anything imports it.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow's C++ lines tell a user of the command nothing, and its errors come as exceptions too.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import click
 
@@ -30,7 +29,7 @@ def cli() -> None:
       mlet-tf report runs/demo
       mlet-tf serve --model_base_path runs/demo/serving/ctr &
       mlet-tf predict runs/demo/data/train.tsv --rows 5
-    """
+    """  # noqa: D301 (click looks for a backspace)
 
 
 @cli.command()
@@ -38,19 +37,33 @@ def cli() -> None:
 @click.option("--schema", default="criteo", show_default=True, help="criteo, avazu or a YAML schema.")
 @click.option("--rows", default=20_000, show_default=True, type=click.IntRange(1), help="Rows to write.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same rows.")
-@click.option("--rank", default=8, show_default=True, type=click.IntRange(1), help="Interaction rank of the teacher.")
+@click.option(
+    "--rank", default=8, show_default=True, type=click.IntRange(1), help="Interaction rank of the teacher."
+)
+@click.option(
+    "--vocabulary",
+    default=20_000,
+    show_default=True,
+    type=click.IntRange(4),
+    help="Most categories of a column.",
+)
 @click.option("--force", is_flag=True, help="Write again although PATH exists.")
-def synth(path: str, schema: str, rows: int, seed: int, rank: int, force: bool) -> None:
+def synth(path: str, schema: str, rows: int, seed: int, rank: int, vocabulary: int, force: bool) -> None:
     """Write a synthetic click log to PATH (.gz and .parquet by its ending).
 
     Clicks come from a known teacher, so the best reachable AUC is known; it is stored beside the file.
     """
-    from mlet_tf.datasets import load_schema, write_log
+    from mlet_tf.datasets import load_schema
+    from mlet_tf.datasets.synthetic import write_log
 
     if Path(path).exists() and not force:
         click.echo(f"{path} exists; --force writes it again.")
         return
-    report = write_log(path, load_schema(schema), rows, seed, rank=rank)
+    progress = _RowCounter(rows)
+    report = write_log(
+        path, load_schema(schema), rows, seed, rank=rank, vocabulary=vocabulary, progress=progress
+    )
+    progress.end()
     click.echo(
         f"{path}: {report.rows:,} rows, CTR {report.ctr:.4f}; no model can reach more than AUC {report.auc:.4f} "
         f"or less than logloss {report.logloss:.4f}."
@@ -59,7 +72,9 @@ def synth(path: str, schema: str, rows: int, seed: int, rank: int, force: bool) 
 
 @cli.command()
 @click.option("--config", "config_path", required=True, type=click.Path(), help="YAML file, see configs/.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as train.epochs=2.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as train.epochs=2."
+)
 def run(config_path: str, overrides: tuple[str, ...]) -> None:
     """Run the pipeline: ingest, validate, preprocess, train, collapse, gate, push.
 
@@ -107,9 +122,9 @@ def collapse(model: str, output: str) -> None:
     collapsed.save(aside)
     aside.replace(output)
     for table in tables:
+        shape = f"[{table['rows']:,}, {table['hidden_dim']} -> {table['output_dim']}]"
         click.echo(
-            f"{table['name']}: [{table['rows']:,}, {table['hidden_dim']}] x [{table['hidden_dim']}, {table['output_dim']}]"
-            f" -> [{table['rows']:,}, {table['output_dim']}], {_bytes(table['bytes_before'])} -> {_bytes(table['bytes_after'])}"
+            f"{table['name']} {shape}: {_bytes(table['bytes_before'])} -> {_bytes(table['bytes_after'])}"
         )
 
 
@@ -118,7 +133,9 @@ def collapse(model: str, output: str) -> None:
 @click.option("--rest_api_port", default=8501, show_default=True, help="REST port.")
 @click.option("--model_name", default="ctr", show_default=True, help="Name of the model.")
 @click.option("--model_base_path", type=click.Path(), help="Folder of the versions, as the run pushed it.")
-@click.option("--model_config_file", type=click.Path(), help="Several models: a ModelServerConfig text protobuf.")
+@click.option(
+    "--model_config_file", type=click.Path(), help="Several models: a ModelServerConfig text protobuf."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the stand-in server.")
 @click.option("--tensorflow_model_server", help="Path of the real server; default: found by itself.")
 @click.option("--stand_in", is_flag=True, help="Use the stand-in although a real server is found.")
@@ -139,18 +156,22 @@ def serve(**options: Any) -> None:
         command = server.command(serve_options)
         click.echo(f"Starting {' '.join(command)}", err=True)
         os.execvp(command[0], command)
-    sys.exit(run_server(serve_options))
+    run_server(serve_options)
 
 
 @cli.command()
 @click.argument("source")
 @click.option("--schema", default="criteo", show_default=True, help="criteo, avazu or a YAML schema.")
-@click.option("--rows", default=10, show_default=True, type=click.IntRange(1), help="Rows of the file to send.")
+@click.option(
+    "--rows", default=10, show_default=True, type=click.IntRange(1), help="Rows of the file to send."
+)
 @click.option("--server", default=None, help="HOST:PORT; default 127.0.0.1:8501, for grpc 8500.")
 @click.option("--protocol", default="rest", show_default=True, type=click.Choice(["rest", "grpc"]))
 @click.option("--model_name", default="ctr", show_default=True, help="Name of the model.")
 @click.option("--wait", default=0.0, show_default=True, help="Seconds to wait for the server to be ready.")
-def predict(source: str, schema: str, rows: int, server: str | None, protocol: str, model_name: str, wait: float) -> None:
+def predict(
+    source: str, schema: str, rows: int, server: str | None, protocol: str, model_name: str, wait: float
+) -> None:
     """Send rows to a server and print a CTR for each.
 
     SOURCE is a raw log file, or one row as JSON such as '{"I1": 3, "C1": "68fd1e64"}'.
@@ -159,7 +180,7 @@ def predict(source: str, schema: str, rows: int, server: str | None, protocol: s
     from mlet_tf.serving import CTRClient
 
     log_schema = load_schema(schema)
-    records = list(_records(source, log_schema, rows))
+    records = _rows(source, log_schema, rows)
     target = server or ("127.0.0.1:8501" if protocol == "rest" else "127.0.0.1:8500")
     with CTRClient(target, model_name=model_name, protocol=protocol, schema=log_schema) as client:
         if wait:
@@ -198,30 +219,49 @@ def report(run_folder: str, output: str | None) -> None:
     click.echo(write_report(Path(run_folder), Path(output) if output else Path(run_folder) / "report"))
 
 
-def _records(source: str, schema: Any, rows: int) -> Iterator[dict[str, Any]]:
-    """Rows as dicts of raw columns."""
+def _rows(source: str, schema: Any, limit: int) -> Any:
+    """Rows of raw columns: a list of one dict, or an Arrow table from a file."""
     if source.lstrip().startswith("{"):
         try:
-            record = json.loads(source)
+            return [json.loads(source)]
         except json.JSONDecodeError as error:
             raise InputError(f"the row is not JSON: {error}") from None
-        unknown = sorted(set(record) - set(schema.raw_features))
-        if unknown:
-            raise InputError(f"the row has {unknown[0]!r}, which schema {schema.name!r} has not. Columns: {', '.join(schema.raw_features)}")
-        return iter([record])
-    from mlet_tf.datasets import read_records
+    import pyarrow as pa
 
-    return read_records(source, schema, limit=rows)
+    from mlet_tf.datasets.reading import read_log
+
+    tables, count = [], 0
+    for table in read_log(source, schema, columns=schema.raw_features):
+        tables.append(table.slice(0, limit - count))
+        count += len(tables[-1])
+        if count == limit:
+            break
+    return pa.concat_tables(tables)
+
+
+class _RowCounter:
+    """Shows on a terminal how many rows are written."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, rows: int) -> None:
+        if self._terminal:
+            click.echo(f"\r{rows:,} of {self._total:,} rows", nl=False, err=True)
+
+    def end(self) -> None:
+        if self._terminal:
+            click.echo("", err=True)
 
 
 def _summary(result: dict[str, Any]) -> str:
     rows, before, after = result["rows"], result["table_bytes"]["before"], result["table_bytes"]["after"]
     lines = []
     if result["unchanged"]:
-        lines.append("Nothing to do: data, configuration and code are those of the last run (enable_cache=false runs again).")
-    lines.append(
-        f"rows          {rows['read']:,} read, {rows['train']:,} train, {rows['eval']:,} eval, {rows['rejected']:,} rejected"
-    )
+        lines.append("Nothing to do: data, configuration and code are those of the last run.")
+        lines.append("(--set enable_cache=false runs it again)")
+    lines.append("rows          " + ", ".join(f"{count:,} {what}" for what, count in rows.items()))
     for name, metrics in result["metrics"].items():
         text = ", ".join(f"{metric} {value:.6f}" for metric, value in metrics.items())
         lines.append(f"{name:13} {text}")
@@ -255,6 +295,13 @@ def main() -> None:
     except (InputError, GateError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except RuntimeError as error:
+        from mlet_tf.serving import ServingError
+
+        if not isinstance(error, ServingError):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

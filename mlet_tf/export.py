@@ -50,17 +50,22 @@ class ServingModule(tf.Module):
         self._schema = schema
         self._transform = transform
         self._model_variables = [variable.value for variable in model.variables]
-        self._predict = lambda inputs: model(inputs, training=False)
+        spec = {
+            name: tf.SparseTensorSpec([None, None], f.dtype) for name, f in raw_feature_spec(schema).items()
+        }
 
-    def ctr(self, columns: Mapping[str, tf.SparseTensor]) -> tf.Tensor:
-        """CTR float32 `[B]` of raw columns."""
-        inputs = self._transform(columns)
-        ctr = self._predict({name: inputs[name] for name in MODEL_INPUTS})
-        return tf.cast(tf.reshape(ctr, [-1]), tf.float32)
+        # One function for all signatures: it is traced, stored and optimised once.
+        @tf.function(input_signature=[spec], autograph=False)
+        def ctr(columns: Mapping[str, tf.SparseTensor]) -> tf.Tensor:
+            inputs = transform(columns)
+            predicted = model({name: inputs[name] for name in MODEL_INPUTS}, training=False)
+            return tf.cast(tf.reshape(predicted, [-1]), tf.float32)
+
+        self._ctr = ctr
 
     def ctr_of_examples(self, examples: tf.Tensor) -> tf.Tensor:
         """CTR float32 `[B]` of serialised tf.Examples."""
-        return self.ctr(tf.io.parse_example(examples, raw_feature_spec(self._schema)))
+        return self._ctr(tf.io.parse_example(examples, raw_feature_spec(self._schema)))
 
     def signatures(self) -> dict[str, Any]:
         """Concrete functions by signature name."""
@@ -73,7 +78,7 @@ class ServingModule(tf.Module):
         @tf.function(autograph=False)
         def predict_raw(**columns: tf.Tensor) -> dict[str, tf.Tensor]:
             return {
-                "ctr": self.ctr(
+                "ctr": self._ctr(
                     {name: self._parse(name, columns[name]) for name in self._schema.raw_features}
                 )
             }

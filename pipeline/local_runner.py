@@ -106,6 +106,10 @@ def _use_model_server(config: PipelineConfig) -> bool:
     return Path("/var/run/docker.sock").exists()
 
 
+# Libraries that print by themselves.
+_OWN_HANDLERS = [logging.getLogger(name) for name in ("absl", "tensorflow")]
+
+
 class _Progress(logging.Handler):
     """Shows a line a component and keeps TFX's own log in a file.
 
@@ -123,18 +127,18 @@ class _Progress(logging.Handler):
 
     def __enter__(self) -> "_Progress":
         absl.logging.set_verbosity(absl.logging.INFO)
-        self._root = logging.getLogger()
-        self._handlers, self._level = self._root.handlers[:], self._root.level
-        self._root.handlers = [self, self._file]
-        self._root.setLevel(logging.INFO)
-        self._absl = logging.getLogger("absl")
-        self._absl_handlers, self._absl.handlers = self._absl.handlers[:], []
-        self._absl.propagate = True
+        root = logging.getLogger()
+        self._before = [(logger, logger.handlers[:], logger.level) for logger in (root, *_OWN_HANDLERS)]
+        for logger in _OWN_HANDLERS:
+            logger.handlers, logger.propagate = [], True
+        root.handlers = [self, self._file]
+        root.setLevel(logging.INFO)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._root.handlers, self._absl.handlers = self._handlers, self._absl_handlers
-        self._root.setLevel(self._level)
+        for logger, handlers, level in self._before:
+            logger.handlers = handlers
+            logger.setLevel(level)
         self._file.close()
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import tensorflow_data_validation as tfdv
 from ml_metadata.proto import metadata_store_pb2
 from tfx import v1 as tfx
-from tfx.dsl.components.base import base_node, executor_spec
+from tfx.dsl.components.base import base_node
 
 from components.click_log_example_gen.component import ClickLogExampleGen
 from components.evaluator.component import GatedEvaluator
 from components.example_validator.component import GatedExampleValidator
-from components.pusher import executor as pusher_executor
+from components.pusher.component import AtomicPusher
 from components.serving_validator.component import ServingValidator
 from components.weight_collapser.component import WeightCollapser
 from mlet_tf._mapping import to_mapping
@@ -196,7 +196,7 @@ def _push_nodes(
             schema=schema,
             code_version=code_version("components.serving_validator", "mlet_tf.export"),
         )
-    pusher = tfx.components.Pusher(
+    pusher = AtomicPusher(
         model=model,
         model_blessing=evaluator.outputs["blessing"],
         infra_blessing=validator.outputs["blessing"],
@@ -204,7 +204,6 @@ def _push_nodes(
             filesystem=tfx.proto.PushDestination.Filesystem(base_directory=os.path.abspath(config.push_to))  # noqa: PTH100
         ),
         custom_config={"keep": config.serving.keep},
-        custom_executor_spec=executor_spec.ExecutorClassSpec(pusher_executor.Executor),
     )
     return {"resolver": resolver, "evaluator": evaluator, "serving_validator": validator, "pusher": pusher}
 

@@ -59,7 +59,7 @@ def gather(
     overall = {
         model: next(row for row in rows if not row["slice"]) for model, rows in gate["metrics"].items()
     }
-    pushed = outputs["Pusher"]["pushed_model"].custom_properties
+    pushed = outputs["AtomicPusher"]["pushed_model"].custom_properties
     return {
         "rows": ingest["rows"],
         "seconds": {name: round(value, 2) for name, value in seconds.items()},

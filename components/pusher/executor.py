@@ -1,16 +1,19 @@
 """Executor for TFX's Pusher that pushes atomically; see `mlet_tf.serving.push`."""
 
+import hashlib
 import json
 from typing import Any
 
 from absl import logging
 from tfx import types
 from tfx.components.pusher import executor
+from tfx.dsl.io import fileio
 from tfx.proto import pusher_pb2
 from tfx.types import artifact_utils
 from tfx.utils import proto_utils
 
-from mlet_tf.serving import push
+from components.common import join
+from mlet_tf.serving import list_versions, push
 
 
 class Executor(executor.Executor):
@@ -38,5 +41,22 @@ class Executor(executor.Executor):
         destination = pusher_pb2.PushDestination()
         proto_utils.json_to_proto(exec_properties["push_destination"], destination)
         keep = json.loads(exec_properties["custom_config"])["keep"]
-        path = push(self.GetModelPath(input_dict), destination.filesystem.base_directory, keep=keep)
+        base, model = destination.filesystem.base_directory, self.GetModelPath(input_dict)
+        newest = next(reversed(list_versions(base).values()), None)
+        if newest and _digest(newest) == _digest(model):
+            # A gate that ran again over the same model is no reason to make servers swap.
+            logging.info("The newest version has this model already.")
+            path = newest
+        else:
+            path = push(model, base, keep=keep)
         self._MarkPushed(pushed, pushed_destination=path)
+
+
+def _digest(folder: str) -> dict[str, str]:
+    """SHA-256 of each file below a folder, by relative path."""
+    digests = {}
+    for parent, _, names in fileio.walk(folder):
+        for name in names:
+            with fileio.open(join(parent, name), "rb") as file:
+                digests[join(parent, name)[len(folder) :]] = hashlib.sha256(file.read()).hexdigest()
+    return digests
