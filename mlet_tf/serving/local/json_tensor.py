@@ -172,7 +172,7 @@ class _Batch:
 
     def tensor(self, *leading: int) -> Tensor:
         array = tensors.builder(self.dtype)(self.values)
-        return Tensor(self.dtype, array.reshape(*leading, *self.shape))
+        return Tensor(self.dtype, array.reshape((*leading, *self.shape)))
 
 
 def _from_instances(instances: list, types: Mapping[str, int]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The REST interface of the stand-in server."""
 
 import contextlib
+import logging
 import re
 import socket
 import threading
@@ -24,6 +25,7 @@ from mlet_tf.serving.local.models import Models
 from mlet_tf.serving.local.proto_json import to_json
 from mlet_tf.serving.local.status import Code, StatusError, invalid
 
+_log = logging.getLogger(__name__)
 _JSON = "application/json"
 _HTML = "text/html"
 _BARE = "text/html; charset=ISO-8859-1"
@@ -84,8 +86,10 @@ class Rest:
         except _VersionOverflowError:
             return Answer(400, b"", _JSON)
         except StatusError as error:
-            text = json_tensor.error_answer(error.message)
-            return Answer(_HTTP_STATUS.get(error.code, 500), text.encode("utf-8", "surrogateescape"), _JSON)
+            return _refusal(error)
+        except Exception as error:  # A fault of this server must not cost the caller the connection.
+            _log.exception("%s %s failed", method, path)
+            return _refusal(StatusError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
 
     def _json(self, method: str, path: str, body: bytes) -> str:
         pattern = {"POST": _POST, "GET": _GET}.get(method)
@@ -138,6 +142,11 @@ class Rest:
             f'{{\n"model_spec":{to_json(found, proto_names=True)},\n'
             f'"metadata": {{"signature_def": {to_json(signatures, proto_names=True)}}}\n}}\n'
         )
+
+
+def _refusal(error: StatusError) -> Answer:
+    text = json_tensor.error_answer(error.message)
+    return Answer(_HTTP_STATUS.get(error.code, 500), text.encode("utf-8", "surrogateescape"), _JSON)
 
 
 class _VersionOverflowError(Exception):

@@ -1,5 +1,6 @@
 """The gRPC interface of the stand-in server."""
 
+import logging
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any
@@ -22,6 +23,7 @@ from mlet_tf.errors import InputError
 from mlet_tf.serving.local.models import Models
 from mlet_tf.serving.local.status import Code, StatusError, invalid
 
+_log = logging.getLogger(__name__)
 _HEALTH_SERVICES = (
     "",
     "PredictionService",
@@ -38,7 +40,11 @@ def _answered(method: Callable) -> Callable:
         try:
             return method(self, request)
         except StatusError as error:
-            context.abort(error.code, error.message)
+            refusal = error
+        except Exception as error:  # A fault of this server.
+            _log.exception("%s failed", method.__name__)
+            refusal = StatusError(Code.INTERNAL, f"{type(error).__name__}: {error}")
+        context.abort(refusal.code, refusal.message)
 
     return wrapped
 

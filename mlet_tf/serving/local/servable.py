@@ -8,6 +8,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -201,7 +202,7 @@ class Servable:
             self._check_feed(position, name, feeds[name])
         call = self._call(tuple(names), tuple(fetches))
         try:
-            return call(*(feeds[name].array for name in names))
+            return [_as_array(value) for value in call(*(feeds[name].array for name in names))]
         except tf.errors.OpError as error:
             raise StatusError(CODES[error.error_code], error.message) from None
 
@@ -259,6 +260,13 @@ def _session_config() -> config_pb2.ConfigProto:
     config = config_pb2.ConfigProto()
     config.gpu_options.allow_growth = True
     return config
+
+
+def _as_array(value: Any) -> np.ndarray:
+    """What a session returns; a single value comes as a number or bytes."""
+    if isinstance(value, np.ndarray):
+        return value
+    return np.array(value, object if isinstance(value, bytes) else None)
 
 
 @contextlib.contextmanager

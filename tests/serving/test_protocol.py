@@ -1,0 +1,238 @@
+"""What a caller of a model server relies on; runs against the stand-in and, where there is one, a real server."""
+
+import http.client
+import json
+
+import grpc
+import numpy as np
+import pytest
+
+HP2, CTR = "/v1/models/hp2", "/v1/models/ctr"
+ONES = {"cat": [0] * 26, "dense": [0.5] * 13}
+
+
+def ask(served, method, path, body=None, headers=None):
+    connection = http.client.HTTPConnection(served.rest, timeout=60)
+    raw = body if body is None or isinstance(body, bytes | str) else json.dumps(body)
+    connection.request(method, path, raw, headers or {})
+    response = connection.getresponse()
+    answer = response.status, response.read().decode()
+    connection.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "answer"),
+    [
+        (f"{HP2}:predict", {"instances": [4, 0.25]}, {"predictions": [4.0, 2.125]}),
+        (f"{HP2}:predict", {"instances": [[[4]], [[6]]]}, {"predictions": [[[4.0]], [[5.0]]]}),
+        (f"{HP2}:predict", {"inputs": 8}, {"outputs": 6.0}),
+        (f"{HP2}:predict", {"inputs": {"x": [[8], [10]]}}, {"outputs": [[6.0], [7.0]]}),
+        (f"{HP2}/versions/123:predict", '{"inputs": [1e-3]}', {"outputs": [2.0005]}),
+        (f"{HP2}:classify", {"signature_name": "classify_x_to_y", "examples": [{"x": 4.0}, {}]},
+         {"results": [[["", 4.0]], [["", 2.0]]]}),
+        (f"{HP2}:regress", {"signature_name": "regress_x_to_y2", "examples": [{"x": [1.0]}]}, {"results": [3.5]}),
+        (f"{HP2}:regress", {"signature_name": "regress_x_to_y", "context": {"x": 1.0}, "examples": [{}, {"x": 2.0}]},
+         {"results": [2.5, 3.0]}),
+        (f"{CTR}/labels/stable:predict", {"inputs": {k: [v] for k, v in ONES.items()}},
+         {"outputs": {"ctr": [0.364517], "logit": [-0.55581212]}}),
+        (f"{CTR}/versions/1:predict", {"instances": [ONES]},
+         {"predictions": [{"ctr": 0.364517, "logit": -0.55581212}]}),
+    ],
+)  # fmt: skip
+def test_rest_answers(served, path, body, answer):
+    status, text = ask(served, "POST", path, body)
+    assert (status, json.loads(text)) == (200, answer)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        (f"{HP2}:predict", "", 400, "JSON Parse error: The document is empty"),
+        (f"{HP2}:predict", '{"instances": [1.0', 400,
+         "JSON Parse error: Missing a comma or ] after an array element. at offset: 18"),
+        (f"{HP2}:predict", '{"instances": [1.0]} x', 400,
+         "JSON Parse error: The document root must not be followed by other values. at offset: 21"),
+        (f"{HP2}:predict", '{"instances": ["\\x"]}', 400,
+         "JSON Parse error: Invalid escape character in string. at offset: 16"),
+        (f"{HP2}:predict", '{"instances": [1e999]}', 400,
+         "JSON Parse error: Number too big to be stored in double. at offset: 15"),
+        (f"{HP2}:predict", "7", 400, "JSON Value: 7 Is not object"),
+        (f"{HP2}:predict", {"signature_name": 3, "inputs": 1}, 400,
+         'JSON Value: {\n    "signature_name": 3,\n    "inputs": 1\n} not formatted correctly. '
+         "'signature_name' key must be a string value."),
+        (f"{HP2}:predict", {"instances": [[1], [2, 3]]}, 400,
+         "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT: "
+         "Expecting tensor size: 1 but got: 2"),
+        (f"{HP2}:predict", {"instances": [[1, [2]]]}, 400,
+         "Failed to process element: 0 of 'instances' list. Error: INVALID_ARGUMENT: "
+         "Encountered list at unexpected level: 1 expected < 1"),
+        (f"{HP2}:predict", {"inputs": [[1, 2], [3]]}, 400,
+         "Encountered list at unexpected size: 1 at level: 1 expected size: 2"),
+        (f"{HP2}:predict", {"inputs": [[1], 2]}, 400,
+         "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2"),
+        (f"{HP2}:predict", {"inputs": {"b64": "AA=="}}, 400,
+         'JSON Value: {\n    "b64": "AA=="\n} Type: Object is not of expected type: float'),
+        (f"{HP2}:predict", {"instances": [1, {"x": 1}]}, 400,
+         "Expecting value/list but got object at item 1 of input list"),
+        (f"{CTR}:predict", {"instances": [{**ONES, "cat": [0.5] * 26}]}, 400,
+         "Failed to process element: 0 key: cat of 'instances' list. Error: INVALID_ARGUMENT: "
+         "JSON Value: 0.5 Type: Number is not of expected type: int64"),
+        (f"{CTR}:predict", '{"inputs": {"cat": [[9223372036854775808]], "dense": [[1]]}}', 400,
+         "JSON Value: 9223372036854775808 Type: Number is not of expected type: int64"),
+        (f"{CTR}/labels/beta:predict", {"instances": [ONES]}, 400, "Unrecognized servable version label: beta"),
+        (f"{CTR}:regress", {"examples": [{"cat": 1}]}, 400, "Expected one input Tensor."),
+        (f"{CTR}:regress", {"signature_name": "regress", "examples": [1]}, 400,
+         "Example must be JSON object but got JSON Number"),
+        (f"{CTR}:regress", {"signature_name": "regress", "examples": {"cat": 1}}, 400,
+         'JSON Value: {\n    "signature_name": "regress",\n    "examples": {\n        "cat": 1\n    }\n} '
+         "Expecting 'examples' value to be an list/array"),
+        (f"{CTR}:regress", {"signature_name": "regress", "examples": [{"cat": [1, "a"]}]}, 400,
+         "Unexpected element type in feature: cat expecting type: int64"),
+        (f"{CTR}:classify", {"signature_name": "classify", "examples": [{"cat": None}]}, 400,
+         "Feature: cat has element with unexpected JSON type: Null"),
+        (f"{CTR}:classify", {"signature_name": "classify", "examples": [{"cat": 2**63}]}, 400,
+         "Feature: cat has uint64_t element. Only int64_t is supported."),
+        (f"{CTR}/versions/3:predict", {"instances": [ONES]}, 404,
+         "Servable not found for request: Specific(ctr, 3)"),
+        ("/v1/models/a%20b:predict", {"instances": [1]}, 404, "Servable not found for request: Latest(a b)"),
+        (f"{HP2}:predict?x=1", {"instances": [1]}, 400, "Malformed request: POST /v1/models/hp2:predict?x=1"),
+    ],
+)  # fmt: skip
+def test_rest_refusals(served, path, body, status, words):
+    answered, text = ask(served, "POST", path, body)
+    assert (answered, json.loads(text)["error"]) == (status, words)
+
+
+def test_rest_texts_to_the_letter(served):
+    status, text = ask(served, "POST", f"{HP2}:predict", {"instances": [[1, 2], [3, 4]]})
+    assert (status, text) == (200, '{\n    "predictions": [[2.5, 3.0], [3.5, 4.0]\n    ]\n}')
+    status, text = ask(served, "POST", f"{HP2}:predict", {"inputs": [[1], [3]]})
+    assert text == (
+        '{\n    "outputs": [\n        [\n            2.5\n        ],\n        [\n            3.5\n'
+        "        ]\n    ]\n}"
+    )
+    status, text = ask(served, "GET", f"{CTR}/versions/2")
+    assert text == (
+        '{\n "model_version_status": [\n  {\n   "version": "2",\n   "state": "AVAILABLE",\n   "status": {\n'
+        '    "error_code": "OK",\n    "error_message": ""\n   }\n  }\n ]\n}\n'
+    )
+    assert ask(served, "PUT", f"{HP2}:predict", "{}") == (
+        400,
+        '{\n    "error": "Malformed request: PUT /v1/models/hp2:predict"\n}',
+    )
+    assert ask(served, "GET", "/elsewhere")[0] == 404
+
+
+def test_rest_status_and_metadata(served):
+    _, text = ask(served, "GET", CTR)
+    assert [v["version"] for v in json.loads(text)["model_version_status"]] == ["2", "1"]
+    _, text = ask(served, "GET", f"{CTR}/labels/stable/metadata")
+    metadata = json.loads(text)
+    assert metadata["model_spec"] == {"name": "ctr", "signature_name": "", "version": "1"}
+    signature = metadata["metadata"]["signature_def"]["signature_def"]["serving_default"]
+    assert signature["inputs"]["dense"]["dtype"] == "DT_FLOAT"
+    assert [dim["size"] for dim in signature["inputs"]["dense"]["tensor_shape"]["dim"]] == ["-1", "13"]
+    assert signature["method_name"] == "tensorflow/serving/predict"
+    assert ask(served, "GET", "/v1/models/nope/metadata")[0] == 404
+
+
+def test_rest_keeps_a_connection_through_errors(served):
+    connection = http.client.HTTPConnection(served.rest, timeout=60)
+    for body, status in (('{"instances": [1]}', 200), ("{", 400), ('{"instances": [1]}', 200)):
+        connection.request("POST", f"{HP2}:predict", body)
+        response = connection.getresponse()
+        response.read()
+        assert response.status == status
+    connection.request("POST", f"{HP2}:predict", iter([b'{"instances"', b": [2]}"]), encode_chunked=True,
+                       headers={"Transfer-Encoding": "chunked"})  # fmt: skip
+    assert json.loads(connection.getresponse().read()) == {"predictions": [3.0]}
+    connection.close()
+
+
+@pytest.fixture(scope="module")
+def stub(served):
+    from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+    with grpc.insecure_channel(served.grpc) as channel:
+        yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+
+def predict(stub, name="hp2", signature="", inputs=None, version=None, label=None):
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = name
+    request.model_spec.signature_name = signature
+    if version is not None:
+        request.model_spec.version.value = version
+    if label:
+        request.model_spec.version_label = label
+    for key, value in (inputs or {}).items():
+        is_proto = isinstance(value, tf.make_tensor_proto(0).__class__)
+        request.inputs[key].CopyFrom(value if is_proto else tf.make_tensor_proto(value))
+    return stub.Predict(request, timeout=60)
+
+
+def test_grpc_answers(stub):
+    import tensorflow as tf
+
+    answer = predict(stub, inputs={"x": np.array([[2.0], [4.0]], np.float32)})
+    np.testing.assert_array_equal(tf.make_ndarray(answer.outputs["y"]), [[3.0], [4.0]])
+    assert answer.model_spec.version.value == 123
+    filled = tf.make_tensor_proto(np.float32(2.0), shape=[3])
+    np.testing.assert_array_equal(
+        tf.make_ndarray(predict(stub, inputs={"x": filled}).outputs["y"]), [3, 3, 3]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ({"name": ""}, "INVALID_ARGUMENT", "ModelSpec has no name specified."),
+        ({"name": "nope"}, "NOT_FOUND", "Servable not found for request: Latest(nope)"),
+        ({"signature": "nope"}, "FAILED_PRECONDITION", 'Serving signature key "nope" not found.'),
+        ({"name": "ctr", "label": "beta"}, "INVALID_ARGUMENT", "Unrecognized servable version label: beta"),
+        ({"name": "ctr", "inputs": {"cat": [1], "zz": [1]}}, "INVALID_ARGUMENT",
+         "Signature input alias: dense(feed name: serving_default_dense:0) not found in request and no default "
+         "value provided. Inputs expected to be in the request {cat,zz}, or default input alias set: "),
+        ({"inputs": {"x": [b"text"]}}, "INVALID_ARGUMENT", "Expects arg[0] to be float but string is provided"),
+    ],
+)  # fmt: skip
+def test_grpc_refusals(stub, options, code, words):
+    with pytest.raises(grpc.RpcError) as caught:
+        predict(stub, **options)
+    assert (caught.value.code().name, caught.value.details()) == (code, words)
+
+
+def multi(*tasks):
+    from tensorflow_serving.apis import inference_pb2
+
+    request = inference_pb2.MultiInferenceRequest()
+    for name, signature, method in tasks:
+        task = request.tasks.add(method_name=f"tensorflow/serving/{method}")
+        task.model_spec.name, task.model_spec.signature_name = name, signature
+    request.input.example_list.examples.add().features.feature["x"].float_list.value.append(6.0)
+    return request
+
+
+def test_grpc_multi_inference(stub):
+    answer = stub.MultiInference(
+        multi(("hp2", "regress_x_to_y2", "regress"), ("hp2", "classify_x_to_y", "classify")), timeout=60
+    )
+    assert answer.results[0].regression_result.regressions[0].value == 6.0
+    assert answer.results[1].classification_result.classifications[0].classes[0].score == 5.0
+    task = ("hp2", "regress_x_to_y", "regress")
+    for tasks, code, words in (
+        ((), "INVALID_ARGUMENT", "ModelSpec has no name specified."),
+        ((task, task), "INVALID_ARGUMENT", "Duplicate evaluation of signature: regress_x_to_y"),
+        ((task, ("ctr", "regress", "regress")), "INVALID_ARGUMENT",
+         "All ModelSpecs in a MultiInferenceRequest must access the same model name."),
+        ((("hp2", "nope", "regress"),), "INVALID_ARGUMENT", "Requested signature not found in model graph: nope"),
+        ((("hp2", "regress_x_to_y", "predict"),), "UNIMPLEMENTED",
+         "Unsupported signature method_name: tensorflow/serving/predict"),
+    ):  # fmt: skip
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.MultiInference(multi(*tasks), timeout=60)
+        assert (caught.value.code().name, caught.value.details()) == (code, words)
