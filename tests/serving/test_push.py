@@ -133,10 +133,9 @@ def test_a_failing_disk_leaves_nothing(model, tmp_path, monkeypatch, number, wor
 
 
 KILLED = """
-import os, signal, sys
+import importlib, os, signal, sys
 from pathlib import Path
-from mlet_tf.serving import push as _push  # noqa
-import importlib
+sys.argv[0] = "mlet-tf"  # As the command: without TensorFlow, whose process would be slow to fork.
 module = importlib.import_module("mlet_tf.serving.push")
 module._BLOCK = 200
 model, base = sys.argv[1:]

@@ -185,6 +185,15 @@ def test_limits(base):
         assert len(bomb) < 20_000
         connection.request("POST", "/v1/models/ctr:predict", bomb, {"Content-Encoding": "gzip"})
         assert connection.getresponse().status == 413
+        for request, status in (
+            (b"POST /v1/models/ctr:predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+            (b"POST /v1/models/ctr:predict HTTP/1.1\r\nContent-Length: 30000\r\n\r\n", 413),
+            (b"no HTTP at all\r\n\r\n", 400),
+            (b"TRACE / HTTP/1.1\r\n\r\n", 501),
+        ):
+            with socket.create_connection(("127.0.0.1", server.rest_api_port)) as plain:
+                plain.sendall(request)
+                assert plain.recv(4096).startswith(b"HTTP/1.1 %d " % status)
 
 
 def test_a_request_that_computes_too_long_is_cut_off(tmp_path):

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -171,8 +172,10 @@ class _Batch:
             raise invalid(f"Expecting shape {_shape_text(self.shape)} but got: {_shape_text(shape)}")
 
     def tensor(self, *leading: int) -> Tensor:
-        array = tensors.builder(self.dtype)(self.values)
-        return Tensor(self.dtype, array.reshape((*leading, *self.shape)))
+        shape = (*leading, *self.shape)
+        # A key that a row repeats leaves more values than the shape has; the first ones count.
+        array = tensors.builder(self.dtype)(self.values[: math.prod(shape)])
+        return Tensor(self.dtype, array.reshape(shape))
 
 
 def _from_instances(instances: list, types: Mapping[str, int]) -> dict[str, Tensor]:

@@ -263,10 +263,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         with self.busy.one():
-            body = self._body()
+            try:
+                body = self._body()
+            except ValueError:
+                self.send_error(400)
+                return
             if body is None:
-                self.close_connection = True
-                self._send(html_error(413))
+                self.send_error(413)
                 return
             origin = re.match("https?://", self.headers.get("Origin", "")) is not None
             self._send(self.rest.answer(self.command, self._path(), body, has_origin=origin))

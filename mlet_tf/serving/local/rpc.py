@@ -24,13 +24,8 @@ from mlet_tf.serving.local.models import Models
 from mlet_tf.serving.local.status import Code, StatusError, invalid
 
 _log = logging.getLogger(__name__)
-_HEALTH_SERVICES = (
-    "",
-    "PredictionService",
-    "ModelService",
-    "tensorflow.serving.PredictionService",
-    "tensorflow.serving.ModelService",
-)
+# The names that the real server reports on; the empty one stands for all of it.
+_HEALTH_SERVICES = ("", "PredictionService", "ModelService")
 
 
 def _answered(method: Callable) -> Callable:
@@ -138,6 +133,18 @@ def _spec(request: Any) -> model_pb2.ModelSpec:
     return request.model_spec
 
 
+class _Health(health.HealthServicer):
+    """The standard health service, with the real server's words for a name it does not know."""
+
+    def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        """Whether a service answers."""
+        if request.service not in _HEALTH_SERVICES:
+            context.abort(Code.NOT_FOUND, "service name unknown")
+        return super().Check(request, context)
+
+
 class _Unknown(grpc.GenericRpcHandler):
     """Refuses unknown methods without words, as the real server does."""
 
@@ -185,7 +192,7 @@ class RpcServer:
             PredictionService(models), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models), self._server)
-        self._health = health.HealthServicer()
+        self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         for name in _HEALTH_SERVICES:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)

@@ -1,0 +1,109 @@
+"""Every exported model answers the requests that docs/serving.md shows."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlet_tf.datasets import ClickLogSchema
+from mlet_tf.serving import CTRClient, LocalServer, ServeOptions, push
+
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+SCHEMA = ClickLogSchema(
+    name="four",
+    label="label",
+    integers=("I1", "I2"),
+    categoricals=("C1", "C2"),
+    time=None,
+    drop=(),
+    columns=("label", "I1", "I2", "C1", "C2"),
+    separator="\t",
+    header=False,
+    missing=("",),
+)
+COMMANDS = re.findall(r"```sh\n(curl .*?)```\n(?:\n```json\n(.*?)```)?", PAGE.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    import keras
+    import tensorflow as tf
+
+    from mlet_tf.export import export_model
+
+    def transform(columns):
+        def filled(name, default):
+            sparse = columns[name]
+            dense = tf.sparse.to_dense(tf.sparse.reset_shape(sparse, [tf.shape(sparse)[0], 1]), default)
+            return tf.reshape(dense, [-1])
+
+        dense = tf.stack([tf.cast(filled(name, 0), tf.float32) for name in SCHEMA.integers], 1)
+        ids = [tf.strings.to_hash_bucket_fast(filled(name, ""), 10) for name in SCHEMA.categoricals]
+        return {"dense_features": dense, "sparse_features": tf.stack(ids, 1)}
+
+    keras.utils.set_random_seed(1)
+    dense = keras.Input([2], name="dense_features")
+    sparse = keras.Input([2], dtype="int64", name="sparse_features")
+    features = keras.layers.Concatenate()(
+        [dense, keras.layers.Flatten()(keras.layers.Embedding(10, 2)(sparse))]
+    )
+    ctr = keras.layers.Dense(1, "sigmoid")(features)
+    model = keras.Model({"dense_features": dense, "sparse_features": sparse}, ctr)
+    folder = tmp_path_factory.mktemp("exported")
+    export_model(model, SCHEMA, transform, folder / "model")
+    push(folder / "model", folder / "ctr")
+    with LocalServer(ServeOptions(model_base_path=str(folder / "ctr"), port=0, rest_api_port=0)) as running:
+        yield running
+
+
+def shape_of(value):
+    """The value with its numbers replaced, since those of the page are examples."""
+    if isinstance(value, dict):
+        return {key: shape_of(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [shape_of(item) for item in value]
+    return "number" if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize(("command", "answer"), COMMANDS)
+def test_the_curl_lines_of_the_page(server, command, answer):
+    command = command.replace("localhost:8501", f"127.0.0.1:{server.rest_api_port}")
+    run = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, timeout=60)
+    found = json.loads(run.stdout)
+    if answer:
+        assert shape_of(found) == shape_of(json.loads(answer))
+    else:
+        signatures = found["metadata"]["signature_def"]["signature_def"]
+        assert {"serving_default", "predict_raw", "classify", "regress"} <= set(signatures)
+
+
+def test_the_page_has_a_line_for_each_signature():
+    text = " ".join(command for command, _ in COMMANDS)
+    assert len(COMMANDS) == 8
+    assert all(name in text for name in ("regress", "classify", "predict_raw", "b64", "/metadata"))
+
+
+def test_all_signatures_agree(server):
+    rows = [{"I1": 3, "C1": "a"}, {"I2": -1, "C2": "b"}, {}]
+    texts = {"I1": ["3", "", ""], "I2": ["", "-1", ""], "C1": ["a", "", ""], "C2": ["", "b", ""]}
+
+    def ask(verb, body):
+        import urllib.request
+
+        url = f"http://127.0.0.1:{server.rest_api_port}/v1/models/ctr:{verb}"
+        return json.loads(urllib.request.urlopen(url, json.dumps(body).encode(), timeout=60).read())
+
+    raw = ask("predict", {"signature_name": "predict_raw", "inputs": texts})["outputs"]
+    regressed = ask("regress", {"signature_name": "regress", "examples": rows})["results"]
+    classified = ask("classify", {"signature_name": "classify", "examples": rows})["results"]
+    assert [[label for label, _ in row] for row in classified] == [["0", "1"]] * 3
+    lines = ["3\t\ta\t", "1\t\t-1\t\tb", "\t\t\t"]
+    with CTRClient(f"127.0.0.1:{server.port}", schema=SCHEMA) as client:
+        expected = client.predict(rows)
+        np.testing.assert_array_equal(client.predict(lines), expected)
+    for answer in (raw, regressed, [row[1][1] for row in classified]):
+        np.testing.assert_allclose(answer, expected, rtol=1e-6)
+    assert len(set(expected.tolist())) == 3
