@@ -135,7 +135,7 @@ def _check_parquet_types(path: str, found: pa.Schema, schema: ClickLogSchema) ->
     for name in (schema.label, *schema.raw_features):
         kind = found.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        fits = pa.types.is_integer(kind) or is_text(kind)
+        fits = pa.types.is_integer(kind) or is_text(kind) or pa.types.is_null(kind)
         if name not in schema.categoricals:
             fits = fits or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
         if not fits:

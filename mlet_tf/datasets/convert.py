@@ -83,6 +83,8 @@ def convert(
 def _without_missing(raw: pa.Array, missing: Sequence[str]) -> pa.Array:
     if pa.types.is_dictionary(raw.type):
         raw = raw.cast(raw.type.value_type)
+    if pa.types.is_null(raw.type):
+        raw = raw.cast(pa.binary())
     if is_text(raw.type):
         raw = raw.cast(pa.binary())
         if missing:

@@ -1,11 +1,15 @@
 """ClickLogExampleGen: no row is lost, splits do not depend on how files are cut, and mistakes are said clearly."""
 
 import collections
+import contextlib
 import gzip
 import json
 import os
 import resource
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,7 +62,7 @@ def write_lines(path, lines, header=True):
     return str(path)
 
 
-def ingest(uri, schema, train, *args, **kwargs):
+def ingest(uri, schema, train, *args, beam=None, **kwargs):
     """Runs the executor on what the component hands it; returns the Examples artifact."""
     node = ClickLogExampleGen(schema, str(train), *args, **kwargs)
     examples = standard_artifacts.Examples()
@@ -67,7 +71,8 @@ def ingest(uri, schema, train, *args, **kwargs):
         key: value if isinstance(value, str | int) or value is None else proto_utils.proto_to_json(value)
         for key, value in node.exec_properties.items()
     }
-    executor.Executor().Do({}, {"examples": [examples]}, properties)
+    context = executor.Executor.Context(beam_pipeline_args=beam)
+    executor.Executor(context).Do({}, {"examples": [examples]}, properties)
     return examples
 
 
@@ -145,7 +150,7 @@ def test_the_split_does_not_depend_on_compression_but_on_the_seed(hashed, tmp_pa
     (tmp_path / "log").mkdir()
     for name in ("a.tsv", "b.tsv"):
         (tmp_path / "log" / f"{name}.gz").write_bytes(gzip.compress((folder / "log" / name).read_bytes()))
-    zipped = ingest(tmp_path / "zipped", TINY, tmp_path / "log", eval_share=0.25)
+    zipped = ingest(tmp_path / "zipped", TINY, f"{tmp_path}/log/", eval_share=0.25)
     assert names_of(zipped.uri, "eval") == names_of(examples.uri, "eval")
     seeded = ingest(tmp_path / "seeded", TINY, folder / "log", eval_share=0.25, seed=1)
     assert names_of(seeded.uri, "eval") != names_of(examples.uri, "eval")
@@ -162,6 +167,44 @@ def test_parquet_gives_the_same_rows(hashed, tmp_path):
         return sorted(rows_of(uri, "train") + rows_of(uri, "eval"), key=str)
 
     assert all_rows(other.uri) == all_rows(examples.uri)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["multi_processing", "job_service"])
+def test_worker_processes_give_the_same_bytes(hashed, tmp_path, runner):
+    folder, _ = hashed
+
+    def digests(name, arguments):
+        examples = ingest(tmp_path / name, TINY, folder / "log", chunk_bytes=5000, beam=arguments)
+        files = sorted(Path(examples.uri).glob("Split-*/*"))
+        return {str(path.relative_to(examples.uri)): path.read_bytes() for path in files}
+
+    with contextlib.ExitStack() as stack:
+        if runner == "multi_processing":
+            arguments = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+        else:
+            port = stack.enter_context(job_service(tmp_path / "port"))
+            arguments = [
+                "--runner=PortableRunner",
+                f"--job_endpoint=localhost:{port}",
+                "--environment_type=LOOPBACK",
+            ]
+        assert digests("workers", arguments) == digests("one", ["--direct_running_mode=in_memory"])
+
+
+@contextlib.contextmanager
+def job_service(port_file):
+    """Beam's portable job service in a process of its own; yields its port."""
+    module = "apache_beam.runners.portability.local_job_service_main"
+    process = subprocess.Popen([sys.executable, "-m", module, "--port=0", f"--port_file={port_file}"])
+    try:
+        while not (port_file.exists() and port_file.read_text()):
+            assert process.poll() is None
+            time.sleep(0.2)
+        yield int(port_file.read_text())
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def test_large_shards_are_divided(hashed, tmp_path, monkeypatch):

@@ -257,6 +257,16 @@ def test_parquet_gives_the_same_rows_whatever_types_a_writer_chose(tmp_path):
         assert (read, positions, rejects) == (rows, list(range(60)), [])
 
 
+def test_a_column_without_any_value_is_missing_everywhere(tmp_path):
+    columns = {"y": [0, 1], "i": pa.nulls(2), "t": [14102100, 14102101], "a": pa.nulls(2), "b": ["x", "y"]}
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    (tmp_path / "log.tsv").write_bytes(b"7\t0\t\t14102100\t\tx\n7\t1\t\t14102101\t\ty\n")
+    rows, _, rejects = read_all(tmp_path / "log.parquet")
+    assert rows == read_all(tmp_path / "log.tsv")[0]
+    assert [(row["i"], row["a"], row["b"]) for row in rows] == [(None, None, b"x"), (None, None, b"y")]
+    assert not rejects
+
+
 def test_bad_values_in_parquet_are_rejected_by_row(tmp_path):
     path = tmp_path / "log.parquet"
     table = pa.table(
