@@ -249,7 +249,8 @@ class Factorization:
         """
         projection = self.projection()
         for block in self.iter_table(block_rows):
-            rows = block if projection is None else block @ projection
+            with np.errstate(all="ignore"):
+                rows = block if projection is None else block @ projection
             if not np.isfinite(rows).all():
                 raise InputError(
                     f"Table {self.name}: expected finite weights. Received: NaN or infinity in the "

@@ -1,0 +1,281 @@
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlet_tf.errors import InputError
+from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, MLETEmbedding, variable_role
+
+BACKEND = keras.backend.backend()
+ON_TENSORFLOW = BACKEND == "tensorflow"
+SLOW_TO_COMPILE = BACKEND == "jax"  # It compiles every operation for every shape.
+tensorflow_only = pytest.mark.skipif(not ON_TENSORFLOW, reason="only TensorFlow updates tables by rows")
+
+# Shared tables, shared projections, both, chains, direct ones, in mixed order.
+MIXED = [
+    EmbeddingFeature("plain", 30),
+    EmbeddingFeature("tiny", 3),
+    EmbeddingFeature("chain", 20, hidden_dim=(7, 6)),
+    EmbeddingFeature("home", 25, table="place"),
+    EmbeddingFeature("work", 25, table="place"),
+    EmbeddingFeature("first", 12, projection="p"),
+    EmbeddingFeature("second", 14, projection="p"),
+    EmbeddingFeature("both", 11, table="t", projection="q"),
+    EmbeddingFeature("both_again", 11, table="t", projection="q"),
+    EmbeddingFeature("forced_direct", 40, hidden_dim=0),
+    EmbeddingFeature("last", 9, hidden_dim=8),
+]
+ROWS = np.array([feature.input_dim for feature in MIXED])
+
+
+def random_ids(features, batch, seed=0):
+    return np.random.default_rng(seed).integers(0, [f.input_dim for f in features], (batch, len(features)))
+
+
+def built(features, *args, **kwargs):
+    layer = EmbeddingCollection(features, *args, **kwargs)
+    layer.build()
+    return layer
+
+
+def separate_layers(layer):
+    """One MLETEmbedding or Embedding for each feature, with the weights that the collection has for it."""
+    for feature in layer.features:
+        factors = layer.factorization(feature.name)
+        table = next(factors.iter_table(10**6))
+        if factors.projections:
+            chain = [p.shape[0] for p in factors.projections]
+            alone = MLETEmbedding(feature.input_dim, layer.output_dim, chain)
+        else:
+            alone = keras.layers.Embedding(feature.input_dim, layer.output_dim)
+        alone.build()
+        alone.set_weights([table, *factors.projections])
+        yield alone
+
+
+@settings(max_examples=3 if SLOW_TO_COMPILE else 7, deadline=None)
+@given(
+    batch=st.sampled_from([0, 1, 2, 9, 300]),
+    deduplicate=st.sampled_from([None, True, False]),
+    max_rows=st.sampled_from([2**31 - 1, 60, 10]),
+    order=st.permutations(range(len(MIXED))),
+)
+def test_computes_what_separate_layers_do(to_numpy, batch, deduplicate, max_rows, order):
+    features = [MIXED[i] for i in order]
+    layer = built(features, 4, 5, deduplicate=deduplicate, max_rows_per_table=max_rows)
+    ids = random_ids(features, batch)
+    outputs = to_numpy(layer(ids))
+    assert outputs.shape == (batch, len(features), 4)
+    for slot, alone in enumerate(separate_layers(layer)):
+        np.testing.assert_allclose(outputs[:, slot], to_numpy(alone(ids[:, slot])), atol=1e-6)
+    np.testing.assert_allclose(to_numpy(layer.collapse()(ids)), outputs, atol=1e-6)
+    columns = {feature.name: ids[:, i : i + 1] for i, feature in enumerate(features)}
+    np.testing.assert_allclose(to_numpy(layer(columns)), outputs, atol=1e-6)
+
+
+def test_every_row_belongs_to_one_table():
+    for max_rows in (2**31 - 1, 50):
+        layer = built(MIXED, 4, 5, max_rows_per_table=max_rows)
+        taken = {id(table): np.zeros(table.shape[0], int) for table in layer.tables}
+        ranges = {(id(f.table), f.offset, f.rows) for f in layer.factorizations()}
+        for table, offset, rows in ranges:
+            taken[table][offset : offset + rows] += 1
+        assert all((count == 1).all() for count in taken.values())
+    assert len(layer.tables) > 4
+    # A table which is shared, with or without its projections, is stored once.
+    assert sum(table.shape[0] for table in layer.tables) == ROWS.sum() - 25 - 11
+
+
+@settings(max_examples=2 if SLOW_TO_COMPILE else 4, deadline=None)
+@given(deduplicate=st.booleans(), seed=st.integers(0, 99))
+def test_gradients_are_those_of_the_product(gradients, to_numpy, deduplicate, seed):
+    """The outputs are linear in each weight by itself, so a gradient times a change is the whole difference."""
+    rng = np.random.default_rng(seed)
+    layer = built(MIXED, 4, 5, deduplicate=deduplicate)
+    ids = random_ids(MIXED, 20, seed)
+    upstream = rng.normal(size=(20, len(MIXED), 4)).astype("float32")
+
+    def loss():
+        return (to_numpy(layer(ids)).astype("float64") * upstream).sum()
+
+    received = gradients(layer, ids, upstream)
+    before = loss()
+    for variable, gradient in zip(layer.trainable_variables, received, strict=True):
+        old = keras.ops.convert_to_numpy(variable)
+        change = rng.normal(size=old.shape)
+        variable.assign(old + change)
+        assert loss() - before == pytest.approx((gradient * change).sum(), rel=1e-3, abs=1e-3), variable.path
+        variable.assign(old)
+
+
+@settings(max_examples=3 if SLOW_TO_COMPILE else 5, deadline=None)
+@given(seed=st.integers(0, 99), batch=st.sampled_from([1, 5]), deduplicate=st.booleans())
+def test_bags_are_combined(to_numpy, seed, batch, deduplicate):
+    features = [
+        EmbeddingFeature("single", 30),
+        EmbeddingFeature("summed", 20, combiner="sum"),
+        EmbeddingFeature("averaged", 25, hidden_dim=(6, 7), combiner="mean"),
+        EmbeddingFeature("direct", 3, combiner="mean"),
+    ]
+    rng = np.random.default_rng(seed)
+    layer = built(features, 4, 5, deduplicate=deduplicate)
+    inputs = {"single": rng.integers(0, 30, batch)}
+    expected = [layer.effective_table("single")[inputs["single"]]]
+    for feature in features[1:]:
+        ids = rng.integers(-feature.input_dim, feature.input_dim, (batch, 3))
+        ids = np.maximum(ids, -1)  # -1 is padding.
+        inputs[feature.name] = ids
+        rows = layer.effective_table(feature.name)[ids] * (ids >= 0)[..., None]
+        count = np.maximum((ids >= 0).sum(1), 1)[:, None] if feature.combiner == "mean" else 1
+        expected.append(rows.sum(1) / count)
+    np.testing.assert_allclose(to_numpy(layer(inputs)), np.stack(expected, 1), atol=1e-6)
+    if ON_TENSORFLOW:
+        import tensorflow as tf
+
+        for name in ("summed", "averaged"):
+            inputs[name] = tf.ragged.constant([row[row >= 0].tolist() for row in inputs[name]], tf.int64)
+        np.testing.assert_allclose(tf.function(layer)(inputs), np.stack(expected, 1), atol=1e-6)
+
+
+def test_small_vocabularies_are_direct():
+    features = [EmbeddingFeature("a", 8), EmbeddingFeature("b", 9), EmbeddingFeature("c", 50, hidden_dim=0)]
+
+    def hidden(**kwargs):
+        layer = built(features, 4, 8, **kwargs)
+        return [layer.factorization(f.name).hidden_dim for f in features]
+
+    assert hidden() == [None, 8, None]
+    assert hidden(direct_threshold=0) == [8, 8, None]
+    assert hidden(direct_threshold=9) == [None, None, None]
+    direct = built(features, 4)
+    assert [variable_role(v) for v in direct.weights] == ["table"]
+    mixed = built(features, 4, 8)
+    assert sorted(variable_role(v) for v in mixed.weights) == ["projection", "table", "table"]
+
+
+@pytest.mark.parametrize("bad", [-1, 25])
+def test_ids_out_of_range_name_the_feature(bad, to_numpy):
+    ids = random_ids(MIXED, 6)
+    ids[4, 3] = bad
+    strict, lenient = built(MIXED, 4, 5), built(MIXED, 4, 5, oov="last")
+    message = rf'feature "home": expected 0 <= id < 25. Received: {bad}'
+    with pytest.raises(ValueError, match=message):
+        strict(ids)
+    expected = lenient.effective_table("home")[24]
+    np.testing.assert_allclose(to_numpy(lenient(ids))[4, 3], expected, atol=1e-6)
+    if ON_TENSORFLOW:
+        import tensorflow as tf
+
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"home.*0 <= id < 25"):
+            tf.function(strict)(tf.constant(ids))
+        compiled = tf.function(strict, jit_compile=True)(tf.constant(ids))
+    elif BACKEND == "jax":
+        import jax
+
+        compiled = jax.jit(strict)(ids)
+    else:
+        return
+    where = np.argwhere(np.isnan(to_numpy(compiled)).any(-1))
+    assert where.tolist() == [[4, 3]]
+
+
+def test_model_with_a_collection_saves_and_trains(tmp_path):
+    ids = keras.Input((len(MIXED),), dtype="int64")
+    layer = EmbeddingCollection(
+        MIXED, 4, (5, 6), initialization="orthogonal", projection_learning_rate_multiplier=0.5, oov="last"
+    )
+    model = keras.Model(ids, keras.layers.Dense(1)(keras.layers.Flatten()(layer(ids))))
+    assert layer.output.shape == (None, len(MIXED), 4)
+    before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    x = random_ids(MIXED, 64)
+    model.fit(x, np.ones((64, 1)), verbose=0)
+    for variable, old in zip(model.trainable_variables, before, strict=True):
+        assert np.abs(keras.ops.convert_to_numpy(variable) - old).max() > 0, variable.path
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.layers[1].get_config() == layer.get_config()
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_collapse_refuses_nan_and_names_the_feature():
+    layer = built(MIXED, 4, 5)
+    factors = layer.factorization("work")
+    values = keras.ops.convert_to_numpy(factors.table).copy()
+    values[factors.offset + 7] = np.inf
+    factors.table.assign(values)
+    with pytest.raises(InputError, match=r"home|work"):
+        layer.collapse()
+
+
+def test_direct_tables_start_within_their_own_bounds():
+    layer = built([EmbeddingFeature("a", 4), EmbeddingFeature("b", 10_000)], 8)
+    for name, rows in (("a", 4), ("b", 10_000)):
+        table = layer.effective_table(name)
+        assert 0.8 * rows**-0.5 < np.abs(table).max() <= rows**-0.5
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ([], "at least one"),
+        ([EmbeddingFeature("a", 9), EmbeddingFeature("a", 9)], "unique names"),
+        ([EmbeddingFeature("a", 9, table="t"), EmbeddingFeature("b", 8, table="t")], "share a table"),
+        (
+            [EmbeddingFeature("a", 9, 2, projection="p"), EmbeddingFeature("b", 8, 3, projection="p")],
+            "share a proj",
+        ),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(features, message):
+    with pytest.raises(ValueError, match=message):
+        EmbeddingCollection(features, 4, 5)
+
+
+def test_wrong_inputs_are_named():
+    layer = built([EmbeddingFeature("a", 9), EmbeddingFeature("b", 8)], 4, 5)
+    with pytest.raises(ValueError, match="one column for each feature"):
+        layer(np.zeros((3, 3), "int64"))
+    with pytest.raises(ValueError, match="should have the keys"):
+        layer({"a": np.zeros(3, "int64")})
+    with pytest.raises(ValueError, match="'b' should have one id a row, or a `combiner`"):
+        layer({"a": np.zeros(3, "int64"), "b": np.zeros((3, 2), "int64")})
+    with pytest.raises(ValueError, match="`combiner`"):
+        EmbeddingFeature("a", 3, combiner="max")
+    with pytest.raises(ValueError, match="should be one of"):
+        layer.effective_table("c")
+
+
+@tensorflow_only
+def test_row_gradients_have_no_row_twice():
+    import tensorflow as tf
+
+    layer = built(MIXED, 4, 5, deduplicate=True)
+    ids = tf.constant(random_ids(MIXED, 50))
+
+    @tf.function
+    def rows():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(ids))
+        return [g.indices for g in tape.gradient(loss, [table.value for table in layer.tables])]
+
+    noted = []
+    for table, indices in zip(layer.tables, rows(), strict=True):
+        unique = len(set(indices.numpy())) == len(indices)
+        # A promise must hold; where features project shared rows in two ways, none is made.
+        assert unique or not table.mlet_unique_slices
+        noted.append(table.mlet_unique_slices)
+    assert noted.count(False) == 1
+
+
+@tensorflow_only
+def test_fused_lookup_costs_one_gather_for_each_variable():
+    import tensorflow as tf
+
+    features = [EmbeddingFeature(f"c{i}", 50 + i) for i in range(8)]
+    layer = built(features, 4, 5)
+    graph = tf.function(layer).get_concrete_function(tf.TensorSpec((None, 8), tf.int64)).graph
+    types = [op.type for op in graph.get_operations()]
+    assert types.count("ResourceGather") == len(layer.tables) == 1
+    assert types.count("Unique") == 1
