@@ -14,22 +14,21 @@ from benchmarks._harness import Result, Worker
 from mlet_tf.datasets import CRITEO, write_log
 
 SCHEMA = dataclasses.replace(CRITEO, separator=",", header=True)
-GROWTH = 5
 
 
 def measure(arguments: argparse.Namespace) -> list[Result]:
     """Ingests the same log with both components, then a larger one with ours."""
-    rows = arguments.rows or (10_000 if arguments.quick else 200_000)
+    rows, growth = arguments.rows or (10_000 if arguments.quick else 200_000), arguments.growth
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        small, large = (Path(scratch) / f"rows_{n}" / "log.csv" for n in (rows, GROWTH * rows))
+        small, large = (Path(scratch) / f"rows_{n}" / "log.csv" for n in (rows, growth * rows))
         write_log(small, SCHEMA, rows)
-        write_log(large, SCHEMA, GROWTH * rows)
+        write_log(large, SCHEMA, growth * rows)
         stock = _ingest("CsvExampleGen", small, scratch)
         ours = _ingest("ClickLogExampleGen", small, scratch)
         more = _ingest("ClickLogExampleGen", large, scratch)
     note = f"{_rate(rows, ours)} against {_rate(rows, stock)}"
-    size = f"{GROWTH * rows:,} rows: {_rate(GROWTH * rows, more)}"
-    per_row = (more[0] / GROWTH) / ours[0]
+    size = f"{growth * rows:,} rows: {_rate(growth * rows, more)}"
+    per_row = (more[0] / growth) / ours[0]
     memory = more[1] / 3e9
     return [
         _once(
@@ -45,8 +44,8 @@ def measure(arguments: argparse.Namespace) -> list[Result]:
             None,
             "lower",
         ),
-        _once(f"ClickLogExampleGen, time per row at {GROWTH}x rows / at 1x", per_row, 1.2, "lower", size),
-        _once(f"ClickLogExampleGen, peak RSS at {GROWTH * rows:,} rows / 3 GB", memory, 1, "lower"),
+        _once(f"ClickLogExampleGen, time per row at {growth}x rows / at 1x", per_row, 1.2, "lower", size),
+        _once(f"ClickLogExampleGen, peak RSS at {growth * rows:,} rows / 3 GB", memory, 1, "lower"),
     ]
 
 
@@ -75,5 +74,6 @@ if __name__ == "__main__":
         __doc__.splitlines()[0],
         measure,
         rows={"type": int, "help": "rows of the smaller log (200,000; with --quick 10,000)"},
+        growth={"type": int, "default": 5, "help": "how many times larger the second log is (5)"},
         scratch={"help": "folder for the generated logs and examples"},
     )

@@ -6,6 +6,8 @@ time of building one protocol buffer message after another.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -39,6 +41,13 @@ def encode_examples(table: pa.Table | pa.RecordBatch) -> pa.Array:
     used, row_of = _distinct(sizes)
     starts = pa.array([_field(1, int(size)) for size in used], pa.binary()).take(pa.array(row_of))
     return pc.binary_join_element_wise(starts, *parts, pa.scalar(b"", pa.binary()), null_handling="skip")
+
+
+def list_records(encoded: pa.Array) -> list[bytes]:
+    """The messages as Python objects; `to_pylist` takes three times as long."""
+    offsets = np.frombuffer(encoded.buffers()[1], np.int32)[encoded.offset :][: len(encoded) + 1].tolist()
+    data = encoded.buffers()[2].to_pybytes() if len(encoded) else b""
+    return [data[start:end] for start, end in itertools.pairwise(offsets)]
 
 
 def _head(name: bytes, size: int, is_bytes: bool) -> bytes:

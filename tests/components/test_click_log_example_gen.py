@@ -207,6 +207,20 @@ def job_service(port_file):
         process.wait()
 
 
+def test_counting_agrees_with_tensorflow_and_notices_damage(tmp_path):
+    path = tmp_path / "shard.gz"
+    records = [b"x" * n for n in (0, 1, 300_000, 7)] * 20
+    with tf.io.TFRecordWriter(str(path), "GZIP") as writer:
+        for record in records:
+            writer.write(record)
+    assert shards.count_records([str(path)] * 2) == 160
+    assert list(tf.data.TFRecordDataset(str(path), "GZIP").as_numpy_iterator()) == records
+    whole = path.read_bytes()
+    for damaged in (whole[:-9], whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], b"", whole + b"x"):
+        path.write_bytes(damaged)
+        assert f"The shard {path} is damaged" in message_of(lambda: shards.count_records([str(path)]))
+
+
 def test_large_shards_are_divided(hashed, tmp_path, monkeypatch):
     folder, _ = hashed
     monkeypatch.setattr(shards, "_SHARD_BYTES", 1)

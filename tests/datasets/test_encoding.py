@@ -5,7 +5,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlet_tf.datasets.encoding import encode_examples
+from mlet_tf.datasets.encoding import encode_examples, list_records
 
 INTEGERS = st.none() | st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 300)
 BYTES = st.none() | st.binary(max_size=40) | st.sampled_from([127, 128, 16_384]).map(lambda n: b"x" * n)
@@ -18,7 +18,7 @@ def test_examples_parse_back_to_the_columns(rows, name):
     names = ["i", name + "2", "b", "ü" + name]
     kinds = [pa.int64(), pa.int64(), pa.binary(), pa.binary()]
     arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(kinds)]
-    encoded = encode_examples(pa.Table.from_arrays(arrays, names)).to_pylist()
+    encoded = list_records(encode_examples(pa.Table.from_arrays(arrays, names)))
     assert len(encoded) == len(rows)
     for row, message in zip(rows, encoded, strict=True):
         features = tf.train.Example.FromString(message).features.feature
