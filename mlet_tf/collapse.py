@@ -171,7 +171,12 @@ def _pairs(
 
 def _corresponds(trained: keras.layers.Layer, plain: keras.layers.Layer) -> bool:
     if isinstance(trained, MLETEmbedding):
-        return isinstance(plain, keras.layers.Embedding)
+        sizes = (trained.input_dim, trained.output_dim)
+        return isinstance(plain, keras.layers.Embedding) and (plain.input_dim, plain.output_dim) == sizes
+    if isinstance(trained, EmbeddingCollection):
+        tables = [(f.name, f.input_dim) for f in trained.features]
+        same = isinstance(plain, EmbeddingCollection) and plain.output_dim == trained.output_dim
+        return same and [(f.name, f.input_dim) for f in plain.features] == tables
     return type(trained) is type(plain)
 
 
@@ -184,7 +189,13 @@ def _copy_state(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
             f"Layer '{source.name}' should be built from its configuration. Received: a layer without weights; "
             "give the model a `build()` or a `build_from_config()`"
         )
-    target.load_own_variables(store)
+    try:
+        target.load_own_variables(store)
+    except ValueError as error:
+        raise ValueError(
+            f"Layer '{source.name}' should have the same weights when its model is made again from "
+            f"`get_config()`. Received: {error}"
+        ) from error
     if hasattr(source, "save_assets") and source.built:
         with tempfile.TemporaryDirectory() as folder:
             source.save_assets(folder)

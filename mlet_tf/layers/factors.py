@@ -251,11 +251,7 @@ class Factorization:
         for block in self.iter_table(block_rows):
             with np.errstate(all="ignore"):
                 rows = block if projection is None else block @ projection
-            if not np.isfinite(rows).all():
-                raise InputError(
-                    f"Table {self.name}: expected finite weights. Received: NaN or infinity in the "
-                    "effective table"
-                )
+            self._require_finite(rows)
             yield rows
 
     def effective_table(self, block_rows: int = BLOCK_ROWS) -> np.ndarray:
@@ -268,16 +264,25 @@ class Factorization:
         The Gram matrix is summed in float64 and its square root is multiplied with the projection before
         the last decomposition, so that only the table's own conditioning is squared: values below about
         1e-8 of the largest are noise, which is less than float32 weights carry.
+
+        Raises:
+            InputError: A weight is not finite.
         """
         gram = np.zeros((self.table.shape[1],) * 2)
         for block in self.iter_table():
             precise = block.astype("float64")
+            self._require_finite(precise)
             gram += precise.T @ precise
         eigenvalues, eigenvectors = np.linalg.eigh(gram)
         root = np.sqrt(np.clip(eigenvalues, 0.0, None))[:, None] * eigenvectors.T
         for projection in self.projections:
             root = root @ projection.astype("float64")
+        self._require_finite(root)
         return np.linalg.svd(root, compute_uv=False)[: min(self.rows, self.output_dim)]
+
+    def _require_finite(self, values: np.ndarray) -> None:
+        if not np.isfinite(values).all():
+            raise InputError(f"Table {self.name}: expected finite weights. Received: NaN or infinity")
 
 
 def entropy_rank(singular_values: np.ndarray) -> float:
