@@ -253,3 +253,8 @@ def _explained(doing: str, base: str) -> Iterator[None]:
             reason = error.strerror or str(error)
         where = f" at {error.filename}" if error.filename else ""
         raise InputError(f"{doing}: {reason}{where}") from error
+    except Exception as error:
+        # tf.io.gfile's errors are no OSErrors, and naming their class would import TensorFlow.
+        if not hasattr(error, "error_code"):
+            raise
+        raise InputError(f"{doing}: {error}") from error

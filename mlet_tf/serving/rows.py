@@ -63,7 +63,7 @@ class Rows:
         """Columns by name: Arrow arrays, or lists of the values as they came."""
         rows = self._rows
         if hasattr(rows, "iloc"):
-            rows = pa.Table.from_pandas(rows, preserve_index=False)
+            return {name: _pandas_column(rows[name]) for name in rows.columns}
         if isinstance(rows, pa.Table | pa.RecordBatch):
             return dict(zip(rows.schema.names, rows.columns, strict=True))
         if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Sequence):
@@ -139,7 +139,7 @@ class Rows:
         return bool(present) and not any(isinstance(value, str | bytes) for value in present)
 
     def _is_missing(self, value: Any) -> bool:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        if value is None or (isinstance(value, Real) and math.isnan(value)):
             return True
         if isinstance(value, bytes):
             return value.decode("utf-8", "replace") in self._missing
@@ -168,6 +168,14 @@ class Rows:
         if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
             raise ValueError
         return str(int(value)).encode()
+
+
+def _pandas_column(series: Any) -> Any:
+    """As an Arrow array, in which NaN and NA are null; a list where the column mixes types."""
+    try:
+        return pa.array(series, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return series.tolist()
 
 
 def _converted(

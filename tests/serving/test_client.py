@@ -77,6 +77,22 @@ FORMS = {
         {},
     ],
     "frame": pd.DataFrame({"C1": ["ab", "x", None, None, None], "I1": [7, None, -3, None, None], "label": 0}),
+    "mixed frame": pd.DataFrame(
+        {"C1": ["ab", b"x", None, np.nan, None], "I1": ["7", "NA", -3, None, np.nan]}
+    ),
+    "extension types": pd.DataFrame(
+        {
+            "C1": pd.array(["ab", "x", pd.NA, pd.NA, pd.NA], "string"),
+            "I1": pd.array([7, pd.NA, -3, pd.NA, pd.NA], "Int64"),
+        }
+    ),
+    "numpy scalars": [
+        {"I1": np.int32(7), "C1": np.str_("ab")},
+        {"C1": "x", "I1": np.float32("nan")},
+        {"I1": np.float64(-3)},
+        {},
+        {},
+    ],
     "table": pa.table(
         {"I1": pa.array([7, None, -3, None, None], pa.int32()), "C1": ["ab", "x", "NA", None, ""]}
     ),

@@ -246,6 +246,17 @@ def test_an_interrupted_upload_is_cleared_later(model, monkeypatch):
     assert files.names(base) == ["1"]
 
 
+def test_an_error_of_gfile_is_one_clear_error(model, monkeypatch):
+    import tensorflow as tf
+
+    def write(self, path):
+        raise tf.errors.PermissionDeniedError(None, None, "403 from the bucket")
+
+    monkeypatch.setattr(files_module.GFiles, "write", write)
+    with pytest.raises(InputError, match=r"pushing .* to ram://.*: 403 from the bucket"):
+        push(model, f"ram://{uuid.uuid4().hex}/ctr")
+
+
 def test_an_unknown_scheme_is_named(model):
     with pytest.raises(InputError, match="no file system for `nope://`"):
         push(model, "nope://bucket/ctr")

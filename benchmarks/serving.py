@@ -1,0 +1,259 @@
+"""The collapsed model against the uncollapsed ones on a server: bytes, load time, memory, throughput.
+
+`fused` is the best uncollapsed form (one table, gathered once), `tables` the usual one (26 layers). Servers run
+side by side and are asked in turn; throughput is taken from the server's CPU time, the latency is the
+client's. The server is the stand-in, or the one that TENSORFLOW_MODEL_SERVER names.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from benchmarks import _harness
+from benchmarks._harness import Result
+from benchmarks._serving_models import DENSE, FEATURES, HIDDEN_DIM, OUTPUT_DIM, vocabulary_sizes
+from mlet_tf.serving import CTRClient, ServeOptions
+from mlet_tf.serving.server import MODEL_SERVER_VARIABLE, find_model_server
+
+FORMS = ("collapsed", "fused", "tables")
+BATCHES = (1, 32, 64, 512)
+# A turn's length: the CPU time of another process is told in hundredths of a second.
+TURN_SECONDS = 1.0
+
+STAND_IN = """
+import sys
+from mlet_tf.serving import ServeOptions, run_server
+port, rest_api_port, limit = map(int, sys.argv[2:])
+run_server(ServeOptions("ctr", sys.argv[1], port=port, rest_api_port=rest_api_port, max_request_bytes=limit))
+"""
+LOAD = """
+import sys, time, psutil
+import tensorflow as tf
+from mlet_tf.serving.local.servable import Servable
+before, begin = psutil.Process().memory_info().rss, time.perf_counter()
+servable = Servable("ctr", 1, sys.argv[1])
+print(time.perf_counter() - begin, psutil.Process().memory_info().rss - before)
+"""
+
+
+class Server:
+    """A server process of one form."""
+
+    def __init__(self, base_path: Path, max_request_bytes: int = 2**28) -> None:
+        """Starts it; `wait` waits until it answers. A real server has no limit of its own."""
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            second.bind(("127.0.0.1", 0))
+            self.port, self.rest_port = first.getsockname()[1], second.getsockname()[1]
+        if os.environ.get(MODEL_SERVER_VARIABLE):
+            options = ServeOptions("ctr", str(base_path), port=self.port, rest_api_port=self.rest_port)
+            self._command = find_model_server().command(options)
+        else:
+            self._command = [
+                sys.executable,
+                "-c",
+                STAND_IN,
+                str(base_path),
+                str(self.port),
+                str(self.rest_port),
+            ]
+        self.start()
+
+    def start(self) -> None:
+        """Starts the process, on the same ports each time."""
+        self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._usage = psutil.Process(self._process.pid)
+
+    def kill(self) -> None:
+        """Ends the process at once, as a crash would."""
+        self._process.kill()
+        self._process.wait()
+
+    def memory(self) -> float:
+        """Resident memory in MB."""
+        return self._usage.memory_info().rss / 1e6
+
+    def wait(self) -> None:
+        """Waits until the model is available."""
+        with CTRClient(f"127.0.0.1:{self.rest_port}", protocol="rest", retries=0) as client:
+            for _ in range(600):
+                try:
+                    client.status()
+                    return
+                except RuntimeError:
+                    time.sleep(0.2)
+        raise RuntimeError("the server did not come up")
+
+    def cpu_seconds(self) -> float:
+        """CPU time so far."""
+        times = self._usage.cpu_times()
+        return times.user + times.system
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.terminate()
+        self._process.wait()
+
+
+def measure(arguments: argparse.Namespace) -> list[Result]:
+    """Builds the models, serves them, asks them."""
+    results = []
+    for rows in [20_000] if arguments.quick else arguments.rows:
+        with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+            results += _measure_size(Path(scratch), rows, arguments)
+    return results
+
+
+def _measure_size(folder: Path, rows: int, arguments: argparse.Namespace) -> list[Result]:
+    command = [sys.executable, "-m", "benchmarks._serving_models", str(folder), str(rows)]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    title = f"V={sum(vocabulary_sizes(rows)):,}"
+    results = _disk(folder, title) + _load(folder, title, 1 if arguments.quick else 3)
+    servers = {form: Server(folder / form) for form in FORMS}
+    try:
+        for server in servers.values():
+            server.wait()
+        turns, turn_seconds = (3, 0.1) if arguments.quick else (arguments.turns, TURN_SECONDS)
+        for protocol, ask in (("gRPC", _grpc_asker), ("REST", _rest_asker)):
+            for batch in BATCHES:
+                askers = {form: ask(server, batch, rows) for form, server in servers.items()}
+                results += _throughput(
+                    servers, askers, f"{title} {protocol} batch {batch}", batch, turns, turn_seconds
+                )
+    finally:
+        for server in servers.values():
+            server.close()
+    return results
+
+
+def _disk(folder: Path, title: str) -> list[Result]:
+    sizes = {
+        form: sum(path.stat().st_size for path in (folder / form / "1" / "variables").iterdir())
+        for form in FORMS
+    }
+    goal = OUTPUT_DIM / HIDDEN_DIM + 0.02
+    note = ", ".join(f"{form} {size / 1e6:.1f} MB" for form, size in sizes.items())
+    value = sizes["collapsed"] / sizes["fused"]
+    return [Result(f"{title} bytes on disk, collapsed / fused", value, value, value, goal, "lower", note)]
+
+
+def _load(folder: Path, title: str, turns: int) -> list[Result]:
+    seconds, memory = ({form: [] for form in FORMS} for _ in range(2))
+    for _ in range(turns):
+        for form in FORMS:
+            run = subprocess.run(
+                [sys.executable, "-c", LOAD, folder / form / "1"], check=True, capture_output=True, text=True
+            )
+            took, used = map(float, run.stdout.split())
+            seconds[form].append(took)
+            memory[form].append(used / 1e6)
+    results = []
+    for what, values, unit in (("load time", seconds, "s"), ("memory of the loaded model", memory, "MB")):
+        note = ", ".join(f"{form} {statistics.median(found):.2f} {unit}" for form, found in values.items())
+        name = f"{title} {what}, collapsed / fused"
+        results.append(_harness.ratio(name, values["collapsed"], values["fused"], None, "lower", note))
+    return results
+
+
+def _throughput(
+    servers: dict[str, Server],
+    askers: dict[str, Callable[[], None]],
+    title: str,
+    batch: int,
+    turns: int,
+    turn_seconds: float,
+) -> list[Result]:
+    for asker in askers.values():
+        for _ in range(5):
+            asker()
+    cpu, wall = ({form: [] for form in FORMS} for _ in range(2))
+    for _ in range(turns):
+        for form, asker in askers.items():
+            start, count, end = servers[form].cpu_seconds(), 0, time.perf_counter() + turn_seconds
+            while time.perf_counter() < end or count < 10:
+                begin = time.perf_counter()
+                asker()
+                wall[form].append(time.perf_counter() - begin)
+                count += 1
+            cpu[form].append((servers[form].cpu_seconds() - start) / count)
+    milliseconds = {form: np.percentile(np.array(values) * 1e3, [50, 99]) for form, values in wall.items()}
+    note = "; ".join(
+        f"{form}: {statistics.median(cpu[form]) * 1e3:.2f} ms CPU, p50 {p50:.1f} p99 {p99:.1f} ms, "
+        f"{batch / (p50 / 1e3):,.0f} examples/s"
+        for form, (p50, p99) in milliseconds.items()
+    )
+    goals = (
+        {"fused": 1.15, "tables": 1.3} if "gRPC" in title and batch >= 64 else {"fused": None, "tables": None}
+    )
+    return [
+        _harness.ratio(
+            f"{title} throughput, collapsed / {form}",
+            cpu[form],
+            cpu["collapsed"],
+            goal,
+            "higher",
+            note if i == 0 else "",
+        )
+        for i, (form, goal) in enumerate(goals.items())
+    ]
+
+
+def _inputs(batch: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(batch)
+    sizes = vocabulary_sizes(rows)
+    # Skewed, as the categories of a log are.
+    ids = (np.array(sizes) * generator.random((batch, FEATURES)) ** 4).astype(np.int64)
+    return generator.normal(size=(batch, DENSE)).astype(np.float32), ids
+
+
+def _grpc_asker(server: Server, batch: int, rows: int) -> Callable[[], None]:
+    import grpc
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(
+        grpc.insecure_channel(f"127.0.0.1:{server.port}")
+    )
+    dense, sparse = _inputs(batch, rows)
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "ctr"
+    request.inputs["dense_features"].CopyFrom(tf.make_tensor_proto(dense))
+    request.inputs["sparse_features"].CopyFrom(tf.make_tensor_proto(sparse))
+    return lambda: stub.Predict(request, timeout=60)
+
+
+def _rest_asker(server: Server, batch: int, rows: int) -> Callable[[], None]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.rest_port)
+    dense, sparse = _inputs(batch, rows)
+    body = json.dumps({"inputs": {"dense_features": dense.tolist(), "sparse_features": sparse.tolist()}})
+
+    def ask() -> None:
+        connection.request("POST", "/v1/models/ctr:predict", body)
+        response = connection.getresponse()
+        answer = response.read()
+        if response.status != 200:
+            raise RuntimeError(answer.decode())
+
+    return ask
+
+
+if __name__ == "__main__":
+    _harness.main(
+        __doc__.splitlines()[0],
+        measure,
+        rows={"type": int, "nargs": "+", "default": [1_000_000], "help": "rows of all tables together"},
+        turns={"type": int, "default": 10, "help": "turns for each batch size"},
+        scratch={"help": "folder for the models (V=10M takes 6 GB)"},
+    )
