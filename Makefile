@@ -29,7 +29,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(READY) ## Raw rows to an answered CTR query: synthesise, train, collapse, gate, push, serve, ask
-	$(BIN)/mlet-tf synth $(DEMO)/data/train.tsv --rows $(DEMO_ROWS)
+	$(BIN)/mlet-tf synth $(DEMO)/data/train.tsv --rows $(DEMO_ROWS) --vocabulary 300 --rank 2
 	$(BIN)/mlet-tf run --config configs/demo.yaml
 	$(BIN)/mlet-tf report $(DEMO)
 	@echo "$(BIN)/mlet-tf serve --model_base_path $(DEMO)/serving/ctr  and  $(BIN)/mlet-tf predict $(DEMO)/data/train.tsv"

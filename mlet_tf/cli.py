@@ -3,11 +3,14 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 # TensorFlow's C++ lines tell a user of the command nothing, and its errors come as exceptions too.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # About Python's end of life.
 
 import click
 
@@ -24,7 +27,7 @@ def cli() -> None:
 
     \b
     A first round, about five minutes on two cores:
-      mlet-tf synth runs/demo/data/train.tsv --rows 20000
+      mlet-tf synth runs/demo/data/train.tsv --vocabulary 300 --rank 2
       mlet-tf run --config configs/demo.yaml
       mlet-tf report runs/demo
       mlet-tf serve --model_base_path runs/demo/serving/ctr &

@@ -69,7 +69,9 @@ def plot_sizes(tables: Sequence[Mapping[str, Any]]) -> plt.Figure:
     for offset, (key, label) in enumerate((("bytes_before", "uncollapsed"), ("bytes_after", "collapsed"))):
         values = [table[key] for table in largest]
         axes.barh(places + 0.4 * offset, values, 0.38, label=label, color=_COLORS[label])
-    axes.set(yticks=places + 0.2, yticklabels=[table["name"] for table in largest], xscale="log", xlabel="bytes")
+    axes.set(
+        yticks=places + 0.2, yticklabels=[_short(table) for table in largest], xscale="log", xlabel="bytes"
+    )
     axes.invert_yaxis()
     axes.legend(frameon=False)
     return figure
@@ -79,8 +81,12 @@ def plot_training(history: Sequence[Mapping[str, float]]) -> plt.Figure:
     """Logloss in training and evaluation, and evaluation AUC, by epoch."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     epochs = [record["epoch"] for record in history]
-    left.plot(epochs, [record["loss"] for record in history], "o-", label="train", color=_COLORS["uncollapsed"])
-    left.plot(epochs, [record["eval_logloss"] for record in history], "o-", label="eval", color=_COLORS["collapsed"])
+    left.plot(
+        epochs, [record["loss"] for record in history], "o-", label="train", color=_COLORS["uncollapsed"]
+    )
+    left.plot(
+        epochs, [record["eval_logloss"] for record in history], "o-", label="eval", color=_COLORS["collapsed"]
+    )
     left.set(xlabel="epoch", ylabel="logloss", xticks=epochs)
     left.legend(frameon=False)
     right.plot(epochs, [record["eval_auc"] for record in history], "o-", color=_COLORS["collapsed"])
@@ -126,7 +132,13 @@ def plot_spectra(tables: Sequence[Mapping[str, Any]]) -> plt.Figure:
     spectra = [table for table in tables if table.get("singular_values")]
     for table in sorted(spectra, key=lambda table: -table["rows"])[:_MAX_SPECTRA]:
         values = np.array(table["singular_values"])
-        axes.plot(np.arange(1, len(values) + 1), values / max(values[0], 1e-30), "o-", markersize=3, label=table["name"])
+        axes.plot(
+            np.arange(1, len(values) + 1),
+            values / max(values[0], 1e-30),
+            "o-",
+            markersize=3,
+            label=_short(table),
+        )
     axes.set(xlabel="index", ylabel="singular value / first", yscale="log")
     if spectra:
         axes.legend(frameon=False)
@@ -141,6 +153,11 @@ def plot_seconds(seconds: Mapping[str, float]) -> plt.Figure:
     axes.set(xlabel="seconds")
     axes.invert_yaxis()
     return figure
+
+
+def _short(table: Mapping[str, Any]) -> str:
+    """A table's name without the layer's."""
+    return table["name"].rsplit("/", 1)[-1]
 
 
 def _axes(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:

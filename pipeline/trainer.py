@@ -5,6 +5,7 @@ the signatures of `mlet_tf.export`) and `Format-Keras/model.keras`, which the co
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -87,7 +88,7 @@ def run_fn(fn_args: Any) -> None:
     train_config = from_mapping(TrainConfig, config["train"], "train")
     transform_output = tft.TFTransformOutput(fn_args.transform_output)
     transform = TransformGraph(transform_output)
-    work = Path(fn_args.model_run_dir)
+    work = _work_folder(fn_args)
     train_rows = pack_examples(fn_args.train_files, schema, transform, work / "packed" / "train")
     eval_rows = pack_examples(fn_args.eval_files, schema, transform, work / "packed" / "eval")
     keras.utils.set_random_seed(train_config.seed)
@@ -101,11 +102,19 @@ def run_fn(fn_args: Any) -> None:
             train_rows.dense,
         )
         compile_model(model, train_config, total_steps(train_config, train_rows.rows))
-        progress = train(model, train_rows, eval_rows, train_config, work)
+        board = join(fn_args.model_run_dir, "tensorboard")
+        progress = train(model, train_rows, eval_rows, train_config, work, board)
     uri = os.path.dirname(fn_args.serving_model_dir)  # noqa: PTH120 (may be remote)
     save_model(model, schema, transform, uri)
     with tf.io.gfile.GFile(join(uri, HISTORY), "w") as file:
         json.dump(progress.history, file)
+
+
+def _work_folder(fn_args: Any) -> Path:
+    """A folder that the same training finds again after a kill, and no other one does."""
+    inputs = [fn_args.custom_config, fn_args.transform_output, fn_args.train_files, fn_args.eval_files]
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return Path(fn_args.custom_config["work"]) / digest[:16]
 
 
 def distribution_strategy() -> tf.distribute.Strategy:
@@ -172,27 +181,46 @@ def compile_model(model: keras.Model, config: TrainConfig, steps: int) -> None:
 
 
 def train(
-    model: keras.Model, train_rows: PackedRows, eval_rows: PackedRows, config: TrainConfig, work: Path
+    model: keras.Model,
+    train_rows: PackedRows,
+    eval_rows: PackedRows,
+    config: TrainConfig,
+    work: Path,
+    board: str,
 ) -> Progress:
     """Trains to the end, from the newest checkpoint in `work` if there is one.
 
     The order of the rows depends on seed and epoch alone, so a run that was killed and started again
     ends with the weights of one that was not.
+
+    Args:
+        model: A compiled model.
+        train_rows: Rows to train on.
+        eval_rows: Rows to evaluate on after each epoch.
+        config: The training's part of the configuration.
+        work: Folder for checkpoints.
+        board: Folder for TensorBoard.
+
+    Returns:
+        Where training stands at the end.
     """
     progress = Progress()
     steps = total_steps(config, train_rows.rows)
     epoch_steps = train_rows.rows // config.batch_size
     model(next(iter(eval_rows.batches(1).map(lambda inputs, _: inputs))))
     model.optimizer.build(model.trainable_variables)
+    # Their variables, one by one: tracking does not reach the parts of a MultiOptimizer.
+    state = {"model": model.variables, "optimizer": model.optimizer.variables}
     checkpoint = tf.train.Checkpoint(
-        model=model, optimizer=model.optimizer, progress=_ProgressState(progress)
+        **{name: [variable.value for variable in variables] for name, variables in state.items()},
+        progress=_ProgressState(progress),
     )
     manager = tf.train.CheckpointManager(checkpoint, str(work / "checkpoints"), max_to_keep=2)
     best = tf.train.CheckpointManager(checkpoint, str(work / "best"), max_to_keep=1)
     if manager.latest_checkpoint:
         checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
         logging.info("Resuming at epoch %d, step %d.", progress.epoch + 1, progress.step)
-    with tf.summary.create_file_writer(str(work / "tensorboard")).as_default():
+    with tf.summary.create_file_writer(board).as_default():
         while not progress.stopped and progress.epoch * epoch_steps + progress.step < steps:
             first = progress.step
             last = min(epoch_steps, steps - progress.epoch * epoch_steps)
@@ -211,9 +239,9 @@ def train(
             _finish_epoch(record, progress, config, best)
             manager.save()
     if best.latest_checkpoint and config.early_stopping_patience is not None:
-        history = progress.history
+        final = dataclasses.replace(progress)  # The best checkpoint brings its own progress.
         checkpoint.restore(best.latest_checkpoint)
-        progress.history = history
+        return final
     return progress
 
 

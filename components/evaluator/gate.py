@@ -85,8 +85,8 @@ def _not_worse(
     for metric, higher_is_better in _HIGHER_IS_BETTER.items():
         loss = other[metric] - metrics[metric] if higher_is_better else metrics[metric] - other[metric]
         allowed = tolerance
-        if metric == "auc" and key:
-            # Rounding may swap a pair of rows; in a small slice one pair weighs more than the tolerance.
+        if metric == "auc":
+            # Rounding may swap a pair of rows; among few rows one pair weighs more than the tolerance.
             pairs = metrics["clicks"] * (metrics["rows"] - metrics["clicks"])
             allowed = max(tolerance, 2 / pairs) if pairs else math.inf
         if loss > allowed or math.isnan(metrics[metric]) != math.isnan(other[metric]):

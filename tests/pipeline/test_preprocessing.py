@@ -73,7 +73,7 @@ def _transform(rows, query, preprocess, folder):
         dtype = feature.dtype.as_numpy_dtype
         values = [row[name] for row in query]
         features[name] = tf.RaggedTensor.from_row_lengths(
-            np.array([v for row in values for v in row], dtype=object if dtype == object else dtype),
+            np.array([v for row in values for v in row], dtype=dtype),
             [len(row) for row in values],
         ).to_sparse()
     return {key: np.asarray(value) for key, value in output.transform_raw_features(features).items()}

@@ -1,0 +1,136 @@
+"""Training on packed rows: reading, resuming after a kill, early stopping, schedules."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from mlet_tf.errors import InputError
+from pipeline.config import ModelConfig, OptimizerConfig, TrainConfig
+from pipeline.examples import PackedRows
+from pipeline.trainer import WarmupDecay, build_model, compile_model, total_steps, train
+
+DENSE, SPARSE, VOCABULARY = 3, 2, 50
+ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def write_rows(path: Path, rows: int, seed: int) -> PackedRows:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, VOCABULARY, (rows, SPARSE)).astype(np.int32)
+    dense = rng.normal(size=(rows, DENSE)).astype(np.float32)
+    label = (rng.random(rows) < 1 / (1 + np.exp(-dense[:, 0] - (ids[:, 0] % 5 - 2)))).astype(np.float32)
+    np.concatenate([label[:, None].view(np.int32), dense.view(np.int32), ids], axis=1).tofile(path)
+    return PackedRows(str(path), rows, DENSE, SPARSE)
+
+
+def fit(folder: Path, **changes):
+    """Trains in `folder`, going on from its checkpoints; returns the weights and the progress."""
+    config = TrainConfig(
+        **{"batch_size": 32, "epochs": 3, "checkpoint_steps": 3, "shuffle_rows": 200, **changes}
+    )
+    folder.mkdir(exist_ok=True)
+    train_rows, eval_rows = write_rows(folder / "train", 640, 0), write_rows(folder / "eval", 100, 1)
+    keras.utils.set_random_seed(config.seed)
+    model_config = ModelConfig(output_dim=4, hidden_dim=8, bottom_units=(8,), top_units=(8,))
+    model = build_model(model_config, dict.fromkeys(("a", "b"), VOCABULARY), DENSE)
+    compile_model(model, config, total_steps(config, train_rows.rows))
+    progress = train(model, train_rows, eval_rows, config, folder / "work", str(folder / "board"))
+    return model.get_weights(), progress
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_weights_move_and_the_loss_falls(uninterrupted):
+    _, progress = uninterrupted
+    losses = [record["loss"] for record in progress.history]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0] - 0.002
+    assert progress.history[-1]["eval_auc"] > 0.55
+
+
+def test_killed_training_goes_on_to_the_same_weights(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_trainer; test_trainer.slow_fit(sys.argv[2])"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(folder)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    checkpoints = folder / "work" / "checkpoints"
+    deadline = time.monotonic() + 120
+    # Into the second epoch: seven checkpoints an epoch, the newest two are kept.
+    while not list(checkpoints.glob("ckpt-9.index")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    saved = sorted(int(path.stem.split("-")[1]) for path in checkpoints.glob("*.index"))
+    assert saved and saved[-1] < 21, "the training was not interrupted"
+    weights, progress = fit(folder)
+    expected, whole = uninterrupted
+    for got, want in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+    assert [record["eval_logloss"] for record in progress.history] == pytest.approx(
+        [record["eval_logloss"] for record in whole.history], rel=1e-5
+    )
+
+
+def slow_fit(folder: str) -> None:
+    """`fit` that leaves time to be killed between two checkpoints."""
+    import tensorflow as tf
+
+    save = tf.train.CheckpointManager.save
+
+    def slow_save(self, *args, **kwargs):
+        time.sleep(0.2)
+        return save(self, *args, **kwargs)
+
+    tf.train.CheckpointManager.save = slow_save
+    fit(Path(folder))
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path):
+    weights, progress = fit(
+        tmp_path / "run", epochs=30, early_stopping_patience=1, dense=OptimizerConfig("sgd", 1.0)
+    )
+    losses = [record["eval_logloss"] for record in progress.history]
+    assert progress.stopped and len(losses) < 30
+    assert np.argmin(losses) < len(losses) - 1
+    again, _ = fit(tmp_path / "best", epochs=int(np.argmin(losses)) + 1, dense=OptimizerConfig("sgd", 1.0))
+    for got, want in zip(weights, again, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_an_epoch_is_each_row_once_in_an_order_of_its_own(tmp_path):
+    rows = write_rows(tmp_path / "rows", 100, 0)
+
+    def dense(batches):
+        return np.concatenate([inputs["dense_features"].numpy() for inputs, _ in batches])
+
+    plain, first, second = (
+        dense(rows.batches(7)),
+        *(dense(rows.shuffled_batches(10, seed, 30)) for seed in (1, 2)),
+    )
+    assert len(plain) == 100  # the short last batch is not lost
+    assert sorted(map(tuple, plain)) == sorted(map(tuple, first)) == sorted(map(tuple, second))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(dense(rows.shuffled_batches(10, 1, 30, first_step=4)), first[40:])
+
+
+def test_fewer_rows_than_a_batch():
+    with pytest.raises(InputError, match=r"batch_size.*is 512, but the train split has only 10 rows"):
+        total_steps(TrainConfig(), 10)
+
+
+def test_schedule_warms_up_and_decays_to_zero():
+    schedule = WarmupDecay(0.1, 10, "linear", 110)
+    assert [round(float(schedule(step)), 6) for step in (0, 9, 10, 60, 110)] == [0.01, 0.1, 0.1, 0.05, 0.0]
+    assert json.loads(json.dumps(schedule.get_config()))["decay"] == "linear"
