@@ -14,7 +14,7 @@ from mlet_tf.datasets.times import valid_times
 
 _TEXT_SHOWN = 200
 # What Arrow's own conversion takes, so that both ways through a block of text agree.
-_INTEGER = r"^(-?[0-9]+|0[xX][0-9a-fA-F]{1,16})$"
+_INTEGER = r"^(-?[0-9]{1,100}|0[xX][0-9a-fA-F]{1,16})$"
 _INT64 = np.iinfo(np.int64)
 
 
@@ -85,6 +85,8 @@ def _without_missing(raw: pa.Array, missing: Sequence[str]) -> pa.Array:
         raw = raw.cast(raw.type.value_type)
     if pa.types.is_null(raw.type):
         raw = raw.cast(pa.binary())
+    if pa.types.is_integer(raw.type) and any(mark.removeprefix("-").isdigit() for mark in missing):
+        raw = raw.cast(pa.string())
     if is_text(raw.type):
         raw = raw.cast(pa.binary())
         if missing:
@@ -123,7 +125,7 @@ def _to_int64(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
     else:
         fits = (
             present & np.asarray(pc.fill_null(pc.less_equal(raw, pa.scalar(_INT64.max, raw.type)), False))
-            if (raw.type == pa.uint64())
+            if raw.type == pa.uint64()
             else present
         )
     values = pc.if_else(pa.array(fits), raw, pa.scalar(None, raw.type)).cast(pa.int64())

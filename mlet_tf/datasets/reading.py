@@ -102,17 +102,13 @@ def read_log(
     Raises:
         InputError: Nothing is there, a file is damaged, or (at the end) too many rows are bad.
     """
-    chunks = plan_chunks(files_lib.list_files(data), schema)
     rows, rejected, shown = 0, 0, []
-    lines: list[int] = []
-    for chunk in chunks:
-        before = lines_before(chunks, lines, schema)[-1]
-        lines.append(0)
+    for chunk in plan_chunks(list_files(data), schema, chunk_bytes=1 << 62):
+        before = lines_before([chunk], [], schema)[0]
         for block in read_chunk(chunk, schema, columns, block_bytes):
             rows += block.rows_read
             rejected += len(block.rejects)
             shown += [dataclasses.replace(r, line=r.line + before) for r in block.rejects[: 10 - len(shown)]]
-            lines[-1] += block.lines
             yield block.table
     check_reject_share(rows, rejected, shown, max_reject_share)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mlet_tf._mapping import nearest
 from mlet_tf.errors import InputError
 
 TIME_FORMATS = ("yymmddhh", "unix_seconds")
@@ -255,10 +255,8 @@ def load_schema(name_or_path: str) -> ClickLogSchema:
 
 def nearest_hint(name: str, known: Iterable[str]) -> str:
     """Returns `". Did you mean 'x'?"` for the known name nearest to `name`, or an empty text."""
-    near = difflib.get_close_matches(name, list(known), n=1) or difflib.get_close_matches(
-        name.lower(), [text for text in known if text.lower() == name.lower()], n=1, cutoff=0
-    )
-    return f". Did you mean {near[0]!r}?" if near else ""
+    hint = nearest(name, known)
+    return f".{hint}" if hint else ""
 
 
 def _time_from_dict(values: Any) -> TimeColumn:

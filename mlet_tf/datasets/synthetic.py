@@ -90,7 +90,8 @@ class Teacher:
         ctr: Click-through rate.
         vocabulary: Categories of the largest feature; the others are smaller, down to 4, by equal factors.
         power: The category of rank r has a share in proportion to `r ** -power`.
-        missing: Average share of missing values in integer and categorical columns.
+        missing: Average share of missing values in integer and categorical columns; none where the schema has no
+            mark for them.
         strength: Standard deviation of the logit, about.
         noise: Share of rows with a click that no feature explains.
     """
@@ -121,7 +122,7 @@ class Teacher:
         self._sizes = rng.permutation(
             np.geomspace(_SMALLEST_VOCABULARY, max(vocabulary, _SMALLEST_VOCABULARY), categories).round()
         ).astype(np.int64)
-        self._missing = _missing_shares(rng, categories + integers, missing)
+        self._missing = _missing_shares(rng, categories + integers, missing if schema.missing else 0.0)
         pairs = max(1, categories * (categories - 1) / 2)
         # One row more than categories: the last is for a missing value.
         shapes = [(int(size) + 1,) for size in self._sizes]

@@ -1,5 +1,6 @@
 """Reading raw logs: every row arrives or is rejected with its line, however the file is written and cut."""
 
+import dataclasses
 import gzip
 import os
 import tracemalloc
@@ -115,7 +116,7 @@ ODD = [
     b"\0",
 ]
 ODD += [b"9223372036854775807", b"9223372036854775808", b"-9223372036854775809", b"0x1f", b"0x", b"a\rb"]
-ODD += [b"14102100", b"14103124", b"14023000", b"long" * 40]
+ODD += [b"14102100", b"14103124", b"14023000", b"long" * 40, b"9" * 5000]
 FIELDS = st.sampled_from(ODD) | st.integers(-(10**6), 10**6).map(lambda value: str(value).encode())
 LINES = st.one_of(
     st.just(GOOD),
@@ -267,6 +268,15 @@ def test_a_column_without_any_value_is_missing_everywhere(tmp_path):
     assert not rejects
 
 
+def test_marks_of_missing_values_hold_for_numbers_in_parquet_too(tmp_path):
+    schema = dataclasses.replace(TINY, missing=("-1", "NA"))
+    columns = {"y": [0, 1], "i": [-1, 5], "t": [14102100, 14102101], "a": [-1, -2], "b": ["NA", "-1"]}
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    rows, _, rejects = read_all(tmp_path / "log.parquet", schema)
+    assert [(row["i"], row["a"], row["b"]) for row in rows] == [(None, None, None), (5, b"-2", None)]
+    assert not rejects
+
+
 def test_bad_values_in_parquet_are_rejected_by_row(tmp_path):
     path = tmp_path / "log.parquet"
     table = pa.table(
@@ -346,6 +356,25 @@ def test_damage_inside_a_gzip_file_is_located(tmp_path):
     damaged[len(zipped) // 2] ^= 255
     path.write_bytes(bytes(damaged))
     assert "is a damaged gzip file" in _message(lambda: list(read_log(str(path), TINY, block_bytes=10_000)))
+
+
+def test_damage_inside_a_parquet_file_is_said(tmp_path):
+    path = tmp_path / "log.parquet"
+    columns = {
+        "y": [0] * 999,
+        "i": list(range(999)),
+        "t": [14102100] * 999,
+        "a": ["x"] * 999,
+        "b": ["y"] * 999,
+    }
+    pq.write_table(pa.table(columns), path, row_group_size=100)
+    data = bytearray(path.read_bytes())
+    middle = pq.ParquetFile(path).metadata.row_group(5).column(1).data_page_offset
+    data[middle : middle + 60] = b"\xff" * 60
+    path.write_bytes(bytes(data))
+    assert f"{path} is a damaged Parquet file: reading failed near row" in _message(
+        lambda: list(read_log(str(path), TINY))
+    )
 
 
 def test_files_patterns_and_folders(tmp_path):

@@ -1,5 +1,6 @@
 """Synthetic logs: the same from the same seed, readable, and with a truth that their clicks follow."""
 
+import dataclasses
 import gzip
 import json
 import tracemalloc
@@ -152,6 +153,9 @@ def test_any_schema_can_be_written(tmp_path):
     table = read(tmp_path / "log.txt", schema)
     assert (report.rows, table.column_names) == (500, ["y", "i", "at", "a", "b"])
     assert b"NA" in (tmp_path / "log.txt").read_bytes()
+    unmarked = dataclasses.replace(SMALL, missing=())
+    write_log(tmp_path / "unmarked.txt", unmarked, 500)
+    assert read(tmp_path / "unmarked.txt", unmarked)["i"].null_count == 0
     only_time = ClickLogSchema("t", "y", (), (), TimeColumn("t"), (), ("y", "t"), ",", False, ())
     write_log(tmp_path / "time.csv", only_time, 500)
     assert read(tmp_path / "time.csv", only_time).num_rows == 500
