@@ -185,7 +185,10 @@ class EmbeddingCollection(keras.layers.Layer):
         if self.built:
             return
         self.tables = [self._add_table(i, lookup) for i, lookup in enumerate(self._plan)]
-        self.projections = [self._add_projections(chain, count) for chain, count in self._stack_sizes]
+        # One flat list: TensorFlow neither saves nor restores variables in a list of lists.
+        self.projections = [
+            stack for chain, count in self._stack_sizes for stack in self._add_projections(chain, count)
+        ]
         self.built = True
 
     def call(self, inputs: Any) -> Any:
@@ -435,7 +438,9 @@ class EmbeddingCollection(keras.layers.Layer):
         return ops.cast(factors.gather_rows(table, rows), self.compute_dtype)
 
     def _stacks(self, chain: tuple[int, ...]) -> list[keras.Variable]:
-        return self.projections[[other for other, _ in self._stack_sizes].index(chain)]
+        chains = [other for other, _ in self._stack_sizes]
+        low = sum(len(other) for other in chains[: chains.index(chain)])
+        return self.projections[low : low + len(chain)]
 
     def _stack_of(self, chain: tuple[int, ...], which: Sequence[int]) -> Any:
         """Returns the `[len(which), k, d]` projections, chains multiplied out, in compute precision."""

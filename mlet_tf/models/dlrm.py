@@ -154,6 +154,8 @@ class DLRM(tfrs.experimental.models.Ranking):
             ops.reshape(predictions, (-1, 1)),
             sample_weight=None if sample_weight is None else ops.reshape(sample_weight, (-1, 1)),
         )
+        if loss.shape.rank == 0:  # Keras has reduced it, and divided it by the number of replicas.
+            return loss
         return tf.reduce_mean(loss) / tf.distribute.get_strategy().num_replicas_in_sync
 
     def train_step(self, inputs: Sequence[Any]) -> dict[str, Any]:
