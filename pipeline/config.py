@@ -160,7 +160,6 @@ class TrainConfig:
         checkpoint_steps: Steps between checkpoints.
         steps_per_execution: Steps a call of the training function.
         shuffle_rows: Size of the shuffle buffer in rows.
-        cache: Keep the preprocessed rows in memory between epochs.
         seed: Seed of initialisation and shuffling.
     """
 
@@ -175,7 +174,6 @@ class TrainConfig:
     checkpoint_steps: int = 500
     steps_per_execution: int = 1
     shuffle_rows: int = 65536
-    cache: bool = True
     seed: int = 0
 
 

@@ -1,0 +1,98 @@
+"""Fixtures that many tests share: one run of the whole pipeline on generated rows."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests_support import ROWS
+
+CONFIG = """
+name: little
+data: {schema: criteo, split: {method: hash, eval_share: 0.3}}
+vocabulary: {min_count: 2, num_oov_buckets: 2, rare_below: 20}
+model: {output_dim: 4, hidden_dim: 16, bottom_units: [16], top_units: [16]}
+train:
+  batch_size: 128
+  epochs: 2
+  tables: {name: row_wise_adagrad, learning_rate: 0.05}
+  dense: {name: adagrad, learning_rate: 0.05}
+gate:
+  bounds: {auc: {min: 0.5}, calibration: {min: 0.5, max: 2}}
+  slices: [C1]
+  frequency_slices: [C3]
+  min_slice_rows: 50
+serving: {keep: 2, warmup_rows: 4, infra_validation: saved_model}
+"""
+
+
+@dataclasses.dataclass
+class Run:
+    """A finished run of the pipeline."""
+
+    log: Path
+    config: Path
+    output: Path
+    result: dict[str, Any]
+
+    def overrides(self, *more: str) -> list[str]:
+        return [f"data.train={self.log}", f"output={self.output}", *more]
+
+
+@pytest.fixture(scope="session")
+def little_log(tmp_path_factory) -> Path:
+    """A synthetic log in Criteo's format that a small model learns something from."""
+    from mlet_tf.datasets import CRITEO
+    from mlet_tf.datasets.synthetic import write_log
+
+    path = tmp_path_factory.mktemp("log") / "train.tsv"
+    write_log(path, CRITEO, ROWS, seed=1, rank=2, vocabulary=60, strength=2.5)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, little_log) -> Run:
+    """The whole pipeline, run once for all tests."""
+    from pipeline import local_runner
+    from pipeline.config import load_config
+
+    folder = tmp_path_factory.mktemp("run")
+    config = folder / "little.yaml"
+    config.write_text(CONFIG)
+    run = Run(little_log, config, folder / "output", {})
+    run.result = local_runner.run(load_config(config, run.overrides()))
+    return run
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Calls `mlet-tf` in this process; returns exit code, standard output and standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        from mlet_tf.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["mlet-tf", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """Folder of real samples, where the environment names one."""
+    folder = os.environ.get("MLET_TF_SAMPLES")
+    if not folder:
+        pytest.skip("MLET_TF_SAMPLES names no folder with samples of the real data sets")
+    return Path(folder)
