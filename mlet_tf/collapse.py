@@ -81,7 +81,8 @@ def collapse_report(model: keras.Model, *, block_rows: int = BLOCK_ROWS) -> list
         A record for each table: `name`, `rows` (V), `hidden_dim` (k, None for direct tables), `output_dim` (d),
         `bytes_before` (the factors; a table shared by several records counts in the first), `bytes_after`,
         `max_abs_difference` (between the collapsed rows and a float64 product, over all rows),
-        `effective_rank` and `singular_values` of `E`.
+        `effective_rank` and `singular_values` of `E`, and `optimizer_bytes`: state of the model's optimizer for
+        the rows of the table, which the collapse leaves behind; 0 where the model is not compiled.
 
     Raises:
         InputError: A table has weights which are not finite.
@@ -90,8 +91,20 @@ def collapse_report(model: keras.Model, *, block_rows: int = BLOCK_ROWS) -> list
     for factorization in _factorizations(model):
         key = (id(factorization.table), factorization.offset)
         records.append(_record(factorization, key not in seen, block_rows))
+        records[-1]["optimizer_bytes"] = 0 if key in seen else _optimizer_bytes(model, factorization)
         seen.add(key)
     return records
+
+
+def _optimizer_bytes(model: keras.Model, factorization: Factorization) -> int:
+    """Bytes of the optimizer's variables for the rows of a table, which may share its variable with others."""
+    if not model.compiled:
+        return 0
+    table = factorization.table
+    prefix = f"{table.path.replace('/', '_')}_"  # Keras names an optimizer's variables after the model's.
+    slots = [slot for slot in model.optimizer.variables if slot.name.startswith(prefix)]
+    size = sum(int(np.prod(slot.shape)) * np.dtype(slot.dtype).itemsize for slot in slots)
+    return size * factorization.rows // table.shape[0]
 
 
 def _record(factorization: Factorization, counts_table: bool, block_rows: int) -> dict[str, Any]:

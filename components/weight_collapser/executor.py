@@ -86,6 +86,7 @@ class Executor(base_executor.BaseExecutor):
                 "before": sum(table["bytes_before"] for table in tables),
                 "after": sum(table["bytes_after"] for table in tables),
             },
+            "optimizer_bytes": sum(table["optimizer_bytes"] for table in tables),
             "max_abs_difference": {
                 "effective_rows": max(table["max_abs_difference"] for table in tables),
                 "ctr": difference,

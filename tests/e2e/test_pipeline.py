@@ -144,6 +144,7 @@ def test_collapse_report(finished_run):
     assert large["hidden_dim"] == 16 and large["output_dim"] == 4 and len(large["singular_values"]) == 4
     assert large["bytes_before"] == 4 * (16 * large["rows"] + 16 * 4)
     assert large["bytes_after"] == 4 * 4 * large["rows"]
+    assert large["optimizer_bytes"] == 4 * large["rows"]  # one accumulator a row
     assert report["compared_rows"] > 500
 
 
