@@ -94,10 +94,8 @@ def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) 
         with futures.ThreadPoolExecutor(1) as thread:
             written = thread.submit(lambda: None)
             for block in read_chunk(task.chunk, config.schema):
-                records, in_eval = (
-                    list_records(encode_examples(block.table)),
-                    _in_eval(block, task, config, cut),
-                )
+                records = list_records(encode_examples(block.table))
+                in_eval = _in_eval(block, task, config, cut)
                 parts = {
                     TRAIN: list(itertools.compress(records, ~in_eval)),
                     EVAL: list(itertools.compress(records, in_eval)),
