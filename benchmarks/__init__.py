@@ -1,0 +1,1 @@
+"""Measurements of this package: each is run as `python -m benchmarks.NAME [--quick] [--json FILE]`."""

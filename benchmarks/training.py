@@ -1,0 +1,197 @@
+"""Speed and memory of training: ours against direct embeddings, PyTorch, Keras and TFRS.
+
+`python -m benchmarks.training [--quick] [--json FILE] [--only PART ...] [--torch-python PYTHON]`
+
+DLRM 512-256-d / 512-256-1 on 13 numbers and 26 categorical features of Criteo's vocabulary sizes, Zipf 1.1 ids,
+Adagrad, one thread, k=64, d=16, a million rows unless said. Seconds are CPU seconds of the process per step.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks._harness import Result, Worker, main, quartiles, ratio, take_turns
+
+_BATCHES = (128, 2048, 8192)
+_MILLION = 1_000_000
+_TURNS = 11
+_SMALL_BATCH = 256
+
+
+def measure(arguments: argparse.Namespace) -> list[Result]:
+    """Runs the chosen parts."""
+    parts = {
+        "ratios": measure_ratios,
+        "keras": measure_keras,
+        "rows": measure_rows,
+        "ablation": measure_ablation,
+        "floor": measure_floor,
+        "memory": measure_memory,
+        "collapse": measure_collapse,
+    }
+    return [r for name, part in parts.items() if name in (arguments.only or parts) for r in part(arguments)]
+
+
+def measure_ratios(arguments: argparse.Namespace) -> list[Result]:
+    """MLET against direct, PyTorch and stock TFRS at three batch sizes."""
+    goals = {
+        # batch: direct, torch direct, torch MLET, TFRS
+        128: (1.20, 2.0, 2.7, 1.5),
+        2048: (1.10, 1.2, 1.5, 1.3),
+        8192: (1.08, 1.2, 1.35, None),
+    }
+    torch_missing = _missing_torch(arguments.torch_python)
+    results = []
+    for batch in (128,) if arguments.quick else _BATCHES:
+        workers = {
+            "mlet": _ours(batch=batch),
+            "direct": _ours(batch=batch, k=None),
+            "tfrs": _worker("tfrs", batch=batch, env={"TF_USE_LEGACY_KERAS": "1"}),
+        }
+        if not torch_missing:
+            workers["torch direct"] = _torch(arguments, batch=batch, k=None)
+            workers["torch MLET"] = _torch(arguments, batch=batch)
+        times = _time(workers, batch, arguments.quick)
+        direct, torch_direct, torch_mlet, tfrs = goals[batch]
+        results.append(_compare(f"MLET / direct, batch {batch}", times, "mlet", "direct", direct, "lower"))
+        for label, key, goal in (
+            ("PyTorch direct / MLET", "torch direct", torch_direct),
+            ("PyTorch MLET / MLET", "torch MLET", torch_mlet),
+            ("TFRS with projections / MLET", "tfrs", tfrs),
+        ):
+            name = f"{label}, batch {batch}"
+            if key in times:
+                results.append(_compare(name, times, key, "mlet", goal, "higher"))
+            else:
+                results.append(Result(name, None, None, None, goal, "higher", torch_missing))
+    return results
+
+
+def measure_keras(arguments: argparse.Namespace) -> list[Result]:
+    """Keras 3's Embedding, Dense and Adagrad at 5M rows."""
+    rows = _MILLION if arguments.quick else 5 * _MILLION
+    workers = {"mlet": _ours(rows=rows), "keras": _worker("keras", rows=rows)}
+    # A step of Keras takes seconds.
+    times = take_turns(workers, turns=1 if arguments.quick else 5, steps=2, warm_up=2)
+    name = f"Keras Embedding + Dense + Adagrad / MLET, {rows // _MILLION}M rows, batch 2048"
+    return [_compare(name, times, "keras", "mlet", 20, "higher")]
+
+
+def measure_rows(arguments: argparse.Namespace) -> list[Result]:
+    """Step time at 30M rows against 1M, k=16."""
+    rows = 3 * _MILLION if arguments.quick else 30 * _MILLION
+    workers = {"large": _ours(rows=rows, k=16), "small": _ours(k=16)}
+    times = _time(workers, 2048, arguments.quick)
+    name = f"MLET at {rows // _MILLION}M rows / at 1M rows, k=16, batch 2048"
+    return [_compare(name, times, "large", "small", 1.10, "lower")]
+
+
+def measure_ablation(arguments: argparse.Namespace) -> list[Result]:
+    """What a step costs without one of the tricks, batch 2048."""
+    tuned_malloc = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
+    variants: dict[str, dict[str, Any]] = {
+        "ids not made distinct": {"model": {"deduplicate": False}},
+        "dense part not compiled": {"model": {"jit_compile_dense": False}},
+        "row-wise Adagrad": {"optimizer": "RowWiseAdagrad"},
+        "SGD (no optimizer state)": {"optimizer": "SparseSGD"},
+        "malloc keeps freed memory": {"env": tuned_malloc},
+    }
+    workers = {"all": _ours(), **{name: _ours(**options) for name, options in variants.items()}}
+    times = _time(workers, 2048, arguments.quick)
+    return [_compare(f"ablation: {name} / MLET", times, name, "all", None, "lower") for name in variants]
+
+
+def measure_floor(arguments: argparse.Namespace) -> list[Result]:
+    """Step time against what the matrix products and row updates take by themselves on this machine."""
+    times = _time({"mlet": _ours(), "floor": _worker("floor")}, 2048, arguments.quick)
+    note = "floor = same-sized products, reads and row updates alone, in TensorFlow"
+    return [_compare("MLET / floor, batch 2048", times, "mlet", "floor", None, "lower", note)]
+
+
+def measure_memory(arguments: argparse.Namespace) -> list[Result]:
+    """Peak memory of training with row-wise Adagrad, 30M rows, k=16, d=4."""
+    rows = (3 if arguments.quick else 30) * _MILLION
+    worker = _ours(rows=rows, k=16, d=4, optimizer="RowWiseAdagrad")
+    try:
+        worker.read()
+        peak = worker.run(5)["peak_bytes"]
+    finally:
+        worker.close()
+    held = rows * (16 + 1) * 4
+    value = peak / held
+    note = f"peak RSS {peak / 2**30:.2f} GiB of {held / 2**30:.2f} GiB tables and state, TensorFlow included"
+    return [
+        Result(
+            f"peak memory / (tables + state), {rows // _MILLION}M rows",
+            value,
+            value,
+            value,
+            1.25,
+            "lower",
+            note,
+        )
+    ]
+
+
+def measure_collapse(arguments: argparse.Namespace) -> list[Result]:
+    """Collapse of a [5M, 64] table to d=16: seconds and peak memory."""
+    rows = (1 if arguments.quick else 5) * _MILLION
+    worker = Worker("_tf_worker", {"kind": "collapse", "rows": rows, "k": 64, "d": 16})
+    try:
+        before = worker.read()["peak_bytes"]
+        runs = [worker.run(1) for _ in range(1 if arguments.quick else 3)]
+    finally:
+        worker.close()
+    seconds = quartiles([run["seconds"] for run in runs])
+    extra = (runs[0]["peak_bytes"] - before) / (rows * 16 * 4)
+    name = f"collapse of {rows // _MILLION}M x 64 to 16"
+    return [
+        Result(f"{name}: CPU seconds", *seconds, None, "lower"),
+        Result(f"{name}: peak memory added / result", extra, extra, extra, None, "lower"),
+    ]
+
+
+def _worker(kind: str, env: dict[str, str] | None = None, **spec: Any) -> Worker:
+    spec = {"kind": kind, "rows": _MILLION, "batch": 2048, "k": 64, "d": 16, "batches": 20, **spec}
+    if spec["batch"] <= _SMALL_BATCH:
+        spec["steps_per_execution"] = 32
+    return Worker("_tf_worker", spec, env=env)
+
+
+def _ours(**options: Any) -> Worker:
+    return _worker("ours", **options)
+
+
+def _torch(arguments: argparse.Namespace, **spec: Any) -> Worker:
+    spec = {"rows": _MILLION, "batch": 2048, "k": 64, "d": 16, "batches": 20, **spec}
+    return Worker("_torch_worker", spec, python=arguments.torch_python)
+
+
+def _missing_torch(python: str) -> str:
+    """Returns why PyTorch cannot be measured, or nothing."""
+    found = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode == 0
+    return "" if found else "torch is not installed"
+
+
+def _time(workers: dict[str, Worker], batch: int, quick: bool) -> dict[str, list[float]]:
+    # About a second a turn, and a multiple of what one call of a small-batch variant runs.
+    steps = 32 * max(1, 16_384 // batch // 32) if batch <= _SMALL_BATCH else max(2, 16_384 // batch)
+    return take_turns(workers, turns=2 if quick else _TURNS, steps=steps, warm_up=steps)
+
+
+def _compare(name: str, times: dict[str, Sequence[float]], above: str, below: str, *rest: Any) -> Result:
+    result = ratio(name, times[above], times[below], *rest)
+    a, b = (1e3 * quartiles(times[x])[0] for x in (above, below))
+    result.note = f"{a:.1f} / {b:.1f} ms {result.note}".strip()
+    return result
+
+
+if __name__ == "__main__":
+    main(
+        __doc__.splitlines()[0],
+        measure,
+        only={"nargs": "+", "metavar": "PART", "help": "ratios keras rows ablation floor memory collapse"},
+        torch_python={"default": sys.executable, "help": "interpreter that has torch"},
+    )
