@@ -61,19 +61,14 @@ class Server:
             options = ServeOptions("ctr", str(base_path), port=self.port, rest_api_port=self.rest_port)
             self._command = find_model_server().command(options)
         else:
-            self._command = [
-                sys.executable,
-                "-c",
-                STAND_IN,
-                str(base_path),
-                str(self.port),
-                str(self.rest_port),
-            ]
+            numbers = map(str, (self.port, self.rest_port, max_request_bytes))
+            self._command = [sys.executable, "-c", STAND_IN, str(base_path), *numbers]
         self.start()
 
     def start(self) -> None:
         """Starts the process, on the same ports each time."""
-        self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process)
+        self._process = subprocess.Popen(self._command, stderr=self._log, stdout=self._log)
         self._usage = psutil.Process(self._process.pid)
 
     def kill(self) -> None:
@@ -93,8 +88,11 @@ class Server:
                     client.status()
                     return
                 except RuntimeError:
+                    if self._process.poll() is not None:
+                        break
                     time.sleep(0.2)
-        raise RuntimeError("the server did not come up")
+        self._log.seek(0)
+        raise RuntimeError(f"the server did not come up: {self._log.read()[-2000:]}")
 
     def cpu_seconds(self) -> float:
         """CPU time so far."""

@@ -147,7 +147,8 @@ class LocalServer:
             wait_seconds: how long to wait for versions to appear; None for ever.
 
         Raises:
-            InputError: if a model has no version that loads, or a port cannot be had.
+            InputError: if a model has no version that loads, a label is for a version that is not there, or
+                a port cannot be had.
         """
         self._models.poll()
         waited = 0.0
@@ -163,6 +164,8 @@ class LocalServer:
                 return self
             waited += self.options.file_system_poll_wait_seconds
             self._models.poll()
+        if unavailable := self._models.unavailable_labels():
+            raise InputError("; ".join(unavailable))
         try:
             self._open_ports()
         except BaseException:

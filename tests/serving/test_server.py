@@ -177,8 +177,9 @@ def test_limits(base):
             with pytest.raises(ServingError, match="RESOURCE_EXHAUSTED"):
                 client.predict([{"C1": "x" * 30_000}])
         with rest_client(server, retries=0) as client:
-            with pytest.raises(ServingError, match="RESOURCE_EXHAUSTED"):
-                client.predict([{"C1": "x" * 30_000}])
+            for size in (30_000, 20_000_000):
+                with pytest.raises(ServingError, match="RESOURCE_EXHAUSTED"):
+                    client.predict([{"C1": "x" * size}])
             assert client.predict([{}]).shape == (1,)
         connection = http.client.HTTPConnection("127.0.0.1", server.rest_api_port)
         bomb = __import__("gzip").compress(b" " * 100_000)
@@ -348,6 +349,12 @@ def test_model_config_file(tmp_path, models):
         with grpc_client(server, model_name="b", label="old") as client:
             assert client.status() == dict.fromkeys((3, 2, 1), "AVAILABLE")
             assert client.predict([{"I1": 1}])[0] == pytest.approx(sigmoid(0.1), rel=1e-5)
+    labelled = config(
+        f'model_config_list {{ config {{ name: "a" base_path: "{tmp_path}/ctr"'
+        ' version_labels { key: "next" value: 9 } } }'
+    )
+    with pytest.raises(InputError, match="a: label 'next' is for version 9, which is not available"):
+        LocalServer(labelled).start()
     for text, words in (
         ("model_config_list { config { nam: 1 } }", "not a ModelServerConfig"),
         ("", "expected models with names of their own"),

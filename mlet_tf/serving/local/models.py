@@ -90,6 +90,16 @@ class Models:
                 for versions in self._versions.values()
             )
 
+    def unavailable_labels(self) -> list[str]:
+        """Labels for versions that do not answer."""
+        with self._lock:
+            return [
+                f"{config.name}: label {label!r} is for version {number}, which is not available"
+                for config in self._configs.values()
+                for label, number in config.labels.items()
+                if self._find(config.name, number) is None
+            ]
+
     def failures(self) -> list[str]:
         """What went wrong with the versions that could not be loaded."""
         with self._lock:

@@ -25,6 +25,7 @@ from mlet_tf.serving.local.models import Models
 from mlet_tf.serving.local.proto_json import to_json
 from mlet_tf.serving.local.status import Code, StatusError, invalid
 
+_DRAIN_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 _JSON = "application/json"
 _HTML = "text/html"
@@ -270,9 +271,18 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if body is None:
                 self.send_error(413)
+                self._drain()
                 return
             origin = re.match("https?://", self.headers.get("Origin", "")) is not None
             self._send(self.rest.answer(self.command, self._path(), body, has_origin=origin))
+
+    def _drain(self) -> None:
+        """Reads on for a while: a caller that still sends when the connection closes misses the answer."""
+        end = time.monotonic() + _DRAIN_SECONDS
+        self.connection.settimeout(0.5)
+        with contextlib.suppress(OSError):
+            while self.rfile.read1(1 << 16) and time.monotonic() < end:
+                pass
 
     def _path(self) -> str:
         absolute = re.match(r"https?://[^/]*(/.*)?$", self.path, re.IGNORECASE)
