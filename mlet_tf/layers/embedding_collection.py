@@ -11,7 +11,12 @@ from keras import ops
 
 from mlet_tf.layers import factors
 from mlet_tf.layers.collapsing import collapsing, is_collapsing
-from mlet_tf.layers.initializers import RowScaledUniform, projection_initializer, validate_initialization
+from mlet_tf.layers.initializers import (
+    RowScaledUniform,
+    add_table,
+    projection_initializer,
+    validate_initialization,
+)
 from mlet_tf.layers.roles import mark
 
 _COMBINERS = (None, "sum", "mean")
@@ -172,7 +177,8 @@ class EmbeddingCollection(keras.layers.Layer):
             raise ValueError(f"`features` should have at least one entry and unique names. Received: {names}")
         self._index = {name: i for i, name in enumerate(names)}
         self._plan, self._stack_sizes = self._make_plan()
-        if is_collapsing():
+        self._collapsed = is_collapsing()
+        if self._collapsed:
             self.features, self.hidden_dims = self._collapsed_features(), None
             self._plan, self._stack_sizes = self._make_plan()
         self._slices = tuple(factors.SliceTracker() for _ in self._plan)
@@ -364,9 +370,12 @@ class EmbeddingCollection(keras.layers.Layer):
     def _add_table(self, index: int, lookup: _Lookup) -> keras.Variable:
         alike = [i for i, other in enumerate(self._plan) if bool(other.chain) == bool(lookup.chain)]
         suffix = f"_{alike.index(index)}" if len(alike) > 1 else ""
-        table = self.add_weight(
+        # A collapsed collection waits for the effective tables.
+        initializer = "zeros" if self._collapsed else RowScaledUniform(lookup.table_rows)
+        table = add_table(
+            self,
+            initializer,
             shape=(lookup.rows, lookup.chain[0] if lookup.chain else self.output_dim),
-            initializer=RowScaledUniform(lookup.table_rows),
             trainable=self.table_trainable,
             autocast=False,
             name=("table" if lookup.chain else "direct_table") + suffix,

@@ -303,12 +303,18 @@ def read_rows(table: keras.Variable, low: int, high: int) -> np.ndarray:
     return ops.convert_to_numpy(table.value[low:high])
 
 
-def write_rows(table: keras.Variable, blocks: Iterator[np.ndarray]) -> None:
+def write_rows(table: keras.Variable, blocks: Iterator[np.ndarray], settle: bool = True) -> None:
     """Overwrites a variable with blocks of rows, top to bottom.
 
-    On TensorFlow the blocks are written in place, so that no second table is ever held in numpy.
+    On TensorFlow, on one device, the blocks are written in place. A variable which was written like this is
+    copied at each later read of the whole, as it is once sparse updates have begun.
+
+    Args:
+        table: The variable.
+        blocks: The rows.
+        settle: Whether to end that with one copy, for variables which are read as a whole.
     """
-    if not on_tensorflow():
+    if not writes_in_place():
         table.assign(np.concatenate(list(blocks)))
         return
     import tensorflow as tf
@@ -316,7 +322,21 @@ def write_rows(table: keras.Variable, blocks: Iterator[np.ndarray]) -> None:
     low = 0
     for block in blocks:
         rows = tf.range(low, low + len(block))
-        table.value.scatter_update(tf.IndexedSlices(block, rows))
+        table.value.scatter_update(tf.IndexedSlices(tf.cast(block, table.dtype), rows))
         low += len(block)
-    # A variable that was written sparsely is copied at each later read, until it is assigned.
-    table.value.assign(table.value.read_value())
+
+    def adopt_copy() -> None:
+        # In a graph the variable takes over the copy; eagerly it would make another.
+        table.value.assign(table.value.read_value())
+
+    if settle:
+        tf.function(adopt_copy, autograph=False).get_concrete_function()()
+
+
+def writes_in_place() -> bool:
+    """Whether rows of a variable can be overwritten: on TensorFlow, on a single device."""
+    if not on_tensorflow():
+        return False
+    import tensorflow as tf
+
+    return not tf.distribute.has_strategy()

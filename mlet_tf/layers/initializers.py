@@ -7,12 +7,14 @@ table; the other two leave it as it is.
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+from mlet_tf.layers.factors import BLOCK_ROWS, write_rows, writes_in_place
 
 INITIALIZATIONS = ("authors", "variance_preserving", "orthogonal")
 
@@ -45,15 +47,19 @@ class RowScaledUniform(keras.initializers.Initializer):
         """Returns a tensor of `shape`, whose first axis is the sum of `row_counts`."""
         if shape[0] != sum(self.row_counts):
             raise ValueError(f"`shape` should have {sum(self.row_counts)} rows. Received: shape={shape}")
-        return _in_graph(lambda: self._draw(tuple(shape), keras.backend.standardize_dtype(dtype)))
+        blocks = [ops.convert_to_tensor(block, dtype) for block in self.iter_blocks(shape[1])]
+        return blocks[0] if len(blocks) == 1 else ops.concatenate(blocks, axis=0)
 
-    def _draw(self, shape: tuple[int, ...], dtype: str) -> Any:
-        limits = [1.0 / math.sqrt(rows) for rows in self.row_counts]
-        values = keras.random.uniform(shape, 0.0, 1.0, dtype=dtype, seed=self.seed)
-        if len(limits) == 1:
-            return (values - 0.5) * ops.cast(2.0 * limits[0], dtype)
-        scale = ops.repeat(ops.convert_to_tensor(limits, dtype), np.asarray(self.row_counts))
-        return (values - 0.5) * (2.0 * scale)[:, None]
+    def iter_blocks(self, width: int, block_rows: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
+        """Yields the values in blocks of rows, which are the same for every `block_rows`."""
+        generator = np.random.default_rng(self.seed)
+        for rows in self.row_counts:
+            limit = np.float32(1.0 / math.sqrt(rows))
+            for low in range(0, rows, block_rows):
+                block = generator.random((min(block_rows, rows - low), width), dtype="float32")
+                block -= np.float32(0.5)
+                block *= 2 * limit
+                yield block
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -113,13 +119,36 @@ def _draw_seed() -> int:
     return random.randint(1, 10**9)
 
 
-def _in_graph(function: Callable[[], Any]) -> Any:
-    """Runs a function such that, on TensorFlow, each step overwrites the result of the one before it.
+def add_table(layer: keras.layers.Layer, initializer: keras.initializers.Initializer, **options: Any) -> Any:
+    """Adds a weight whose initial values are written in blocks, so that there never is a second table.
 
-    That happens in graphs only. It keeps the peak at one table, which matters at 10 GB.
+    Args:
+        layer: The layer, in its `build()`.
+        initializer: Initialiser of the weight. Any but `RowScaledUniform` makes its values in one piece.
+        **options: Arguments of `layer.add_weight`.
+
+    Returns:
+        The variable.
     """
-    if keras.backend.backend() != "tensorflow":
-        return function()
-    import tensorflow as tf
+    if not (isinstance(initializer, RowScaledUniform) and writes_in_place()):
+        return layer.add_weight(initializer=initializer, **options)
+    initial = _ZerosAtFirst(initializer)
+    table = layer.add_weight(initializer=initial, **options)
+    if initial.gave_zeros:
+        write_rows(table, initializer.iter_blocks(table.shape[1]), settle=False)
+    initial.closed = True
+    return table
 
-    return tf.function(function, autograph=False).get_concrete_function()()
+
+class _ZerosAtFirst(keras.initializers.Initializer):
+    """Gives zeros while the weight is added, and the real values to a weight that is initialised later."""
+
+    def __init__(self, initializer: RowScaledUniform) -> None:
+        self.initializer = initializer
+        self.gave_zeros = self.closed = False
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
+        if self.closed:
+            return self.initializer(shape, dtype)
+        self.gave_zeros = True
+        return ops.zeros(shape, dtype)

@@ -10,7 +10,12 @@ from keras import ops
 
 from mlet_tf.layers import factors
 from mlet_tf.layers.collapsing import is_collapsing
-from mlet_tf.layers.initializers import RowScaledUniform, projection_initializer, validate_initialization
+from mlet_tf.layers.initializers import (
+    RowScaledUniform,
+    add_table,
+    projection_initializer,
+    validate_initialization,
+)
 from mlet_tf.layers.roles import mark
 
 
@@ -134,9 +139,10 @@ class MLETEmbedding(keras.layers.Layer):
         if self.built:
             return
         widths = (*self.hidden_dims, self.output_dim)
-        self.table = self.add_weight(
+        self.table = add_table(
+            self,
+            self.table_initializer or RowScaledUniform([self.input_dim]),
             shape=(self.input_dim, widths[0]),
-            initializer=self.table_initializer or RowScaledUniform([self.input_dim]),
             regularizer=self.table_regularizer,
             constraint=self.table_constraint,
             trainable=self.table_trainable,
