@@ -1,11 +1,12 @@
 """The executor: chunks through Beam, counts checked, files renamed into place."""
 
+import functools
 import json
 import logging
 import pickle
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -21,7 +22,7 @@ from tfx.utils import proto_utils
 from components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig, input_files
 from components.click_log_example_gen.report import write_ingest_report
 from components.click_log_example_gen.shards import Result, Task, write_chunk
-from components.click_log_example_gen.times import CountTimes, MergeTimes, choose_cut
+from components.click_log_example_gen.times import choose_cut, count_times
 from mlet_tf.datasets.reading import Reject, check_reject_share, lines_before, plan_chunks
 from mlet_tf.errors import InputError
 
@@ -68,10 +69,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         staging = f"{examples.uri}/staging"
         _make_folder(staging)
         cut = self._cut(tasks, config, staging)
-        results = self._run(
-            tasks, _WriteChunk(config, cut, staging), beam.combiners.ToListCombineFn(), staging
-        )
-        results.sort(key=lambda result: result.index)
+        write = functools.partial(write_chunk, config=config, cut=cut, folder=staging)
+        results = list(self._run(tasks, write, f"{staging}/results"))
         rows = _check(tasks, results, config)
         _move_into_place(examples, tasks, results, config)
         tf.io.gfile.rmtree(staging)
@@ -94,36 +93,40 @@ class Executor(base_beam_executor.BaseBeamExecutor):
     def _cut(self, tasks: list[Task], config: IngestConfig, staging: str) -> int | None:
         if config.method != "time" or config.cut is not None:
             return config.cut
-        return choose_cut(self._run(tasks, CountTimes(config), MergeTimes(), staging), config.eval_share)
+        found = self._run(tasks, functools.partial(count_times, config=config), f"{staging}/times")
+        return choose_cut(found, config.eval_share)
 
-    def _run(self, tasks: list[Task], do_fn: beam.DoFn, combine_fn: beam.CombineFn, staging: str) -> Any:
-        """Runs a function over all tasks and brings the combined results back through a file."""
-        path = f"{staging}/results-{uuid.uuid4().hex}"
+    def _run(self, tasks: list[Task], function: Callable[[Task], Any], folder: str) -> Iterator[Any]:
+        """Runs a function on all tasks and brings the results back, in order, through a file each.
+
+        Raises:
+            RuntimeError: The result of a task is not there.
+        """
+        _make_folder(folder)
         with self._make_beam_pipeline() as pipeline:
             _ = (
                 pipeline
                 | "Chunks" >> beam.Create(tasks)
                 | "Spread" >> beam.Reshuffle()
-                | "Read" >> beam.ParDo(do_fn)
-                | "Combine" >> beam.CombineGlobally(combine_fn)
-                | "Save" >> beam.Map(_save, path)
+                | "Run" >> beam.Map(_run_task, function, folder)
             )
-        with tf.io.gfile.GFile(path, "rb") as file:
-            return pickle.loads(file.read())
+        return (_load(task, folder) for task in tasks)
 
 
-class _WriteChunk(beam.DoFn):
-    def __init__(self, config: IngestConfig, cut: int | None, folder: str) -> None:
-        self._args = (config, cut, folder)
+def _run_task(task: Task, function: Callable[[Task], Any], folder: str) -> None:
+    result = pickle.dumps(function(task))
+    unfinished = f"{folder}/{uuid.uuid4().hex}"
+    with tf.io.gfile.GFile(unfinished, "wb") as file:
+        file.write(result)
+    tf.io.gfile.rename(unfinished, f"{folder}/{task.index}", overwrite=True)
 
-    def process(self, task: Task) -> Iterable[Result]:
-        """Writes one chunk."""
-        yield write_chunk(task, *self._args)
 
-
-def _save(value: Any, path: str) -> None:
-    with tf.io.gfile.GFile(path, "wb") as file:
-        file.write(pickle.dumps(value))
+def _load(task: Task, folder: str) -> Any:
+    path = f"{folder}/{task.index}"
+    if not tf.io.gfile.exists(path):
+        raise RuntimeError(f"There is no result for chunk {task.index} of {task.chunk.path}: Beam lost it")
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return pickle.loads(file.read())
 
 
 def _plan(base: str, inputs: example_gen_pb2.Input, config: IngestConfig) -> list[Task]:
@@ -144,8 +147,6 @@ def _make_folder(path: str) -> None:
 
 def _check(tasks: list[Task], results: list[Result], config: IngestConfig) -> dict[str, int]:
     """Checks that nothing was lost and that the rows are good enough; returns the counts."""
-    if [result.index for result in results] != [task.index for task in tasks]:
-        raise RuntimeError(f"Beam returned {len(results)} results for {len(tasks)} chunks: records were lost")
     for result in results:
         if result.error:
             raise InputError(result.error)

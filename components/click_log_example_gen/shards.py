@@ -51,7 +51,6 @@ class Result:
     """What became of a chunk.
 
     Args:
-        index: Number of the chunk.
         lines: Lines (or rows of Parquet) in it.
         rows: Rows read, the rejected ones included.
         rejected: Rejected rows.
@@ -62,7 +61,6 @@ class Result:
         error: Why the chunk cannot be read or written.
     """
 
-    index: int
     lines: int = 0
     rows: int = 0
     rejected: int = 0
@@ -85,7 +83,7 @@ def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) 
     Returns:
         What was read and written; `error` is set where a user has to mend something.
     """
-    result = Result(task.index)
+    result = Result()
     name = f"{folder}/{task.index:05d}-{uuid.uuid4().hex}"
     writers = {split: _ShardWriter(f"{name}-{split}") for split in (TRAIN, EVAL)}
     rejects = _RejectWriter(f"{name}-rejects.jsonl")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import apache_beam as beam
 import numpy as np
 
 from components.click_log_example_gen.config import IngestConfig
@@ -17,7 +16,7 @@ class TimeCounts:
     """How many rows have each time; of too many times, neighbours are counted together."""
 
     def __init__(self) -> None:
-        """Starts with none; `error` says why a chunk cannot be read."""
+        """Starts with none."""
         self.error: str | None = None
         self.values = np.empty(0, np.int64)
         self.counts = np.empty(0, np.int64)
@@ -30,7 +29,6 @@ class TimeCounts:
     def merge(self, other: "TimeCounts") -> "TimeCounts":
         """Adds the counts of another."""
         self.step = max(self.step, other.step)
-        self.error = self.error or other.error
         return self._add(other.values, other.counts)
 
     def _add(self, values: np.ndarray, counts: np.ndarray) -> "TimeCounts":
@@ -45,52 +43,22 @@ class TimeCounts:
         return self
 
 
-class CountTimes(beam.DoFn):
-    """Counts the times in a chunk."""
-
-    def __init__(self, config: IngestConfig) -> None:
-        """Keeps the configuration."""
-        self._config = config
-
-    def process(self, task: Task) -> Iterable[TimeCounts]:
-        """Reads the time column of one chunk."""
-        schema, counts = self._config.schema, TimeCounts()
-        try:
-            for block in read_chunk(task.chunk, schema, [schema.time.name]):
-                counts.add(block.table[schema.time.name].to_numpy())
-        except InputError as error:
-            counts.error = str(error)
-        yield counts
+def count_times(task: Task, config: IngestConfig) -> TimeCounts:
+    """Counts the times in a chunk; `error` says why it cannot be read."""
+    counts = TimeCounts()
+    try:
+        for block in read_chunk(task.chunk, config.schema, [config.schema.time.name]):
+            counts.add(block.table[config.schema.time.name].to_numpy())
+    except InputError as error:
+        counts.error = str(error)
+    return counts
 
 
-class MergeTimes(beam.CombineFn):
-    """Merges the counts of all chunks."""
-
-    def create_accumulator(self) -> TimeCounts:
-        """Starts with none."""
-        return TimeCounts()
-
-    def add_input(self, accumulator: TimeCounts, element: TimeCounts) -> TimeCounts:
-        """Adds one chunk."""
-        return accumulator.merge(element)
-
-    def merge_accumulators(self, accumulators: Iterable[TimeCounts]) -> TimeCounts:
-        """Adds up partial results."""
-        merged = TimeCounts()
-        for counts in accumulators:
-            merged.merge(counts)
-        return merged
-
-    def extract_output(self, accumulator: TimeCounts) -> TimeCounts:
-        """Returns the counts."""
-        return accumulator
-
-
-def choose_cut(counts: TimeCounts, eval_share: float) -> int:
+def choose_cut(chunks: Iterable[TimeCounts], eval_share: float) -> int:
     """Finds the time from which on the share of rows is nearest to `eval_share`.
 
     Args:
-        counts: Rows by time.
+        chunks: Rows by time, of each chunk.
         eval_share: Share wanted.
 
     Returns:
@@ -99,8 +67,11 @@ def choose_cut(counts: TimeCounts, eval_share: float) -> int:
     Raises:
         InputError: A chunk cannot be read, or all rows have one time.
     """
-    if counts.error:
-        raise InputError(counts.error)
+    counts = TimeCounts()
+    for chunk in chunks:
+        if chunk.error:
+            raise InputError(chunk.error)
+        counts.merge(chunk)
     if len(counts.values) < 2:
         seen = f"{counts.values[0]} in all rows" if len(counts.values) else "no rows"
         raise InputError(f"A split by time should have rows of different times. Received: {seen}")

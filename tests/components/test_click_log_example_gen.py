@@ -326,13 +326,13 @@ def test_a_full_disk_is_said_and_leaves_no_split(tmp_path):
 
 def test_a_lost_chunk_and_a_lost_record_are_noticed(hashed, tmp_path, monkeypatch):
     folder, _ = hashed
-    run = executor.Executor._run
+    run_task = executor._run_task
 
-    def lose_chunk(*args):
-        return run(*args)[:-1]
+    def lose_one(task, function, folder):
+        return None if task.index == 1 else run_task(task, function, folder)
 
-    monkeypatch.setattr(executor.Executor, "_run", lose_chunk)
-    with pytest.raises(RuntimeError, match="1 results for 2 chunks: records were lost"):
+    monkeypatch.setattr(executor, "_run_task", lose_one)
+    with pytest.raises(RuntimeError, match=r"There is no result for chunk 1 of .*b\.tsv: Beam lost it"):
         ingest(tmp_path / "chunk", TINY, folder / "log")
     monkeypatch.undo()
     monkeypatch.setattr(
