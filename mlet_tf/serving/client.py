@@ -87,6 +87,10 @@ class _Client:
         self._retries = retries
         self._backoff = backoff
         self._max_batch = max_batch
+        self._transport = self._connect()
+
+    def _connect(self) -> Any:
+        raise NotImplementedError
 
     def _predict_steps(self, rows: Any, version: int | None = None) -> _Steps[np.ndarray]:
         from mlet_tf.serving.rows import Rows
@@ -215,11 +219,8 @@ class CTRClient(_Client):
         ...     ctr = client.predict([{"I1": 3, "C1": "68fd1e64"}])
     """
 
-    def __init__(self, target: str, **options: Any) -> None:
-        """See the class."""
-        super().__init__(target, **options)
-        transport = GrpcTransport if self._protocol == "grpc" else RestTransport
-        self._transport = transport(self._settings)
+    def _connect(self) -> GrpcTransport | RestTransport:
+        return (GrpcTransport if self._protocol == "grpc" else RestTransport)(self._settings)
 
     def predict(self, rows: Any) -> np.ndarray:
         """CTRs of rows.
@@ -298,11 +299,8 @@ class AsyncCTRClient(_Client):
         ...     ctr = await client.predict(rows)
     """
 
-    def __init__(self, target: str, **options: Any) -> None:
-        """See `CTRClient`."""
-        super().__init__(target, **options)
-        transport = AsyncGrpcTransport if self._protocol == "grpc" else AsyncRestTransport
-        self._transport = transport(self._settings)
+    def _connect(self) -> AsyncGrpcTransport | AsyncRestTransport:
+        return (AsyncGrpcTransport if self._protocol == "grpc" else AsyncRestTransport)(self._settings)
 
     async def predict(self, rows: Any) -> np.ndarray:
         """See `CTRClient.predict`."""

@@ -111,9 +111,10 @@ class Rows:
         """A column as int64 or binary with nulls; None where no row has a value."""
         if isinstance(values, pa.ChunkedArray):
             values = values.combine_chunks()
+        column = values if isinstance(values, pa.Array) else _as_arrow(values)
+        if column is not None and (quick := self._quick(name, column)) is not None:
+            return quick
         if isinstance(values, pa.Array):
-            if (quick := self._quick(name, values)) is not None:
-                return quick
             values = values.to_pylist()
         if self._is_integer(name, values):
             return _converted(name, values, self._integer, pa.int64())
@@ -123,14 +124,19 @@ class Rows:
 
     def _quick(self, name: str, values: pa.Array) -> pa.Array | None:
         """The column where no look at each value is needed; None otherwise."""
-        is_text = pa.types.is_string(values.type) or pa.types.is_binary(values.type)
-        if is_text and name not in self._integers:
-            marks = pa.array([mark.encode() for mark in self._missing], pa.binary())
-            column = values.cast(pa.binary())
-            return pc.if_else(pc.is_in(column, marks), pa.scalar(None, pa.binary()), column)
         if pa.types.is_signed_integer(values.type) and (self._schema is None or name in self._integers):
             return values.cast(pa.int64())
-        return None
+        if not pa.types.is_string(values.type) and not pa.types.is_binary(values.type):
+            return None
+        marks = pa.array([mark.encode() for mark in self._missing], pa.binary())
+        column = values.cast(pa.binary())
+        column = pc.if_else(pc.is_in(column, marks), pa.scalar(None, pa.binary()), column)
+        if name not in self._integers:
+            return column
+        try:
+            return column.cast(pa.string()).cast(pa.int64())
+        except pa.ArrowInvalid:
+            return None
 
     def _is_integer(self, name: str, values: Sequence[Any]) -> bool:
         if self._schema is not None:
@@ -168,6 +174,19 @@ class Rows:
         if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
             raise ValueError
         return str(int(value)).encode()
+
+
+def _as_arrow(values: Sequence[Any]) -> pa.Array | None:
+    """A list of values of one plain type as an Arrow array; None for any other."""
+    kinds = set(map(type, values)) - {type(None)}
+    try:
+        if kinds == {int}:
+            return pa.array(values, pa.int64())
+        if kinds in ({str}, {bytes}):
+            return pa.array(values, pa.binary())
+    except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError):
+        pass
+    return None
 
 
 def _pandas_column(series: Any) -> Any:

@@ -291,10 +291,10 @@ def test_retries_end_with_their_number_and_with_the_deadline(flaky):
         client.predict([{}])
     assert len(service.seen) == 3
     begin = time.monotonic()
-    with CTRClient(target, retries=40, timeout=0.5, backoff=0.1) as client, pytest.raises(ServingError):
+    with CTRClient(target, retries=40, timeout=1.0, backoff=0.1) as client, pytest.raises(ServingError):
         client.predict([{}])
-    assert time.monotonic() - begin < 1.5
-    assert service.seen[3][2] <= 0.5
+    assert time.monotonic() - begin < 3
+    assert service.seen[3][2] <= 1.0
 
 
 def test_token_and_tls(flaky, tmp_path, server):
