@@ -18,7 +18,7 @@ def lines(tmp_path_factory) -> list[str]:
 
 @pytest.fixture
 def run(tmp_path, command):
-    """Runs the pipeline on a file; returns exit code and the error line."""
+    """Runs the pipeline on a file; returns exit code and the error message."""
 
     def call(train: Path | str, *overrides: str, schema: str = "criteo") -> tuple[int, str]:
         config = tmp_path / "config.yaml"
@@ -27,7 +27,7 @@ def run(tmp_path, command):
         code, _, err = command("run", "--config", config, *options)
         assert "Traceback" not in err
         assert not (tmp_path / "output" / "serving").exists()
-        return code, next((line for line in err.splitlines() if line.startswith("Error: ")), err)
+        return code, err[err.find("Error: ") :]
 
     return call
 
