@@ -1,8 +1,8 @@
 """Rows in any of the forms that callers have them in, as serialised tf.Examples of raw columns."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from mlet_tf.datasets.encoding import encode_examples
 from mlet_tf.errors import InputError
 
 _SHOWN = 300
+_FEW = 100
 
 
 class Rows:
@@ -38,9 +39,9 @@ class Rows:
         table = self._columns()
         self._check_names(table)
         wanted = schema.raw_features if schema else list(table)
-        arrays = {name: self._array(name, table[name]) for name in wanted if name in table}
+        columns = {name: table[name] for name in wanted if name in table}
         self.count = len(rows)
-        self.examples = self._encode({name: array for name, array in arrays.items() if array is not None})
+        self.examples = self._encode_few(columns) if self.count <= _FEW else self._encode_many(columns)
 
     def describe(self, row: int) -> str:
         """The row as the caller gave it, for an error text."""
@@ -54,10 +55,19 @@ class Rows:
         text = repr(found)
         return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
-    def _encode(self, arrays: Mapping[str, pa.Array]) -> list[bytes]:
-        if not arrays:
-            return [b""] * self.count
-        return encode_examples(pa.table(dict(arrays))).to_pylist()
+    def _encode_few(self, columns: Mapping[str, Any]) -> list[bytes]:
+        """Row by row, which for few rows is quicker than a column at a time."""
+        names = [name.encode() for name in columns]
+        values = [self._values(name, _as_list(column)) for name, column in columns.items()]
+        return [
+            _encode_row((name, column[row]) for name, column in zip(names, values, strict=True) if column)
+            for row in range(self.count)
+        ]
+
+    def _encode_many(self, columns: Mapping[str, Any]) -> list[bytes]:
+        arrays = {name: self._array(name, column) for name, column in columns.items()}
+        table = {name: array for name, array in arrays.items() if array is not None}
+        return encode_examples(pa.table(table)).to_pylist() if table else [b""] * self.count
 
     def _columns(self) -> dict[str, Any]:
         """Columns by name: Arrow arrays, or lists of the values as they came."""
@@ -72,7 +82,9 @@ class Rows:
                 f"Received: {type(rows).__name__}"
             )
         if all(isinstance(row, Mapping) for row in rows):
-            names = dict.fromkeys(name for row in rows for name in row)
+            names: dict[str, Any] = {}
+            for row in rows:
+                names.update(row)
             return {name: [row.get(name) for row in rows] for name in names}
         return self._columns_of_lines(rows)
 
@@ -114,13 +126,24 @@ class Rows:
         column = values if isinstance(values, pa.Array) else _as_arrow(values)
         if column is not None and (quick := self._quick(name, column)) is not None:
             return quick
-        if isinstance(values, pa.Array):
-            values = values.to_pylist()
-        if self._is_integer(name, values):
-            return _converted(name, values, self._integer, pa.int64())
-        if all(self._is_missing(value) for value in values):
+        found = self._values(name, _as_list(values))
+        if found is None:
             return None
-        return _converted(name, values, self._bytes, pa.binary())
+        return pa.array(found, pa.int64() if self._is_integer(name, found) else pa.binary())
+
+    def _values(self, name: str, values: Sequence[Any]) -> list[int | bytes | None] | None:
+        """A column as integers or bytes, None for a missing value; None where no row has a value."""
+        convert = self._integer if self._is_integer(name, values) else self._bytes
+        found = []
+        for row, value in enumerate(values):
+            try:
+                found.append(None if self._is_missing(value) else convert(value))
+            except (ValueError, TypeError, OverflowError):
+                expected = "an integer" if convert == self._integer else "a text"
+                raise InputError(
+                    f"row {row}: column {name!r} should be {expected} or missing. Received: {value!r}"
+                ) from None
+        return found if any(value is not None for value in found) else None
 
     def _quick(self, name: str, values: pa.Array) -> pa.Array | None:
         """The column where no look at each value is needed; None otherwise."""
@@ -151,29 +174,61 @@ class Rows:
             return value.decode("utf-8", "replace") in self._missing
         return isinstance(value, str) and value in self._missing
 
-    def _integer(self, value: Any) -> int | None:
-        if self._is_missing(value):
-            return None
-        if isinstance(value, str | bytes):
-            return int(value)
-        if not isinstance(value, Integral) and not (isinstance(value, Real) and float(value).is_integer()):
+    @staticmethod
+    def _integer(value: Any) -> int:
+        is_text = isinstance(value, str | bytes)
+        if not is_text and not (isinstance(value, Real) and float(value).is_integer()):
             raise ValueError
         number = int(value)
-        if not -(2**63) <= number < 2**63:
+        if not -(2**63) <= number < 2**63 or (is_text and b"_" in _as_bytes(value)):
             raise ValueError
         return number
 
-    def _bytes(self, value: Any) -> bytes | None:
-        if self._is_missing(value):
-            return None
-        if isinstance(value, bytes):
-            return value
-        if isinstance(value, str):
-            return value.encode("utf-8", "surrogateescape")
+    @staticmethod
+    def _bytes(value: Any) -> bytes:
+        if isinstance(value, str | bytes):
+            return _as_bytes(value)
         # A category that is a number, as pandas reads it: a missing one beside it makes it a float.
         if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
             raise ValueError
         return str(int(value)).encode()
+
+
+def _as_bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+
+
+def _as_list(column: Any) -> Sequence[Any]:
+    return column.to_pylist() if isinstance(column, pa.Array | pa.ChunkedArray) else column
+
+
+def _encode_row(features: Iterable[tuple[bytes, int | bytes | None]]) -> bytes:
+    """One tf.Example in protobuf's wire format; a feature without a value is left out."""
+    entries = []
+    for name, value in features:
+        if value is None:
+            continue
+        if isinstance(value, bytes):
+            feature = _field(1, _field(1, value))
+        else:
+            feature = _field(3, _field(1, _varint(value & 0xFFFFFFFFFFFFFFFF)))
+        entries.append(_field(1, _field(1, name) + _field(2, feature)))
+    return _field(1, b"".join(entries)) if entries else b""
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return bytes((number << 3 | 2,)) + _varint(len(content)) + content
+
+
+def _varint(number: int) -> bytes:
+    if number < 0x80:
+        return bytes((number,))
+    digits = bytearray()
+    while number >= 0x80:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)
 
 
 def _as_arrow(values: Sequence[Any]) -> pa.Array | None:
@@ -195,18 +250,3 @@ def _pandas_column(series: Any) -> Any:
         return pa.array(series, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return series.tolist()
-
-
-def _converted(
-    name: str, values: Sequence[Any], convert: Callable[[Any], Any], kind: pa.DataType
-) -> pa.Array:
-    converted = []
-    for row, value in enumerate(values):
-        try:
-            converted.append(convert(value))
-        except (ValueError, TypeError, OverflowError):
-            expected = "an integer" if kind == pa.int64() else "a text"
-            raise InputError(
-                f"row {row}: column {name!r} should be {expected} or missing. Received: {value!r}"
-            ) from None
-    return pa.array(converted, kind)

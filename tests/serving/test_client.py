@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
@@ -24,6 +26,7 @@ from mlet_tf.serving import (
     Tls,
     push,
 )
+from mlet_tf.serving.rows import Rows
 
 SCHEMA = ClickLogSchema(
     name="little",
@@ -39,6 +42,34 @@ SCHEMA = ClickLogSchema(
 )
 ROWS = [{"I1": 7, "C1": "ab"}, {"C1": "x"}, {"I1": -3}, {"I1": None, "C1": None}, {}]
 EXPECTED = 1 / (1 + np.exp(-np.array([0.7 + 2, 1.0, -0.3, 0.0, 0.0])))
+
+
+CELLS = (
+    st.none()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.fixed_dictionaries({}, optional={"I1": CELLS.filter(lambda v: not isinstance(v, str)),
+                                                    "C1": CELLS, "id": CELLS}), max_size=8))  # fmt: skip
+def test_few_rows_and_many_are_encoded_alike(rows):
+    import tensorflow as tf
+
+    few = Rows(rows, SCHEMA).examples
+    many = Rows(rows + [{}] * 100, SCHEMA).examples
+    assert len(few) == len(rows)
+    for row, one, other in zip(rows, few, many[: len(rows)], strict=True):
+        features = tf.train.Example.FromString(one).features.feature
+        assert features == tf.train.Example.FromString(other).features.feature
+        expected = {name: value for name in ("I1", "C1") if (value := row.get(name)) not in (None, "", "NA")}
+        assert set(features) == set(expected)
+        if "I1" in expected:
+            assert list(features["I1"].int64_list.value) == [expected["I1"]]
+        if "C1" in expected:
+            assert list(features["C1"].bytes_list.value) == [str(expected["C1"]).encode()]
+    assert not any(tf.train.Example.FromString(example).features.feature for example in many[len(rows) :])
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +182,11 @@ def test_the_row_that_the_server_refuses_is_named(server, protocol, at):
         ([{"I1": 1}, {"I1": "x"}], "row 1: column 'I1' should be an integer or missing. Received: 'x'"),
         ([{"I1": 1.5}], "row 0: column 'I1' should be an integer or missing. Received: 1.5"),
         ([{"I1": 2**63}], "row 0: column 'I1' should be an integer"),
+        ([{"I1": "9" * 20}], "row 0: column 'I1' should be an integer"),
+        (
+            [{"I1": 1}] * 150 + [{"I1": "1_0"}],
+            "row 150: column 'I1' should be an integer or missing. Received: '1_0'",
+        ),
         ([{"C1": ["a"]}], "row 0: column 'C1' should be a text"),
         ([{"C2": "a"}], "columns: expected names of schema 'little' (I1, C1). Received: 'C2'"),
         (["1\t2\t3"], None),
