@@ -229,7 +229,9 @@ def train(
             )
             callback = _Checkpointer(manager, progress, config.checkpoint_steps, first, last)
             started = time.monotonic()
-            fitted = model.fit(rows.take(last - first), verbose=0, callbacks=[callback])
+            fitted = model.fit(
+                rows, steps_per_epoch=last - first, shuffle=False, verbose=0, callbacks=[callback]
+            )
             record = {
                 "epoch": progress.epoch + 1,
                 "loss": _loss(fitted.history),

@@ -1,7 +1,11 @@
 """The check itself, run as `python -m components.serving_validator.check` with a JSON task on standard input."""
 
 import json
+import socket
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +13,11 @@ import tensorflow as tf
 
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import SIGNATURES, raw_feature_spec
+from mlet_tf.serving import CTRClient, ServeOptions, find_model_server
 
 BATCH_SIZES = (1, 2, 64)
+
+_START_SECONDS = 120.0
 
 
 def check(model: str, files: list[str], schema: ClickLogSchema) -> int:
@@ -31,10 +38,9 @@ def check(model: str, files: list[str], schema: ClickLogSchema) -> int:
     missing = set(SIGNATURES) - set(signatures)
     if missing:
         raise ValueError(f"{model} has no signature {', '.join(sorted(missing))}")
-    compression = "GZIP" if files[0].endswith(".gz") else ""
     rows = 0
     for size in BATCH_SIZES:
-        batch = next(iter(tf.data.TFRecordDataset(files, compression).batch(size)))
+        batch = next(iter(tf.data.TFRecordDataset(files, _compression(files)).batch(size)))
         answers = {
             "serving_default": signatures["serving_default"](examples=batch)["ctr"],
             "predict_raw": signatures["predict_raw"](**_raw_columns(batch, schema))["ctr"],
@@ -43,6 +49,59 @@ def check(model: str, files: list[str], schema: ClickLogSchema) -> int:
         }
         _compare({name: answer.numpy() for name, answer in answers.items()}, len(batch))
         rows += len(batch)
+    return rows
+
+
+def check_with_server(program: str, model: str, files: list[str], schema: ClickLogSchema) -> int:
+    """Answers real rows through a model server on this machine, and compares them with the model's own.
+
+    Args:
+        program: Path of `tensorflow_model_server`.
+        model: See `check`.
+        files: See `check`.
+        schema: See `check`.
+
+    Returns:
+        Rows answered.
+
+    Raises:
+        ValueError: If the answers differ from those of the model in this process.
+        ServingError: If the server does not start or refuses a row.
+    """
+    batch = next(iter(tf.data.TFRecordDataset(files, _compression(files)).batch(BATCH_SIZES[-1])))
+    expected = tf.saved_model.load(model).signatures["serving_default"](examples=batch)["ctr"].numpy()
+    port, rest_port = _free_port(), _free_port()
+    with tempfile.TemporaryDirectory() as base:
+        (Path(base) / "1").symlink_to(Path(model).absolute())
+        options = ServeOptions(model_base_path=base, port=port, rest_api_port=rest_port)
+        command = find_model_server(program).command(options)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+            try:
+                with CTRClient(f"127.0.0.1:{port}", schema=schema) as client:
+                    client.wait_until_ready(timeout=_START_SECONDS)
+                    answers = client.predict(_rows(batch, schema))
+            finally:
+                server.terminate()
+    _compare({"serving_default": expected, "model server": answers}, len(batch))
+    return len(batch)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _compression(files: list[str]) -> str:
+    return "GZIP" if files[0].endswith(".gz") else ""
+
+
+def _rows(serialized: tf.Tensor, schema: ClickLogSchema) -> list[dict[str, Any]]:
+    """tf.Examples as rows of the values that they have."""
+    rows: list[dict[str, Any]] = [{} for _ in range(len(serialized))]
+    for name, sparse in tf.io.parse_example(serialized, raw_feature_spec(schema)).items():
+        for row, value in zip(sparse.indices.numpy()[:, 0], sparse.values.numpy(), strict=True):
+            rows[row][name] = value if isinstance(value, bytes) else int(value)
     return rows
 
 
@@ -71,8 +130,11 @@ def _compare(answers: dict[str, np.ndarray], rows: int) -> None:
 def main() -> None:
     """Reads the task, checks and says so."""
     task: dict[str, Any] = json.load(sys.stdin)
-    rows = check(task["model"], task["files"], ClickLogSchema.from_dict(task["schema"]))
-    print(f"{rows} rows answered through {', '.join(SIGNATURES)}")
+    arguments = task["model"], task["files"], ClickLogSchema.from_dict(task["schema"])
+    print(f"{check(*arguments)} rows answered through {', '.join(SIGNATURES)}")
+    server = find_model_server()
+    if server is not None and server.kind == "binary":
+        print(f"{check_with_server(server.path, *arguments)} rows answered through {server.path}")
 
 
 if __name__ == "__main__":
