@@ -77,7 +77,9 @@ def main() -> None:
             dense, ids, labels = data[position % len(data)]
             position += 1
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_function(model(dense, ids, offsets), labels)
+            with torch.autocast("cpu", torch.bfloat16, enabled=spec.get("autocast", False)):
+                logits = model(dense, ids, offsets)
+            loss = loss_function(logits.float(), labels)
             loss.backward()
             optimizer.step()
         return loss.item()

@@ -24,6 +24,7 @@ def measure(arguments: argparse.Namespace) -> list[Result]:
     """Runs the chosen parts."""
     parts = {
         "ratios": measure_ratios,
+        "bfloat16": measure_bfloat16,
         "keras": measure_keras,
         "rows": measure_rows,
         "ablation": measure_ablation,
@@ -67,6 +68,22 @@ def measure_ratios(arguments: argparse.Namespace) -> list[Result]:
             else:
                 results.append(Result(name, None, None, None, goal, "higher", torch_missing))
     return results
+
+
+def measure_bfloat16(arguments: argparse.Namespace) -> list[Result]:
+    """Dense part in bfloat16, tables in float32, against float32 and against PyTorch's autocast."""
+    torch_missing = _missing_torch(arguments.torch_python)
+    workers = {"bfloat16": _ours(model={"dtype": "mixed_bfloat16"}), "float32": _ours()}
+    if not torch_missing:
+        workers["torch"] = _torch(arguments, k=None, autocast=True)
+    times = _time(workers, 2048, arguments.quick)
+    name = "PyTorch direct / MLET, both bfloat16, batch 2048"
+    return [
+        _compare("MLET bfloat16 / float32, batch 2048", times, "bfloat16", "float32", None, "lower"),
+        _compare(name, times, "torch", "bfloat16", None, "higher")
+        if "torch" in times
+        else Result(name, None, None, None, None, "higher", torch_missing),
+    ]
 
 
 def measure_keras(arguments: argparse.Namespace) -> list[Result]:
@@ -192,6 +209,10 @@ if __name__ == "__main__":
     main(
         __doc__.splitlines()[0],
         measure,
-        only={"nargs": "+", "metavar": "PART", "help": "ratios keras rows ablation floor memory collapse"},
+        only={
+            "nargs": "+",
+            "metavar": "PART",
+            "help": "ratios bfloat16 keras rows ablation floor memory collapse",
+        },
         torch_python={"default": sys.executable, "help": "interpreter that has torch"},
     )
