@@ -346,6 +346,14 @@ class EmbeddingCollection(keras.layers.Layer):
             block = _Block(feature.input_dim, [slot], sum(lookup.table_rows[:position]), index)
             blocks[table, projection] = block
             lookup.blocks.append(block)
+        for lookup in lookups:
+            rows = sum(block.rows for block in lookup.blocks)
+            if rows > _INT32_ROWS:  # Blocks number their distinct rows side by side, in int32.
+                raise ValueError(
+                    f"Features that share a table through different projections should have at most "
+                    f"{_INT32_ROWS} rows together; a smaller `max_rows_per_table` parts them from other "
+                    f"tables. Received: {rows} rows, of {[self.features[slot].name for slot in lookup.slots]}"
+                )
         return tuple(lookups), tuple((chain, len(stack)) for chain, stack in projections.items())
 
     def _place(

@@ -209,6 +209,13 @@ def test_collapse_refuses_nan_and_names_the_feature():
         layer.collapse()
 
 
+def test_more_rows_than_int32_numbers_are_several_tables():
+    features = [EmbeddingFeature(f"f{i}", 900_000_000) for i in range(5)]
+    assert [lookup.rows for lookup in EmbeddingCollection(features, 4, 8)._plan] == [1_800_000_000] * 2 + [
+        900_000_000
+    ]
+
+
 def test_direct_tables_start_within_their_own_bounds():
     layer = built([EmbeddingFeature("a", 4), EmbeddingFeature("b", 10_000)], 8)
     for name, rows in (("a", 4), ("b", 10_000)):
@@ -226,6 +233,7 @@ def test_direct_tables_start_within_their_own_bounds():
             [EmbeddingFeature("a", 9, 2, projection="p"), EmbeddingFeature("b", 8, 3, projection="p")],
             "share a proj",
         ),
+        ([EmbeddingFeature(f"f{i}", 900_000_000, table="t") for i in range(3)], "2147483647 rows together"),
     ],
 )
 def test_features_that_do_not_fit_are_refused(features, message):
