@@ -161,6 +161,11 @@ def main() -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    if spec["kind"] == "idle":
+        import mlet_tf.models  # noqa: F401
+
+        _harness.serve(lambda steps: 0.0)
+        return
     if spec["kind"] == "collapse":
         serve_collapse(spec)
         return

@@ -26,6 +26,10 @@ class _AdagradBase(SparseOptimizer):
         self.initial_accumulator_value = initial_accumulator_value
         self.epsilon = epsilon
 
+    def _starting_value(self, shape: Sequence[int], dtype: Any = None) -> Any:
+        """Initializer of the state; Keras's `Constant` would hold two more copies of it for a while."""
+        return ops.full(shape, self.initial_accumulator_value, dtype)
+
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
         return {
@@ -74,7 +78,7 @@ class SparseAdagrad(_AdagradBase):
             return
         super().build(variables)
         self._accumulators = self.add_optimizer_variables(
-            variables, "accumulator", initializer=keras.initializers.Constant(self.initial_accumulator_value)
+            variables, "accumulator", initializer=self._starting_value
         )
 
     def _row_step(self, rows: Any, values: Any, variable: Any, index: int, rate: Any) -> None:
@@ -132,11 +136,10 @@ class RowWiseAdagrad(_AdagradBase):
         if self.built:
             return
         super().build(variables)
-        initializer = keras.initializers.Constant(self.initial_accumulator_value)
         self._accumulators = [
             self.add_variable(
                 shape=tuple(variable.shape[:1]),
-                initializer=initializer,
+                initializer=self._starting_value,
                 dtype=variable.dtype,
                 name=f"{variable.path.replace('/', '_')}_row_accumulator",
             )
