@@ -142,7 +142,7 @@ class EmbeddingCollection(keras.layers.Layer):
         hidden_dim: int | Sequence[int] | None = None,
         direct_threshold: int | None = None,
         *,
-        initialization: str = "variance_preserving",
+        initialization: str = "authors",
         table_trainable: bool = True,
         projection_trainable: bool = True,
         table_learning_rate_multiplier: float = 1.0,

@@ -38,7 +38,9 @@ class MLETEmbedding(keras.layers.Layer):
         hidden_dim: Hidden dimension `k`, or a sequence of them for a deeper chain.
         initialization: `"authors"` (table `U(+-1/sqrt(V))`, projection `N(0, 0.25^2)`),
             `"variance_preserving"` (projection `N(0, 1/k)`: entries of the product vary like those of a
-            direct table) or `"orthogonal"` (semi-orthogonal projections, same variance).
+            direct table) or `"orthogonal"` (semi-orthogonal projections, same variance). The first is the
+            default because its logloss on a generated log was the lowest at each of four learning rates; as its
+            product moves faster, tune the learning rate before comparing.
         table_initializer: Keras initialiser of `W1` to use instead of the named one.
         projection_initializer: Keras initialiser of the projections to use instead of the named one.
         table_regularizer: Regulariser of `W1`. It reads the whole table in every step.
@@ -94,7 +96,7 @@ class MLETEmbedding(keras.layers.Layer):
         output_dim: int,
         hidden_dim: int | Sequence[int],
         *,
-        initialization: str = "variance_preserving",
+        initialization: str = "authors",
         table_initializer: Any = None,
         projection_initializer: Any = None,
         table_regularizer: Any = None,
