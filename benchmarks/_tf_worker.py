@@ -30,6 +30,7 @@ def build_ours(spec: dict[str, Any], sizes: list[int]) -> Any:
     optimizer = getattr(mlet_tf.optimizers, spec.get("optimizer", "SparseAdagrad"))(0.01)
     steps = spec.get("steps_per_execution", 1)
     model.compile(optimizer, jit_compile=False, steps_per_execution=steps)
+    optimizer.build(model.trainable_variables)  # As fit() does, before anything is traced.
     return model
 
 
