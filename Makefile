@@ -8,6 +8,11 @@ DEMO_ROWS ?= 20000
 DEMO_GRPC_PORT ?= 18500
 DEMO_REST_PORT ?= 18501
 
+# The locked Keras. Where pip knows no CPU build of torch this brings a large one; TORCH= names another.
+KERAS = $(shell sed -n 's/^keras==\([0-9.]*\).*/\1/p' requirements.lock)
+TORCH ?= torch==2.13.0
+BACKEND_TESTS := -p no:cacheprovider tests/layers tests/optimizers/test_rules.py
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-backends lint lock clean
 
@@ -43,6 +48,12 @@ test: $(READY) ## Lint and tests, without the slow ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-backends: ## Tests of layers, optimizers and collapse on JAX and torch, in an environment without TensorFlow
+	test -x .venv-backends/bin/python || $(PYTHON) -m venv .venv-backends
+	.venv-backends/bin/python -m pip install --quiet keras==$(KERAS) jax pytest hypothesis $(TORCH)
+	KERAS_BACKEND=torch .venv-backends/bin/python -m pytest $(BACKEND_TESTS)
+	KERAS_BACKEND=jax .venv-backends/bin/python -m pytest $(BACKEND_TESTS)
 
 test-slow: $(READY) ## The long tests
 	$(BIN)/python -m pytest -m slow

@@ -53,7 +53,7 @@ def run(config: PipelineConfig) -> dict[str, Any]:
     progress = _Progress([component.id for component in pipeline.components], output / "run.log")
     with progress:
         tfx.orchestration.LocalDagRunner().run(pipeline)
-    result = gather(last_run_artifacts(connection), progress.seconds)
+        result = gather(last_run_artifacts(connection), progress.seconds)
     result |= {"name": config.name, "fingerprint": fingerprint, "output": str(output)}
     write_run(output, result)
     shutil.rmtree(output / "work", ignore_errors=True)  # Checkpoints of a training that is complete.
