@@ -50,9 +50,10 @@ def _require_keras_3() -> None:
         return
     import tensorflow as tf
 
-    if not tf.keras.__version__.startswith("3"):
+    version = getattr(tf.keras, "__version__", "2")  # tf_keras tells none.
+    if not version.startswith("3"):
         raise ImportError(
-            f"mlet_tf needs tf.keras to be Keras 3. Received: Keras {tf.keras.__version__}. Import mlet_tf before "
+            f"mlet_tf needs tf.keras to be Keras 3. Received: Keras {version}. Import mlet_tf before "
             "tensorflow, or set the environment variable TF_USE_LEGACY_KERAS=0."
         )
 

@@ -1,0 +1,54 @@
+"""What importing brings, and what it does not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("apache_beam", "tfx", "tensorflow_recommenders", "tensorflow_transform")
+
+
+def _modules_after(code: str, *argv: str) -> set[str]:
+    script = f"import sys; sys.argv = {list(argv)!r} or sys.argv; {code}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_library_needs_neither_beam_nor_tfx_nor_tfrs():
+    modules = _modules_after("import mlet_tf")
+    assert {"mlet_tf.layers", "keras", "tensorflow"} <= modules
+    assert not modules & set(HEAVY)
+
+
+def test_the_command_answers_without_tensorflow():
+    modules = _modules_after("import mlet_tf.cli", "/usr/bin/mlet-tf")
+    assert not modules & {"tensorflow", "keras", *HEAVY}
+
+
+def test_the_library_does_not_know_the_pipeline():
+    modules = _modules_after(
+        "import mlet_tf, mlet_tf.collapse, mlet_tf.models, mlet_tf.export, mlet_tf.serving"
+    )
+    assert not modules & {"pipeline", "components"}
+
+
+def test_keras_2_is_refused():
+    code = "import tensorflow as tf; tf.keras.layers; import mlet_tf"
+    legacy = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=legacy, capture_output=True, text=True, check=False
+    )
+    assert "mlet_tf needs tf.keras to be Keras 3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["MLETEmbedding", "EmbeddingCollection", "collapse_model", "collapse_report"]
+)
+def test_names_at_the_top(name):
+    import mlet_tf
+
+    assert name in dir(mlet_tf)
+    assert getattr(mlet_tf, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mlet_tf.nothing  # noqa: B018
