@@ -16,16 +16,20 @@ from benchmarks import _click_data, _harness
 
 def build_ours(spec: dict[str, Any], sizes: list[int]) -> Any:
     """Our DLRM; `k` None makes it direct."""
+    import keras
+    import tensorflow_recommenders as tfrs
+
     import mlet_tf.optimizers
     from mlet_tf.layers import EmbeddingFeature
     from mlet_tf.models.dlrm import build_dlrm
 
+    bare = None if spec.get("metrics", True) else tfrs.tasks.Ranking(loss=keras.losses.BinaryCrossentropy())
     model = build_dlrm(
         _click_data.NUM_DENSE,
         [EmbeddingFeature(f"c{i}", size) for i, size in enumerate(sizes)],
         output_dim=spec["d"],
         hidden_dim=spec["k"],
-        **{"jit_compile_dense": True, **spec.get("model", {})},
+        **{"jit_compile_dense": True, "task": bare, **spec.get("model", {})},
     )
     optimizer = getattr(mlet_tf.optimizers, spec.get("optimizer", "SparseAdagrad"))(0.01)
     steps = spec.get("steps_per_execution", 1)

@@ -114,6 +114,7 @@ def measure_ablation(arguments: argparse.Namespace) -> list[Result]:
         "row-wise Adagrad": {"optimizer": "RowWiseAdagrad"},
         "SGD (no optimizer state)": {"optimizer": "SparseSGD"},
         "malloc keeps freed memory": {"env": tuned_malloc},
+        "no streaming AUC and logloss": {"metrics": False},
     }
     workers = {"all": _ours(), **{name: _ours(**options) for name, options in variants.items()}}
     times = _time(workers, 2048, arguments.quick)
