@@ -4,7 +4,6 @@
 resolved configuration is stored beside every run and every model.
 """
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -404,10 +403,3 @@ def _override(document: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise InputError(f"--set {override!r}: {parent!r} is not a group of keys")
     node[last] = value
-
-
-def replace(config: PipelineConfig, **changes: Any) -> PipelineConfig:
-    """`dataclasses.replace`, checked."""
-    changed = dataclasses.replace(config, **changes)
-    check_config(changed)
-    return changed

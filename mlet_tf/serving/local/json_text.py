@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -337,11 +336,6 @@ class Writer:
         """Writes a value, or an object's key, that is JSON already."""
         self._prefix()
         self._parts.append(text)
-
-    def raw_items(self, texts: Iterable[str]) -> None:
-        """Writes many values of one array."""
-        for text in texts:
-            self.raw(text)
 
     def open(self, bracket: str) -> None:
         """Starts an array or an object."""
