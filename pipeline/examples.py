@@ -86,7 +86,7 @@ class PackedRows:
         records = tf.data.Dataset.from_tensor_slices(ranges).interleave(
             read, cycle_length=len(ranges), block_length=64
         )
-        records = records.shuffle(min(shuffle_rows, self.rows), seed=seed)
+        records = records.shuffle(min(shuffle_rows, self.rows), seed=seed, reshuffle_each_iteration=False)
         records = records.skip(first_step * batch_size).batch(batch_size, drop_remainder=True)
         return self._decode(records).prefetch(2)
 

@@ -137,3 +137,24 @@ def test_schedule_warms_up_and_decays_to_zero():
     schedule = WarmupDecay(0.1, 10, "linear", 110)
     assert [round(float(schedule(step)), 6) for step in (0, 9, 10, 60, 110)] == [0.01, 0.1, 0.1, 0.05, 0.0]
     assert json.loads(json.dumps(schedule.get_config()))["decay"] == "linear"
+
+
+def test_two_devices_train_as_one(tmp_path, uninterrupted):
+    """MirroredStrategy halves each batch; sums in another order are all that may differ."""
+    script = "import sys; sys.path.insert(0, sys.argv[1]); import test_trainer; test_trainer.mirrored_fit(sys.argv[2])"
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)]
+    subprocess.run(command, env=ENVIRONMENT, check=True, stderr=subprocess.DEVNULL)
+    with np.load(tmp_path / "weights.npz") as weights:
+        for name, want in zip(weights.files, uninterrupted[0], strict=True):
+            np.testing.assert_allclose(weights[name], want, rtol=1e-4, atol=1e-6)
+
+
+def mirrored_fit(folder: str) -> None:
+    """`fit` on two logical CPUs."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        weights, _ = fit(Path(folder) / "run")
+    np.savez(Path(folder) / "weights.npz", *weights)
