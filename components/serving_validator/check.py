@@ -81,7 +81,7 @@ def check_with_server(program: str, model: str, files: list[str], schema: ClickL
                     client.wait_until_ready(timeout=_START_SECONDS)
                     answers = client.predict(_rows(batch, schema))
             finally:
-                server.terminate()
+                server.kill()  # Nothing else talks to it.
     _compare({"serving_default": expected, "model server": answers}, len(batch))
     return len(batch)
 

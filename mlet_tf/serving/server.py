@@ -21,6 +21,7 @@ MODEL_SERVER_VARIABLE = "TENSORFLOW_MODEL_SERVER"
 _DOCKER_IMAGE = "tensorflow/serving"
 _BINARY = "tensorflow_model_server"
 NOTICE = "This is the stand-in server of mlet-tf, for development and tests. Serve traffic with TF Serving."
+_SIGNAL_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,14 @@ class LocalServer:
         return self
 
     def request_stop(self) -> None:
-        """Makes `start` give up waiting and `wait_for_stop_request` return; fit for a signal handler."""
+        """Makes `start` give up waiting and `wait_for_stop_request` return; not from a signal handler."""
         self._stopping.set()
 
     def wait_for_stop_request(self) -> None:
         """Waits for `request_stop`."""
-        self._stopping.wait()
+        # In turns: a signal that comes just before the thread goes to sleep does not wake it.
+        while not self._stopping.wait(_SIGNAL_POLL_SECONDS):
+            pass
 
     def stop(self) -> None:
         """Takes no more requests, answers those under way, and frees the models."""
@@ -263,7 +266,8 @@ def run_server(options: ServeOptions) -> None:
     """
     server = LocalServer(options)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.request_stop())
+        # From a thread: the handler interrupts the main thread, which may hold the event's lock.
+        signal.signal(number, lambda *_: threading.Thread(target=server.request_stop).start())
     print(NOTICE, file=sys.stderr, flush=True)
     server.start()
     if server.port:
