@@ -24,7 +24,7 @@ install: $(READY) ## Install everything into .venv
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else \
 	  "mlet-tf needs Python 3.11; this is " + sys.version.split()[0] + ". Name one with make PYTHON=/path/to/python3.11")'
-	@echo "Installing the locked packages into $(VENV) (about 3 GB, once)"
+	@echo "Installing the locked packages into $(VENV) (about 4 GB, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet 'uv>=0.4'
 	@# uv, because it installs TFX 1.16 on 3.11 in a minute; byte-compiled, because imports then take a third.
