@@ -52,3 +52,12 @@ def test_names_at_the_top(name):
     assert getattr(mlet_tf, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         mlet_tf.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["components.common", "pipeline.pipeline"])
+def test_components_import_by_themselves(module):
+    """As an orchestrator's container imports them: nothing before has settled which Keras it is."""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
+    command = [sys.executable, "-c", f"import {module}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
