@@ -15,6 +15,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # Ab
 import click
 
 from mlet_tf._version import __version__
+from mlet_tf.commands import kubeflow
 from mlet_tf.errors import GateError, InputError
 
 _NOT_PUSHED = 3
@@ -220,6 +221,10 @@ def report(run_folder: str, output: str | None) -> None:
     from mlet_tf.report import write_report
 
     click.echo(write_report(Path(run_folder), Path(output) if output else Path(run_folder) / "report"))
+
+
+cli.add_command(kubeflow.compile_command)
+cli.add_command(kubeflow.submit)
 
 
 def _rows(source: str, schema: Any, limit: int) -> Any:

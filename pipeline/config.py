@@ -268,6 +268,60 @@ class BeamConfig:
 
 
 @dataclass(frozen=True)
+class NodeConfig:
+    """How the container of a node runs on Kubeflow; null leaves a thing to `kubeflow.defaults`, then to the cluster.
+
+    Attributes:
+        cpu: Cores, requested and at most.
+        memory_gb: Memory in GB, requested and at most.
+        accelerator: Resource name of an accelerator, such as `nvidia.com/gpu`.
+        accelerator_count: Accelerators of that name.
+        retries: How often a failed container is started again.
+        cache: Whether the node is left out where its inputs are those of an earlier run; null follows
+            `enable_cache`.
+    """
+
+    cpu: float | None = None
+    memory_gb: float | None = None
+    accelerator: str | None = None
+    accelerator_count: int | None = None
+    retries: int | None = None
+    cache: bool | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("cpu", "memory_gb", "accelerator_count"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise InputError(f"'{key}' should be positive. Received: {value}")
+        if self.retries is not None and self.retries < 0:
+            raise InputError(f"'retries' should not be negative. Received: {self.retries}")
+        if (self.accelerator is None) != (self.accelerator_count is None):
+            raise InputError("'accelerator' and 'accelerator_count' go together; give both or neither")
+
+
+@dataclass(frozen=True)
+class KubeflowConfig:
+    """Kubeflow Pipelines; see `docs/kubeflow.md`.
+
+    Attributes:
+        image: Image of all containers, with this package installed.
+        pipeline_root: Where artifacts go, a URI that containers and Kubeflow can write to.
+        work: Where the trainer's container keeps packed rows and checkpoints.
+        baseline_model: Model artifact that the gate compares with, the last blessed one; null compares
+            with none. Kubeflow cannot find it by itself.
+        defaults: Every node's resources, retries and caching.
+        nodes: The same by node name, where a node differs.
+    """
+
+    image: str | None = None
+    pipeline_root: str | None = None
+    work: str = "/tmp/mlet-tf"
+    baseline_model: str | None = None
+    defaults: NodeConfig = field(default_factory=NodeConfig)
+    nodes: dict[str, NodeConfig] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class PipelineConfig:
     """Everything a run needs.
 
@@ -287,6 +341,7 @@ class PipelineConfig:
     gate: GateConfig = field(default_factory=GateConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
     beam: BeamConfig = field(default_factory=BeamConfig)
+    kubeflow: KubeflowConfig = field(default_factory=KubeflowConfig)
     enable_cache: bool = True
 
     @property

@@ -15,9 +15,8 @@ from tfx import v1 as tfx
 from mlet_tf.datasets.files import list_files
 from mlet_tf.errors import InputError
 from pipeline.config import PipelineConfig, dump_config
-from pipeline.pipeline import code_version, create_pipeline
+from pipeline.pipeline import code_version, create_pipeline, last_blessed_model
 from pipeline.results import gather, last_run_artifacts, read_run, write_run
-from pipeline.schema import schema_text
 
 
 def run(config: PipelineConfig) -> dict[str, Any]:
@@ -40,15 +39,14 @@ def run(config: PipelineConfig) -> dict[str, Any]:
     last = read_run(output)
     if config.enable_cache and last and last["fingerprint"] == fingerprint and _still_there(last):
         return {**last, "unchanged": True}
-    schema_file = _write_schema(output, config)
     connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(str(output / "metadata.sqlite"))
     pipeline = create_pipeline(
         config,
         pipeline_root=str(output / "artifacts"),
-        schema_file=str(schema_file),
         work=str(output / "work"),
         metadata_connection_config=connection,
         use_model_server=_use_model_server(config),
+        last_blessed=last_blessed_model(),
     )
     progress = _Progress([component.id for component in pipeline.components], output / "run.log")
     with progress:
@@ -88,15 +86,6 @@ def _fingerprint(config: PipelineConfig, files: list[Path]) -> str:
 
 def _still_there(last: dict[str, Any]) -> bool:
     return last["pushed"] is None or Path(last["pushed"]).exists()
-
-
-def _write_schema(output: Path, config: PipelineConfig) -> Path:
-    text = schema_text(config.schema, config.validation)
-    # The name changes with the content: TFX's cache sees the name.
-    path = output / "schema" / f"schema-{hashlib.sha256(text.encode()).hexdigest()[:12]}.pbtxt"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 def _use_model_server(config: PipelineConfig) -> bool:

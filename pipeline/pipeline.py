@@ -17,11 +17,16 @@ from components.click_log_example_gen.component import ClickLogExampleGen
 from components.evaluator.component import GatedEvaluator
 from components.example_validator.component import GatedExampleValidator
 from components.pusher.component import AtomicPusher
+from components.schema_gen.component import ClickLogSchemaGen
 from components.serving_validator.component import ServingValidator
+from components.trainer.component import Trainer
 from components.weight_collapser.component import WeightCollapser
 from mlet_tf._mapping import to_mapping
 from mlet_tf._version import __version__
 from pipeline.config import PipelineConfig
+from pipeline.schema import schema_text
+
+LAST_BLESSED = "LastBlessedModel"
 
 _MODEL_CODE = (
     "components.common",
@@ -35,26 +40,28 @@ _MODEL_CODE = (
 def create_pipeline(
     config: PipelineConfig,
     pipeline_root: str,
-    schema_file: str,
     work: str,
     metadata_connection_config: metadata_store_pb2.ConnectionConfig | None = None,
     use_model_server: bool = False,
+    last_blessed: base_node.BaseNode | None = None,
 ) -> tfx.dsl.Pipeline:
     """Builds the pipeline; paths come from the runner.
 
     Args:
         config: The resolved configuration.
         pipeline_root: Where artifacts go.
-        schema_file: tensorflow-metadata schema of the raw columns, a text protobuf.
         work: Where the trainer keeps packed rows and checkpoints, found again by a run after a kill.
         metadata_connection_config: ML Metadata store; None where the orchestrator brings its own.
         use_model_server: Whether TFX's InfraValidator can start a model server with docker.
+        last_blessed: Node whose output `model` the gate compares with; None compares with none.
 
     Returns:
         The pipeline.
     """
-    nodes = _data_nodes(config, schema_file)
+    nodes = _data_nodes(config)
     nodes |= _model_nodes(config, nodes, work)
+    if last_blessed is not None:
+        nodes["last_blessed"] = last_blessed
     nodes |= _push_nodes(config, nodes, use_model_server)
     return tfx.dsl.Pipeline(
         pipeline_name=config.name,
@@ -66,7 +73,16 @@ def create_pipeline(
     )
 
 
-def _data_nodes(config: PipelineConfig, schema_file: str) -> dict[str, base_node.BaseNode]:
+def last_blessed_model() -> base_node.BaseNode:
+    """Looks the last blessed model up in ML Metadata, where the orchestrator can."""
+    return tfx.dsl.Resolver(
+        strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
+        model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
+        model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
+    ).with_id(LAST_BLESSED)
+
+
+def _data_nodes(config: PipelineConfig) -> dict[str, base_node.BaseNode]:
     """Ingestion, statistics and their validation."""
     data = config.data
     example_gen = ClickLogExampleGen(
@@ -88,7 +104,7 @@ def _data_nodes(config: PipelineConfig, schema_file: str) -> dict[str, base_node
             num_quantiles_histogram_buckets=2,
         ),
     )
-    schema_gen = tfx.components.ImportSchemaGen(schema_file=schema_file)
+    schema_gen = ClickLogSchemaGen(schema_text(config.schema, config.validation))
     validator = (
         GatedExampleValidator if config.validation.fail_on_anomalies else tfx.components.ExampleValidator
     )
@@ -124,13 +140,11 @@ def _model_nodes(
     )
     # A failed validation stops the run before anything is trained on such data.
     transform.add_upstream_node(nodes["example_validator"])
-    trainer = tfx.components.Trainer(
+    trainer = Trainer(
         run_fn="pipeline.trainer.run_fn",
         examples=examples,
         transform_graph=transform.outputs["transform_graph"],
         schema=nodes["schema_gen"].outputs["schema"],
-        train_args=tfx.proto.TrainArgs(splits=["train"]),
-        eval_args=tfx.proto.EvalArgs(splits=["eval"]),
         custom_config={
             "schema": schema.to_dict(),
             "model": to_mapping(config.model),
@@ -158,17 +172,12 @@ def _push_nodes(
     schema = json.dumps(config.schema.to_dict())
     examples = nodes["example_gen"].outputs["examples"]
     model = nodes["collapser"].outputs["collapsed_model"]
-    resolver = tfx.dsl.Resolver(
-        strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
-        model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
-        model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
-    ).with_id("LastBlessedModel")
     evaluator = GatedEvaluator(
         examples=examples,
         transform_graph=nodes["transform"].outputs["transform_graph"],
         model=model,
         uncollapsed_model=nodes["trainer"].outputs["model"],
-        baseline_model=resolver.outputs["model"],
+        baseline_model=nodes["last_blessed"].outputs["model"] if "last_blessed" in nodes else None,
         schema=schema,
         gate=json.dumps(to_mapping(config.gate)),
         code_version=code_version("components.evaluator", "components.common", "mlet_tf.metrics"),
@@ -205,7 +214,7 @@ def _push_nodes(
         ),
         custom_config={"keep": config.serving.keep},
     )
-    return {"resolver": resolver, "evaluator": evaluator, "serving_validator": validator, "pusher": pusher}
+    return {"evaluator": evaluator, "serving_validator": validator, "pusher": pusher}
 
 
 def code_version(*modules: str) -> str:

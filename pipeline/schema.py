@@ -1,4 +1,4 @@
-"""The tensorflow-metadata schema of a click log, for ImportSchemaGen."""
+"""The tensorflow-metadata schema of a click log, for `ClickLogSchemaGen`."""
 
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2

@@ -1,0 +1,80 @@
+"""Puts the settings of a run into the training's configuration, then trains."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfx import types
+from tfx.components.trainer import executor
+from tfx.utils import json_utils
+
+from mlet_tf.errors import InputError
+
+# Execution properties and where each one belongs in `custom_config`.
+SETTINGS = {
+    "max_steps": ("train", "max_steps"),
+    "hidden_dim": ("model", "hidden_dim"),
+    "tables_learning_rate": ("train", "tables", "learning_rate"),
+    "projections_learning_rate": ("train", "projections", "learning_rate"),
+    "dense_learning_rate": ("train", "dense", "learning_rate"),
+}
+
+
+class Executor(executor.GenericExecutor):
+    """Executor of `Trainer`."""
+
+    def Do(  # noqa: N802 (TFX's name)
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Trains; see TFX's own executor for the other keys.
+
+        Args:
+            input_dict: `examples`, `transform_graph` and `schema`.
+            output_dict: `model` and `model_run`.
+            exec_properties: The keys of `SETTINGS`, which take the place of what `custom_config` (JSON) has.
+
+        Raises:
+            InputError: If a setting does not fit.
+        """
+        config = with_settings(json_utils.loads(exec_properties["custom_config"]), exec_properties)
+        super().Do(input_dict, output_dict, {**exec_properties, "custom_config": json_utils.dumps(config)})
+
+
+def settings_of(custom_config: Mapping[str, Any]) -> dict[str, int | float]:
+    """The settings that a configuration has; 0 stands for null, which a parameter of Kubeflow cannot be."""
+    settings = {}
+    for name, path in SETTINGS.items():
+        value: Any = custom_config
+        for key in path:
+            value = value[key]
+        settings[name] = value or 0
+    return settings
+
+
+def with_settings(custom_config: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `settings_of`: changes the configuration in place and returns it.
+
+    Raises:
+        InputError: If a setting does not fit.
+    """
+    for name, path in SETTINGS.items():
+        value = settings[name]
+        is_rate = name.endswith("learning_rate")
+        if value < 0 or (is_rate and value == 0):
+            raise InputError(
+                f"'{name}' should be {'positive' if is_rate else '0 or more'}. Received: {value}"
+            )
+        *groups, last = path
+        group = custom_config
+        for key in groups:
+            group = group[key]
+        group[last] = value or None
+    hidden_dim, output_dim = settings["hidden_dim"], custom_config["model"]["output_dim"]
+    if 0 < hidden_dim < output_dim:
+        raise InputError(
+            f"'hidden_dim' (k={hidden_dim}) should be at least the output dim (d={output_dim}), or 0 for "
+            "direct embeddings"
+        )
+    return custom_config

@@ -1,0 +1,1 @@
+"""Subcommands of `mlet-tf` that are large enough for a module of their own."""

@@ -1,0 +1,153 @@
+"""`mlet-tf compile` and `mlet-tf submit`: the pipeline on Kubeflow Pipelines."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from mlet_tf._mapping import nearest
+from mlet_tf.errors import InputError
+
+TOKEN = "KFP_TOKEN"
+
+_NUMBERS = {"NUMBER_INTEGER": (int, "an integer"), "NUMBER_DOUBLE": (float, "a number")}
+
+
+@click.command("compile")
+@click.option("--config", "config_path", required=True, type=click.Path(), help="YAML, see configs/.")
+@click.option("--runner", default="kubeflow", show_default=True, type=click.Choice(["kubeflow"]))
+@click.option("--image", help="Image of the containers; default: kubeflow.image of the configuration.")
+@click.option("--output", "-o", default="pipeline.yaml", show_default=True, help="File to write.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in `run`.")
+def compile_command(
+    config_path: str, runner: str, image: str | None, output: str, overrides: tuple[str, ...]
+) -> None:
+    """Compile the pipeline to a file that Kubeflow Pipelines v2 runs.
+
+    Data location, steps, hidden dim, learning rates and image become parameters of the pipeline, with
+    the values of the configuration as defaults.
+    """
+    del runner  # One so far; the option is there so that a script says what it means.
+    from pipeline.config import load_config
+
+    if image is not None:
+        overrides = (*overrides, f"kubeflow.image={image}")
+    config = load_config(config_path, overrides)
+    from pipeline import kubeflow_runner
+
+    spec = kubeflow_runner.compile_pipeline(config)
+    kubeflow_runner.write_pipeline(spec, output)
+    click.echo(f"{output}: {len(spec['root']['dag']['tasks'])} tasks; parameters and their defaults:")
+    for name, parameter in _parameters(spec).items():
+        click.echo(f"  {name}={parameter['defaultValue']}")
+
+
+@click.command()
+@click.option("--endpoint", required=True, metavar="URL", help="Kubeflow Pipelines' address.")
+@click.option("--package", required=True, type=click.Path(), help="What `compile` wrote.")
+@click.option("--parameter", "values", multiple=True, metavar="NAME=VALUE", help="Parameter of the pipeline.")
+@click.option("--experiment", help="Experiment to run in; default: Kubeflow's.")
+@click.option("--namespace", help="Namespace of the run, where Kubeflow has several users.")
+@click.option("--service-account", help="Kubernetes service account of all containers of the run.")
+def submit(
+    endpoint: str,
+    package: str,
+    values: tuple[str, ...],
+    experiment: str | None,
+    namespace: str | None,
+    service_account: str | None,
+) -> None:
+    """Start a run of a compiled pipeline and print its address.
+
+    A token comes from the environment variable KFP_TOKEN, or from Google's application default
+    credentials where the endpoint is Google's; never from a file of this project.
+    """
+    spec = _read_package(package)
+    parameters = parse_parameters(values, _parameters(spec))
+    run = _start(endpoint, package, spec, parameters, experiment, namespace, service_account)
+    click.echo(f"{endpoint.rstrip('/')}/#/runs/details/{run}")
+
+
+def parse_parameters(values: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Reads `name=value` items.
+
+    Args:
+        values: The items.
+        known: Parameters of the pipeline by name, with their `parameterType`.
+
+    Returns:
+        Values by name, of the parameter's type.
+
+    Raises:
+        InputError: If a name is unknown or a value does not fit its type.
+    """
+    parsed: dict[str, Any] = {}
+    for item in values:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise InputError(f"--parameter {item!r}: expected NAME=VALUE")
+        if name not in known:
+            raise InputError(
+                f"the pipeline has no parameter {name!r}.{nearest(name, known)} Parameters: {', '.join(known)}"
+            )
+        kind, expected = _NUMBERS.get(known[name]["parameterType"], (str, "a text"))
+        try:
+            parsed[name] = kind(text)
+        except ValueError:
+            raise InputError(f"parameter {name!r} should be {expected}. Received: {text!r}") from None
+    return parsed
+
+
+def _parameters(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return spec["root"]["inputDefinitions"]["parameters"]
+
+
+def _read_package(path: str) -> dict[str, Any]:
+    try:
+        spec = yaml.safe_load(Path(path).read_text())
+        _parameters(spec)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, TypeError, KeyError):
+        raise InputError(f"{path} is no compiled pipeline; `mlet-tf compile` writes one") from None
+    return spec
+
+
+def _start(
+    endpoint: str,
+    package: str,
+    spec: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    experiment: str | None,
+    namespace: str | None,
+    service_account: str | None,
+) -> str:
+    """Starts the run; returns its id."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import kfp
+        import kfp_server_api
+        import urllib3
+
+        try:
+            client = kfp.Client(
+                endpoint, namespace=namespace or "kubeflow", existing_token=os.environ.get(TOKEN)
+            )
+            run = client.create_run_from_pipeline_package(
+                package,
+                arguments=dict(parameters),
+                run_name=spec["pipelineInfo"]["name"],
+                experiment_name=experiment,
+                namespace=namespace,
+                pipeline_root=spec.get("defaultPipelineRoot"),
+                service_account=service_account,
+            )
+        except kfp_server_api.ApiException as error:
+            raise InputError(f"{endpoint} answered {error.status} {error.reason}: {error.body}") from None
+        except urllib3.exceptions.HTTPError as error:
+            raise InputError(f"{endpoint} cannot be reached: {error}") from None
+    return run.run_id

@@ -1,0 +1,215 @@
+"""Compiles the pipeline for Kubeflow Pipelines v2; see `docs/kubeflow.md`.
+
+TFX's KubeflowV2DagRunner makes the PipelineSpec. What it cannot say is added to the result: default
+values of the pipeline's parameters, resources, retries, caching by node and the pipeline root.
+"""
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tfx import v1 as tfx
+from tfx.dsl.components.base import base_node
+
+from components.trainer.executor import SETTINGS
+from mlet_tf._mapping import nearest
+from mlet_tf.datasets.files import is_remote
+from mlet_tf.errors import InputError
+from pipeline.config import NodeConfig, PipelineConfig
+from pipeline.pipeline import LAST_BLESSED, create_pipeline
+
+# Parameters of the pipeline: the node and the execution property that each one sets.
+PARAMETERS = {
+    "data_location": ("ClickLogExampleGen", "input_base"),
+    **{name: ("Trainer", name) for name in SETTINGS},
+}
+IMAGE = "image"
+BASELINE = "baseline_model"
+
+_COMMAND = ["python", "-m", "pipeline.container_entrypoint"]
+_EXAMPLE_GEN = "ClickLogExampleGen"
+
+
+def compile_pipeline(config: PipelineConfig) -> dict[str, Any]:
+    """Makes the PipelineSpec.
+
+    Args:
+        config: The resolved configuration; `kubeflow.image`, `kubeflow.pipeline_root`,
+            `serving.push_to` and `data.train` must be set.
+
+    Returns:
+        The PipelineSpec (schema 2.1.0) as plain values.
+
+    Raises:
+        InputError: If a key is missing, names something that containers cannot reach, or has no
+            counterpart on Kubeflow.
+    """
+    _check(config)
+    kubeflow = config.kubeflow
+    pipeline = create_pipeline(
+        config,
+        pipeline_root=kubeflow.pipeline_root,
+        work=kubeflow.work,
+        last_blessed=_importer(kubeflow.baseline_model) if kubeflow.baseline_model else None,
+    )
+    _check_nodes(kubeflow.nodes, [node.id for node in pipeline.components])
+    runner = tfx.orchestration.experimental.KubeflowV2DagRunner(
+        config=tfx.orchestration.experimental.KubeflowV2DagRunnerConfig(
+            default_image=kubeflow.image, default_commands=_COMMAND, use_pipeline_spec_2_1=True
+        )
+    )
+    spec = runner.run(pipeline, write_out=False)["pipelineSpec"]
+    spec["defaultPipelineRoot"] = kubeflow.pipeline_root
+    parameters = dict(PARAMETERS)
+    if kubeflow.baseline_model:
+        parameters[BASELINE] = (LAST_BLESSED, "artifact_uri")
+    for name, (node, key) in parameters.items():
+        _make_parameter(spec, name, node, key)
+    _make_image_parameter(spec, kubeflow.image)
+    for node in spec["root"]["dag"]["tasks"]:
+        _set_policy(spec, node, _policy(config, node))
+    return spec
+
+
+def write_pipeline(spec: dict[str, Any], path: str) -> None:
+    """Writes a PipelineSpec as YAML, whole or not at all.
+
+    Args:
+        spec: See `compile_pipeline`.
+        path: File to write, `.yaml` or `.yml`.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    target = Path(path)
+    if target.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{path}: the output should end in .yaml or .yml")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".", delete=False) as aside:
+            aside.write(yaml.safe_dump(spec, sort_keys=True))
+        Path(aside.name).chmod(0o644)
+        Path(aside.name).replace(target)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _importer(uri: str) -> base_node.BaseNode:
+    """The model that the gate compares with; open-source Kubeflow has no resolver of TFX's kind."""
+    artifact_type = tfx.types.standard_artifacts.Model
+    importer = tfx.dsl.Importer(source_uri=uri, artifact_type=artifact_type, output_key="model")
+    return importer.with_id(LAST_BLESSED)
+
+
+def _check(config: PipelineConfig) -> None:
+    needed = {
+        "kubeflow.image": config.kubeflow.image,
+        "kubeflow.pipeline_root": config.kubeflow.pipeline_root,
+        "serving.push_to": config.serving.push_to,
+        "data.train": config.data.train,
+    }
+    for key, value in needed.items():
+        if not value:
+            raise InputError(f"{key!r} is not set; Kubeflow needs it")
+    places = {**needed, "data.eval": config.data.eval, BASELINE: config.kubeflow.baseline_model}
+    del places["kubeflow.image"]
+    for key, value in places.items():
+        if value and not is_remote(value) and not os.path.isabs(value):  # noqa: PTH117 (may be remote)
+            raise InputError(
+                f"{key!r} should be a URI or an absolute path, which all containers see alike. Received: {value!r}"
+            )
+    if config.serving.infra_validation == "model_server":
+        raise InputError(
+            "'serving.infra_validation' should be 'auto' or 'saved_model' on Kubeflow, which has no InfraValidator. "
+            "Received: 'model_server'"
+        )
+
+
+def _check_nodes(named: dict[str, NodeConfig], known: list[str]) -> None:
+    for name in named:
+        if name not in known:
+            raise InputError(
+                f"'kubeflow.nodes' names {name!r}, which is no node.{nearest(name, known)} Nodes: {', '.join(known)}"
+            )
+
+
+def _make_parameter(spec: dict[str, Any], name: str, node: str, key: str) -> None:
+    """Turns the constant value of an execution property into the default of a parameter of the pipeline."""
+    definition = spec["components"][node]["inputDefinitions"]["parameters"][key]
+    task_input = spec["root"]["dag"]["tasks"][node]["inputs"]["parameters"]
+    default = task_input[key]["runtimeValue"]["constant"]
+    _add_parameter(spec, name, definition["parameterType"], default)
+    task_input[key] = {"componentInputParameter": name}
+    executor = _executor(spec, node)
+    if "importer" in executor:
+        executor["importer"]["artifactUri"] = {"runtimeParameter": key}
+
+
+def _make_image_parameter(spec: dict[str, Any], image: str) -> None:
+    """Lets a run choose the image, as `PipelineTask.set_container_image` of the KFP SDK does it."""
+    _add_parameter(spec, IMAGE, "STRING", image)
+    for node, task in spec["root"]["dag"]["tasks"].items():
+        executor = _executor(spec, node)
+        if "container" in executor:
+            executor["container"]["image"] = f"{{{{$.inputs.parameters['{IMAGE}']}}}}"
+            task["inputs"].setdefault("parameters", {})[IMAGE] = {"componentInputParameter": IMAGE}
+            inputs = spec["components"][node].setdefault("inputDefinitions", {})
+            inputs.setdefault("parameters", {})[IMAGE] = {"parameterType": "STRING"}
+
+
+def _add_parameter(spec: dict[str, Any], name: str, kind: str, default: Any) -> None:
+    inputs = spec["root"].setdefault("inputDefinitions", {}).setdefault("parameters", {})
+    inputs[name] = {"parameterType": kind, "defaultValue": default}
+
+
+def _policy(config: PipelineConfig, node: str) -> NodeConfig:
+    """What holds for a node: its own keys, then the defaults, then what the pipeline says of caching."""
+    own = config.kubeflow.nodes.get(node, NodeConfig())
+    given = {key: value for key, value in dataclasses.asdict(own).items() if value is not None}
+    policy = dataclasses.replace(config.kubeflow.defaults, **given)
+    if policy.cache is None:
+        # Kubeflow's cache sees the path of the log, not what is in it.
+        return dataclasses.replace(policy, cache=config.enable_cache and node != _EXAMPLE_GEN)
+    return policy
+
+
+def _set_policy(spec: dict[str, Any], node: str, policy: NodeConfig) -> None:
+    task, executor = spec["root"]["dag"]["tasks"][node], _executor(spec, node)
+    # Said for every node: what is not said is on, in some versions.
+    task["cachingOptions"] = {"enableCache": policy.cache}
+    if policy.retries:
+        task["retryPolicy"] = {
+            "maxRetryCount": policy.retries,
+            "backoffDuration": "30s",
+            "backoffFactor": 2.0,
+        }
+    if "container" in executor and (resources := _resources(policy)):
+        executor["container"]["resources"] = resources
+
+
+def _resources(policy: NodeConfig) -> dict[str, Any]:
+    """A ResourceSpec; each figure is in it twice, as text for Kubeflow from 2.5 on and as a number for others."""
+    resources: dict[str, Any] = {}
+    if policy.cpu is not None:
+        for bound in ("Limit", "Request"):
+            resources[f"cpu{bound}"] = policy.cpu
+            resources[f"resourceCpu{bound}"] = f"{policy.cpu:g}"
+    if policy.memory_gb is not None:
+        for bound in ("Limit", "Request"):
+            resources[f"memory{bound}"] = policy.memory_gb
+            resources[f"resourceMemory{bound}"] = f"{policy.memory_gb:g}G"
+    if policy.accelerator is not None:
+        resources["accelerator"] = {
+            "type": policy.accelerator,
+            "count": str(policy.accelerator_count),
+            "resourceType": policy.accelerator,
+            "resourceCount": str(policy.accelerator_count),
+        }
+    return resources
+
+
+def _executor(spec: dict[str, Any], node: str) -> dict[str, Any]:
+    return spec["deploymentSpec"]["executors"][spec["components"][node]["executorLabel"]]
