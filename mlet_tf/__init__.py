@@ -17,8 +17,9 @@ os.environ["TF_USE_LEGACY_KERAS"] = "0"
 if TYPE_CHECKING:
     from mlet_tf.collapse import collapse_model, collapse_report
     from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, MLETEmbedding
+    from mlet_tf.quantize import quantization_report, quantize_model
 
-_MODULES = ("mlet_tf.layers", "mlet_tf.collapse")
+_MODULES = ("mlet_tf.layers", "mlet_tf.collapse", "mlet_tf.quantize")
 
 __all__ = [
     "EmbeddingCollection",
@@ -27,6 +28,8 @@ __all__ = [
     "__version__",
     "collapse_model",
     "collapse_report",
+    "quantization_report",
+    "quantize_model",
 ]
 
 

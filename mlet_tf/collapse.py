@@ -1,6 +1,5 @@
 """Collapse: from a model trained with factorised tables to the model that is served."""
 
-import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.src.saving.serialization_lib import SafeModeScope  # No public name allows lambdas for one call.
 
+from mlet_tf._remake import copy_state, flatten, remake, require_built
 from mlet_tf.errors import InputError
 from mlet_tf.layers import EmbeddingCollection, MLETEmbedding
 from mlet_tf.layers.collapsing import collapsing
@@ -51,16 +50,16 @@ def collapse_model(
         >>> served = collapse_model(model)
         >>> served.save("served.keras")
     """
-    if not model.built:
-        raise ValueError(f"`model` should be built. Received: '{model.name}', which has no weights yet")
-    collapsed = _remake(model)
+    require_built(model)
+    with collapsing():
+        collapsed = remake(model)
     pairs = list(_pairs(model, collapsed))
     for trained, plain in pairs:
         if isinstance(trained, MLETEmbedding | EmbeddingCollection):
             _warn_if_larger(trained)
             trained.write_collapsed(plain, block_rows)
         else:
-            _copy_state(trained, plain)
+            copy_state(trained, plain)
     for trained, plain in pairs:
         if isinstance(trained, MLETEmbedding | EmbeddingCollection):
             _check_equal(trained, plain, _random_ids(trained), tolerance)
@@ -139,40 +138,18 @@ def _max_abs_difference(factorization: Factorization, block_rows: int) -> float:
 
 
 def _factorizations(model: keras.Model) -> Iterator[Factorization]:
-    for layer in _flatten(model):
+    for layer in flatten(model):
         if isinstance(layer, MLETEmbedding):
             yield layer.factorization()
         elif isinstance(layer, EmbeddingCollection):
             yield from layer.factorizations()
 
 
-def _flatten(model: keras.Model) -> list[keras.layers.Layer]:
-    """Returns the model and all layers below it; Keras has no public way for it."""
-    return model._flatten_layers()
-
-
-def _remake(model: keras.Model) -> keras.Model:
-    """Makes the model anew, without factors, built but with other weights."""
-    classes = {type(layer).__name__: type(layer) for layer in _flatten(model)}
-    try:
-        # The lambdas come from the model in memory, not from a file.
-        with collapsing(), keras.saving.custom_object_scope(classes), SafeModeScope(False):
-            collapsed = type(model).from_config(model.get_config())
-            if not collapsed.built:
-                collapsed.build_from_config(model.get_build_config())
-    except (NotImplementedError, TypeError) as error:
-        raise ValueError(
-            f"`model` should be one that can be made again from its `get_config()`. Received: "
-            f"'{model.name}' of type {type(model).__name__}, which fails with {error!r}"
-        ) from error
-    return collapsed
-
-
 def _pairs(
     model: keras.Model, collapsed: keras.Model
 ) -> Iterator[tuple[keras.layers.Layer, keras.layers.Layer]]:
     """Yields the layers of both models side by side, each once; those of a factorised layer have no match."""
-    trained, plain = _flatten(model), _flatten(collapsed)
+    trained, plain = flatten(model), flatten(collapsed)
     alike = len(trained) == len(plain) and all(map(_corresponds, trained, plain))
     if not alike:
         raise ValueError(
@@ -191,28 +168,6 @@ def _corresponds(trained: keras.layers.Layer, plain: keras.layers.Layer) -> bool
         same = isinstance(plain, EmbeddingCollection) and plain.output_dim == trained.output_dim
         return same and [(f.name, f.input_dim) for f in plain.features] == tables
     return type(trained) is type(plain)
-
-
-def _copy_state(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-    """Copies what is a layer's own: variables, and assets such as vocabularies."""
-    store: dict[str, Any] = {}
-    source.save_own_variables(store)
-    if store and not target.built:
-        raise ValueError(
-            f"Layer '{source.name}' should be built from its configuration. Received: a layer without weights; "
-            "give the model a `build()` or a `build_from_config()`"
-        )
-    try:
-        target.load_own_variables(store)
-    except ValueError as error:
-        raise ValueError(
-            f"Layer '{source.name}' should have the same weights when its model is made again from "
-            f"`get_config()`. Received: {error}"
-        ) from error
-    if hasattr(source, "save_assets") and source.built:
-        with tempfile.TemporaryDirectory() as folder:
-            source.save_assets(folder)
-            target.load_assets(folder)
 
 
 def _warn_if_larger(layer: MLETEmbedding | EmbeddingCollection) -> None:
@@ -241,7 +196,7 @@ def _random_inputs(model: keras.Model) -> Any | None:
         specs = model.input
     except (AttributeError, ValueError):  # Neither functional nor a built Sequential model.
         return None
-    layers = _flatten(model)
+    layers = flatten(model)
     limits = [x.input_dim for x in layers if isinstance(x, MLETEmbedding | keras.layers.Embedding)]
     limits += [f.input_dim for x in layers if isinstance(x, EmbeddingCollection) for f in x.features]
     if any(spec.dtype == "string" or None in spec.shape[1:] for spec in keras.tree.flatten(specs)):

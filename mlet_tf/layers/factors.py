@@ -59,12 +59,14 @@ def as_ids(inputs: Any) -> Any:
     return ops.cast(inputs, "int64" if on_tensorflow() else "int32")
 
 
-def gather_rows(table: keras.Variable, ids: Any) -> Any:
-    """Reads the rows of a table.
+def gather_rows(table: keras.Variable | keras.layers.Layer, ids: Any) -> Any:
+    """Reads the rows of a table, which may also be a layer that widens what it has.
 
     On TensorFlow this is a ResourceGather on the variable. `keras.ops.take` would read the variable whole,
     and copy it in every step once sparse updates have begun.
     """
+    if isinstance(table, keras.layers.Layer):
+        return table(ids)
     if not on_tensorflow():
         return ops.take(table, ids, axis=0)
     import tensorflow as tf
@@ -296,11 +298,7 @@ def entropy_rank(singular_values: np.ndarray) -> float:
 
 def read_rows(table: keras.Variable, low: int, high: int) -> np.ndarray:
     """Returns rows `low ... high - 1` without touching the others."""
-    if on_tensorflow():
-        import tensorflow as tf
-
-        return gather_rows(table, tf.range(low, high)).numpy()
-    return ops.convert_to_numpy(table.value[low:high])
+    return ops.convert_to_numpy(gather_rows(table, ops.arange(low, high, dtype="int32")))
 
 
 def write_rows(table: keras.Variable, blocks: Iterator[np.ndarray], settle: bool = True) -> None:
