@@ -1,5 +1,4 @@
-"""Layers: MLETEmbedding for one feature, EmbeddingCollection for all, the dot interaction,
-and the quantised forms that are served."""
+"""Layers: MLETEmbedding for one feature, EmbeddingCollection for all, quantised forms, the dot interaction."""
 
 from mlet_tf.layers.dot_interaction import DotInteraction
 from mlet_tf.layers.embedding_collection import EmbeddingCollection, EmbeddingFeature
