@@ -85,12 +85,15 @@ class VocabularyConfig:
         max_size: Keep at most this many values a feature, the most frequent ones.
         num_oov_buckets: Ids for values outside of the vocabulary, by hash.
         rare_below: Ids seen less often than this in `train` count as rare in the evaluation slices.
+        max_values_in_memory: About how many values of a feature are added up at a time; more are taken from
+            the counts on disk a range at a time. Changes memory, not the vocabularies.
     """
 
     min_count: int = 2
     max_size: int | None = None
     num_oov_buckets: int = 1
     rare_below: int = 10
+    max_values_in_memory: int = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,8 @@ class TrainConfig:
         checkpoint_steps: Steps between checkpoints.
         steps_per_execution: Steps a call of the training function.
         shuffle_rows: Size of the shuffle buffer in rows.
+        shard_tables: Whether tables are divided by rows over the processes that `TF_CONFIG` names; otherwise each of
+            them holds all.
         seed: Seed of initialisation and shuffling.
     """
 
@@ -173,6 +178,7 @@ class TrainConfig:
     checkpoint_steps: int = 500
     steps_per_execution: int = 1
     shuffle_rows: int = 65536
+    shard_tables: bool = False
     seed: int = 0
 
 
@@ -429,6 +435,7 @@ def check_config(config: PipelineConfig) -> None:
         "beam.workers": config.beam.workers,
         "vocabulary.num_oov_buckets": config.vocabulary.num_oov_buckets,
         "vocabulary.min_count": config.vocabulary.min_count,
+        "vocabulary.max_values_in_memory": config.vocabulary.max_values_in_memory,
     }
     for key, value in positive.items():
         if value < 1:

@@ -18,10 +18,10 @@ import tensorflow_transform as tft
 
 from components.common import example_dataset, example_files, join
 from mlet_tf.datasets import ClickLogSchema
+from mlet_tf.datasets.vocabulary import vocabulary_file
 from mlet_tf.errors import InputError
 from mlet_tf.export import Transform, raw_feature_spec
 from pipeline.preprocessing import DENSE, LABEL, SPARSE
-from pipeline.vocabulary import vocabulary_file
 
 _PACK_BATCH = 4096
 _RANGES = 16  # Pieces of a packed file that are read in random order.
@@ -64,7 +64,12 @@ class PackedRows:
         return self._decode(records.batch(batch_size)).prefetch(2)
 
     def shuffled_batches(
-        self, batch_size: int, seed: int, shuffle_rows: int, first_step: int = 0
+        self,
+        batch_size: int,
+        seed: int,
+        shuffle_rows: int,
+        first_step: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
         """One epoch in an order that depends on `seed` alone, in batches of one fixed size.
 
@@ -73,6 +78,7 @@ class PackedRows:
             seed: Order of the rows.
             shuffle_rows: Rows held in memory to draw from.
             first_step: Batches to leave out at the start, to go on after an interruption.
+            part: Which of how many equal parts of each batch to give.
         """
         starts = np.linspace(0, self.rows, min(_RANGES, self.rows) + 1).astype(np.int64)
         order = np.random.default_rng(seed).permutation(len(starts) - 1)
@@ -88,6 +94,11 @@ class PackedRows:
         )
         records = records.shuffle(min(shuffle_rows, self.rows), seed=seed, reshuffle_each_iteration=False)
         records = records.skip(first_step * batch_size).batch(batch_size, drop_remainder=True)
+        if part != (0, 1):
+            which, rows = part[0], batch_size // part[1]
+            records = records.map(
+                lambda batch: batch[which * rows : (which + 1) * rows], num_parallel_calls=1
+            )
         return self._decode(records).prefetch(2)
 
     def _decode(self, batches: tf.data.Dataset) -> tf.data.Dataset:

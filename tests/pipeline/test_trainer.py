@@ -21,13 +21,14 @@ DENSE, SPARSE, VOCABULARY = 3, 2, 50
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
-def write_rows(path: Path, rows: int, seed: int) -> PackedRows:
+def write_rows(path: Path, rows: int, seed: int, sparse: int = SPARSE) -> PackedRows:
     rng = np.random.default_rng(seed)
-    ids = rng.integers(0, VOCABULARY, (rows, SPARSE)).astype(np.int32)
+    ids = rng.integers(0, VOCABULARY, (rows, sparse)).astype(np.int32)
+    ids[:, 2:] %= 7
     dense = rng.normal(size=(rows, DENSE)).astype(np.float32)
     label = (rng.random(rows) < 1 / (1 + np.exp(-dense[:, 0] - (ids[:, 0] % 5 - 2)))).astype(np.float32)
     np.concatenate([label[:, None].view(np.int32), dense.view(np.int32), ids], axis=1).tofile(path)
-    return PackedRows(str(path), rows, DENSE, SPARSE)
+    return PackedRows(str(path), rows, DENSE, sparse)
 
 
 def fit(folder: Path, **changes):

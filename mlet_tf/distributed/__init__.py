@@ -1,0 +1,22 @@
+"""Training by several processes: who they are, how they exchange tensors, tables divided by rows.
+
+A group of processes is what `TF_CONFIG` names. `Workers.join` starts it; every process then runs the same program
+on its part of each batch. Dense gradients are averaged (`AveragingOptimizer`); tables are divided by rows
+(`RowShardedEmbeddings`).
+"""
+
+from mlet_tf.distributed.cluster import Cluster
+from mlet_tf.distributed.models import build_sharded_dlrm, gather_model
+from mlet_tf.distributed.optimizer import AveragingOptimizer, averaged
+from mlet_tf.distributed.sharded_embeddings import RowShardedEmbeddings
+from mlet_tf.distributed.workers import Workers
+
+__all__ = [
+    "AveragingOptimizer",
+    "Cluster",
+    "RowShardedEmbeddings",
+    "Workers",
+    "averaged",
+    "build_sharded_dlrm",
+    "gather_model",
+]

@@ -1,0 +1,200 @@
+"""Embeddings whose tables are divided by rows over the processes of a training."""
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mlet_tf.distributed.workers import Workers
+from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, factors
+from mlet_tf.layers.initializers import RowScaledUniform
+
+
+class RowShardedEmbeddings(keras.layers.Layer):
+    """An `EmbeddingCollection` of which each of N processes holds every N-th row.
+
+    Row r of a feature lives in process `r % N`, as row `r // N` of its table there; frequent ids, which are the
+    first ones, so spread evenly. A process looks up, and projects, the rows it holds for the batches of all, and only
+    the d-wide results travel: per step and process `N * B * F` ids and `B * F * d` floats come in, for a batch of B
+    rows a process, and the same number of floats in the backward pass. The memory of tables and optimizer
+    state falls N-fold; the projections are everywhere.
+
+    It starts from the values that an `EmbeddingCollection` made under the same seed has, and is trained as that would
+    be on the batches of all processes together. Each process draws all initial values and keeps its own.
+
+    Args:
+        features: The features, as for `EmbeddingCollection`, without combiners.
+        output_dim: Embedding dimension `d`.
+        hidden_dim: As in `EmbeddingCollection`.
+        direct_threshold: As in `EmbeddingCollection`.
+        workers: The processes.
+        initialization: As in `EmbeddingCollection`.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Input shape:
+        Integer ids `[B, F]`; B has to be the same in all processes.
+
+    Output shape:
+        `[B, F, output_dim]`.
+
+    Raises:
+        ValueError: A feature has a combiner.
+        tf.errors.InvalidArgumentError: An id is out of range.
+
+    Example:
+        >>> layer = RowShardedEmbeddings(features, output_dim=8, hidden_dim=32, workers=Workers.join())
+    """
+
+    def __init__(
+        self,
+        features: Sequence[EmbeddingFeature],
+        output_dim: int,
+        hidden_dim: int | Sequence[int] | None = None,
+        direct_threshold: int | None = None,
+        *,
+        workers: Workers,
+        initialization: str = "authors",
+        **kwargs: Any,
+    ) -> None:
+        """See the class."""
+        super().__init__(**kwargs)
+        self.autocast = False  # Ids which arrive as floats would lose digits.
+        if bags := [feature.name for feature in features if feature.combiner]:
+            raise ValueError(f"`features` of divided tables should have no combiner. Received: {bags}")
+        self.features = tuple(features)
+        self._workers = workers
+        self._rows = np.asarray([feature.input_dim for feature in features], "int64")
+        # One more: where the ids of other processes go.
+        self._local_rows = -(-self._rows // workers.size) + 1
+        chain = None if hidden_dim is None else factors.hidden_chain(hidden_dim)
+        self._local = EmbeddingCollection(
+            [
+                dataclasses.replace(
+                    feature, input_dim=int(rows), hidden_dim=_hidden(feature, chain, direct_threshold)
+                )
+                for feature, rows in zip(features, self._local_rows, strict=True)
+            ],
+            output_dim,
+            chain,
+            direct_threshold=0,
+            initialization=initialization,
+            dtype=self.dtype_policy,
+            name=f"{self.name}_rows",
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates this process's rows."""
+        if self.built:
+            return
+        before = random.getstate()
+        self._local.build()
+        after = random.getstate()
+        # The seeds that the tables have just drawn, drawn again to draw the values of whole tables.
+        random.setstate(before)
+        for table, names in self._tables():
+            whole_rows = [int(self._rows[self._index(name)]) for name in names]
+            self._write_initial(table, names, RowScaledUniform(whole_rows))
+        random.setstate(after)
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the embeddings of all features."""
+        ids = factors.as_ids(inputs)
+        ids, _ = factors.guard_ids(ids, self._rows.tolist(), [f.name for f in self.features], "error")
+        size, rank = self._workers.size, self._workers.rank
+
+        @tf.custom_gradient
+        def spread(partial: Any) -> Any:
+            """Sums the shares of each batch in the process whose batch it is."""
+            own = tf.reduce_sum(
+                self._workers.exchange(tf.reshape(partial, [size, -1, *partial.shape[1:]])), 0
+            )
+            return own, self._workers.gather
+
+        ids = tf.cast(self._workers.gather(ids), tf.int64)
+        mine = tf.equal(ids % size, rank)
+        others = tf.constant(self._local_rows - 1)
+        rows = self._local(tf.where(mine, ids // size, others))
+        return spread(tf.where(mine[..., tf.newaxis], rows, tf.zeros_like(rows)))
+
+    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+        """Returns the symbolic output."""
+        shape = (inputs.shape[0], len(self.features), self._local.output_dim)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def write_whole(self, whole: EmbeddingCollection | None, block_rows: int = factors.BLOCK_ROWS) -> None:
+        """Gathers all rows into a collection of whole tables; every process has to call it.
+
+        Args:
+            whole: A built collection of the same features, as it was trained or collapsed: the effective rows go
+                into a collapsed one, so that only they travel. None in the processes that do not need it.
+            block_rows: Rows of each process that are sent at a time.
+        """
+        wanted = whole is not None and not whole.projections and bool(self._local.projections)
+        collapse = self._workers.mean(float(wanted)) > 0
+        for name in dict.fromkeys(f.name for f in self.features):
+            target = None if whole is None else whole.factorization(name)
+            low = 0
+            for block in self._whole_blocks(name, collapse, block_rows):
+                if target is not None:
+                    _write(target.table, target.offset + low, block)
+                low += len(block)
+        if whole is not None and not collapse:
+            for own, other in zip(self._local.projections, whole.projections, strict=True):
+                other.assign(own)
+
+    def _whole_blocks(self, name: str, collapse: bool, block_rows: int) -> Iterator[np.ndarray]:
+        """Yields a feature's rows, in order, to every process."""
+        own = self._local.factorization(name)
+        size, rows = self._workers.size, int(self._rows[self._index(name)])
+        blocks = own.iter_effective_table(block_rows) if collapse else own.iter_table(block_rows)
+        for i, block in enumerate(blocks):
+            of_all = self._workers.gather_now(block).reshape(size, *block.shape)
+            ordered = np.swapaxes(of_all, 0, 1).reshape(-1, block.shape[1])
+            yield ordered[: max(0, rows - i * block_rows * size)]
+
+    def _index(self, name: str) -> int:
+        return next(i for i, feature in enumerate(self.features) if feature.name == name)
+
+    def _tables(self) -> Iterator[tuple[keras.Variable, list[str]]]:
+        """Yields each table of this process, in the order of their making, and the features in it, top to bottom."""
+        for table in self._local.tables:
+            offsets: dict[int, str] = {}
+            for feature in self.features:
+                found = self._local.factorization(feature.name)
+                if found.table is table:
+                    offsets.setdefault(found.offset, feature.name)
+            yield table, [offsets[offset] for offset in sorted(offsets)]
+
+    def _write_initial(self, table: keras.Variable, names: list[str], initializer: RowScaledUniform) -> None:
+        blocks = initializer.iter_blocks(table.shape[1])
+        size, rank = self._workers.size, self._workers.rank
+        for name in names:
+            rows, low = int(self._rows[self._index(name)]), 0
+            offset = self._local.factorization(name).offset
+            while low < rows:
+                block = next(blocks)
+                first = (rank - low) % size
+                _write(table, offset + (low + first) // size, block[first::size])
+                low += len(block)
+
+
+def _hidden(
+    feature: EmbeddingFeature, chain: tuple[int, ...] | None, direct_threshold: int | None
+) -> int | tuple[int, ...] | None:
+    """The feature's hidden dimensions by its whole vocabulary, 0 where it is direct; see `EmbeddingCollection`."""
+    own = chain if feature.hidden_dim is None else feature.hidden_dim
+    if not own:
+        return 0
+    threshold = own[0] if direct_threshold is None else direct_threshold
+    return 0 if feature.input_dim <= threshold else own
+
+
+def _write(table: keras.Variable, low: int, block: np.ndarray) -> None:
+    if len(block):
+        rows = tf.range(low, low + len(block))
+        table.value.scatter_update(tf.IndexedSlices(tf.cast(block, table.dtype), rows))

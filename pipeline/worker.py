@@ -1,0 +1,104 @@
+"""The processes of a training over several: each runs `pipeline.trainer.fit_and_export` on the same arguments.
+
+The chief's Trainer writes the arguments into the work folder, from where the workers take them:
+`python -m pipeline.worker FILE`, or `mlet-tf worker --config ...`, in each, under its own `TF_CONFIG`.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import tensorflow as tf
+
+from components.common import join
+from mlet_tf.distributed import Workers
+from mlet_tf.errors import InputError
+
+ARGUMENTS = "training.json"
+_FIELDS = (
+    "custom_config",
+    "transform_output",
+    "train_files",
+    "eval_files",
+    "serving_model_dir",
+    "model_run_dir",
+)
+_POLL_SECONDS = 1.0
+_LOST = 4
+
+
+class WorkerLostError(RuntimeError):
+    """A process of the training went away, so the others cannot go on."""
+
+
+def train_as_chief(fn_args: Any) -> None:
+    """Trains in a fresh process, since collectives have to be set up before TensorFlow is used.
+
+    Raises:
+        WorkerLostError: Another process was lost; the same call goes on from the last checkpoint.
+        RuntimeError: Training failed.
+    """
+    path = join(fn_args.custom_config["work"], ARGUMENTS)
+    _write(path, {field: getattr(fn_args, field) for field in _FIELDS})
+    code = subprocess.run([sys.executable, "-m", "pipeline.worker", path], check=False).returncode
+    tf.io.gfile.remove(path)
+    if code == _LOST:
+        raise WorkerLostError(
+            "a process of the training was lost; start all of them again to go on from the last checkpoint"
+        )
+    if code:
+        raise RuntimeError(f"training ended with exit code {code}; its error is above")
+
+
+def wait_for_arguments(work: str, timeout: float) -> str:
+    """Waits for the chief's Trainer; returns the path of its arguments.
+
+    Args:
+        work: The work folder of the run.
+        timeout: Seconds to wait.
+
+    Raises:
+        InputError: The chief did not come.
+    """
+    path = join(work, ARGUMENTS)
+    deadline = time.monotonic() + timeout
+    while not tf.io.gfile.exists(path):
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"{path}: expected the chief's Trainer to write it within {timeout:g} s, it did not"
+            )
+        time.sleep(_POLL_SECONDS)
+    return path
+
+
+def main() -> None:
+    """Takes part in one training."""
+    from pipeline.trainer import fit_and_export
+
+    with tf.io.gfile.GFile(sys.argv[1]) as file:
+        text = file.read()
+    try:
+        workers = Workers.join()
+        digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        if not workers.agree([digest]):
+            raise InputError(f"{sys.argv[1]}: expected the same arguments in all processes")
+        fit_and_export(SimpleNamespace(**json.loads(text)), workers)
+    except tf.errors.UnavailableError as error:
+        print(f"Another process was lost: {error.message.splitlines()[0]}", file=sys.stderr)
+        sys.exit(_LOST)
+
+
+def _write(path: str, arguments: dict[str, Any]) -> None:
+    tf.io.gfile.makedirs(path.rsplit("/", 1)[0])
+    aside = f"{path}.unfinished"
+    with tf.io.gfile.GFile(aside, "w") as file:
+        json.dump(arguments, file)
+    tf.io.gfile.rename(aside, path, overwrite=True)
+
+
+if __name__ == "__main__":
+    main()
