@@ -1,0 +1,128 @@
+"""References outside of MLET that spend the same bytes another way: hashing and quotient-remainder tables.
+
+Both keep rows of the full width and have fewer of them. They are for comparison only.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
+
+# Knuth's multiplicative hash; ids come in order of frequency, so that a plain modulo would be no hash at all.
+_FACTOR, _STEP, _MODULUS = 2_654_435_761, 2_246_822_519, 1 << 31
+
+
+class HashedEmbeddings(keras.layers.Layer):
+    """A direct table for each feature whose rows several ids share.
+
+    Args:
+        table_rows: Vocabulary size V by feature.
+        output_dim: Width of a row.
+        share: Share of the rows that is kept, at most 1.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Input shape:
+        Ids `[B, F]`.
+
+    Output shape:
+        `[B, F, output_dim]`.
+
+    References:
+        Weinberger et al., "Feature hashing for large scale multitask learning", arXiv 0902.2206.
+    """
+
+    def __init__(self, table_rows: Mapping[str, int], output_dim: int, share: float, **kwargs: Any) -> None:
+        """See the class."""
+        super().__init__(**kwargs)
+        sizes = list(table_rows.values())
+        self._buckets = [min(size, max(1, round(size * share))) for size in sizes]
+        self._whole = np.array([kept == size for kept, size in zip(self._buckets, sizes, strict=True)])
+        self._steps = np.arange(len(sizes), dtype=np.int64) * _STEP % _MODULUS
+        features = [EmbeddingFeature(n, b) for n, b in zip(table_rows, self._buckets, strict=True)]
+        self._tables = EmbeddingCollection(features, output_dim)
+        self.served_values = sum(self._buckets) * output_dim
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the tables."""
+        self._tables.build(input_shape)
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the embeddings."""
+        ids = ops.cast(inputs, "int64")
+        hashed = (ids * _FACTOR + self._steps) % _MODULUS % np.array(self._buckets, np.int64)
+        return self._tables(ops.where(self._whole, ids, hashed))
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """Returns `(batch, features, output_dim)`."""
+        return self._tables.compute_output_shape(input_shape)
+
+
+class QuotientRemainderEmbeddings(keras.layers.Layer):
+    """Two small tables a feature, read at `id % m` and `id // m` and multiplied.
+
+    The product is `r * (1 + q)`, so that a new table begins as a direct one does.
+
+    Args:
+        table_rows: Vocabulary size V by feature.
+        output_dim: Width of a row.
+        share: Share of V that both tables together may have as rows; never less than about `2 sqrt(V)`.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Input shape:
+        Ids `[B, F]`.
+
+    Output shape:
+        `[B, F, output_dim]`.
+
+    References:
+        Shi et al., "Compositional embeddings using complementary partitions", arXiv 1909.02107.
+    """
+
+    def __init__(self, table_rows: Mapping[str, int], output_dim: int, share: float, **kwargs: Any) -> None:
+        """See the class."""
+        super().__init__(**kwargs)
+        sizes = list(table_rows.values())
+        self._moduli = np.array([_modulus(size, share) for size in sizes], np.int64)
+        quotients = [math.ceil(size / m) for size, m in zip(sizes, self._moduli, strict=True)]
+        self._count = len(sizes)
+        self._tables = EmbeddingCollection(
+            [
+                EmbeddingFeature(f"{n} remainder", int(m))
+                for n, m in zip(table_rows, self._moduli, strict=True)
+            ]
+            + [EmbeddingFeature(f"{n} quotient", q) for n, q in zip(table_rows, quotients, strict=True)],
+            output_dim,
+        )
+        # A quotient table of one row is a constant that the remainder table could have taken in.
+        self.served_values = (int(self._moduli.sum()) + sum(q for q in quotients if q > 1)) * output_dim
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the tables."""
+        self._tables.build((None, 2 * self._count))
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the embeddings."""
+        ids = ops.cast(inputs, "int64")
+        both = self._tables(ops.concatenate([ids % self._moduli, ids // self._moduli], axis=1))
+        return both[:, : self._count] * (1 + both[:, self._count :])
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """Returns `(batch, features, output_dim)`."""
+        return input_shape[0], self._count, self._tables.output_dim
+
+
+def _modulus(size: int, share: float) -> int:
+    """Rows of the remainder table: as many as the budget allows."""
+    budget = round(size * share)
+    smallest = math.isqrt(size - 1) + 1 if size > 1 else 1
+    if share >= 1 or smallest + math.ceil(size / smallest) >= size:
+        return size
+    fitting = [m for m in range(smallest, size) if m + math.ceil(size / m) <= budget]
+    return max(fitting, default=smallest)

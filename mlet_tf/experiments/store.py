@@ -1,0 +1,72 @@
+"""Records of finished trials: one JSON object a line, only ever appended."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlet_tf.errors import InputError
+
+
+class TrialStore:
+    """A file of records.
+
+    All records of one trial are written by a single call to the system, so that a process that is killed
+    leaves the trial whole or absent; a line cut off by a full disk is passed over.
+
+    Args:
+        path: The file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """See the class."""
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def load(self) -> dict[str, list[dict[str, Any]]]:
+        """The records by the key of their trial, the trial's own record first."""
+        trials: dict[str, list[dict[str, Any]]] = {}
+        if self.path.exists():
+            for record in _lines(self.path.read_text()):
+                trials.setdefault(record["key"], []).append(record)
+        return trials
+
+    def append(self, records: Sequence[dict[str, Any]]) -> None:
+        """Adds the records of a trial."""
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        if self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n"):
+            text = "\n" + text
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, text.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """All records of a file.
+
+    Raises:
+        InputError: If there is no such file, or no record in it.
+    """
+    try:
+        records = list(_lines(Path(path).read_text()))
+    except OSError as error:
+        raise InputError(f"results {path}: {error.strerror}") from None
+    if not records:
+        raise InputError(f"results {path}: expected a JSON record a line, found none")
+    return records
+
+
+def _lines(text: str) -> list[dict[str, Any]]:
+    records = []
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and "key" in record:
+            records.append(record)
+    return records

@@ -1,0 +1,254 @@
+"""Runs a sweep: tunes learning rates of every cell, trains the final seeds, keeps every core busy.
+
+A chain is the cells of one kind by growing `d`. Within a chain each cell starts tuning from what was best in
+the one before; chains run beside each other. Finished trials are found in the store and not run again, so a
+sweep that is killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from mlet_tf.experiments.config import Cell, GridConfig, SweepConfig, TuningConfig, cells
+from mlet_tf.experiments.data import PreparedData, prepare
+from mlet_tf.experiments.store import TrialStore
+from mlet_tf.experiments.trial import Trial
+
+Records = list[dict[str, Any]]
+_Chain = Generator[list[Trial], list[Records], None]
+_RATES = ("tables", "projections", "dense")
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a sweep reports after every trial.
+
+    Attributes:
+        done: Trials that are finished, those of earlier runs included.
+        total: Trials of the whole sweep.
+        record: Record of the newest one, None at the start.
+        fresh: Whether it was trained just now, not found.
+    """
+
+    done: int
+    total: int
+    record: dict[str, Any] | None = None
+    fresh: bool = False
+
+
+def run_sweep(
+    config: SweepConfig,
+    note: Callable[[str], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Runs all trials that are not in the store yet.
+
+    Args:
+        config: The study.
+        note: Called with a line about each step before the trials.
+        progress: Called at the start and after each trial.
+
+    Returns:
+        The file with the records.
+    """
+    output = Path(config.output)
+    data = prepare(config.data, output / "data", note)
+    store = TrialStore(output / "trials.jsonl")
+    report = progress or (lambda state: None)
+    runner = _Runner(config, data, store, report)
+    runner.run([chain for grid in config.grid for chain in _chains(grid, config)])
+    return store.path
+
+
+def count_trials(config: SweepConfig) -> int:
+    """Trials of the whole sweep."""
+    total = 0
+    for grid in config.grid:
+        for cell in cells(grid):
+            total += config.tuning.trials + len(config.seeds)
+            if grid.rescaled_control and cell.kind == "mlet":
+                total += len(config.seeds)
+    return total
+
+
+def _chains(grid: GridConfig, config: SweepConfig) -> Iterator[_Chain]:
+    def of_chain(cell: Cell) -> tuple[Any, ...]:
+        return cell.kind, cell.optimizer, cell.hidden_dim, cell.initialization
+
+    for _, group in itertools.groupby(cells(grid), of_chain):
+        yield _chain(list(group), grid, config)
+
+
+def _chain(group: list[Cell], grid: GridConfig, config: SweepConfig) -> _Chain:
+    """Yields lists of trials that may run at once, takes their records."""
+    rates = config.tuning.start
+    for cell in group:
+        rates = yield from _tune(cell, rates, config.tuning)
+        to = tuple(n for n in grid.truncate_to if n < cell.output_dim)
+        finals = [Trial(cell, "final", seed, rates, to) for seed in config.seeds]
+        if grid.rescaled_control and cell.kind == "mlet":
+            direct = Cell("direct", cell.output_dim, optimizer=cell.optimizer)
+            # What an SGD step on a product amounts to at the authors' initialisation.
+            rescaled = (_round(rates[0] * 0.0625 * cell.hidden_dim), *rates[1:])
+            finals += [Trial(direct, "control", seed, rescaled) for seed in config.seeds]
+        yield finals
+
+
+def _tune(
+    cell: Cell, start: tuple[float, ...], tuning: TuningConfig
+) -> Generator[list[Trial], list[Records], tuple[float, ...]]:
+    """Asks Optuna for learning rates; a repeated run asks the same questions and finds the answers stored."""
+    if not tuning.trials:
+        return tuple(start)
+    bounds = {name: getattr(tuning, name) for name in _RATES}
+    if cell.hidden_dim is None or cell.kind == "mlet_frozen":
+        bounds["projections"] = (start[1], start[1])
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=4, multivariate=True)
+    study = optuna.create_study(
+        direction="maximize" if tuning.select == "auc" else "minimize", sampler=sampler
+    )
+    free = [name for name in _RATES if bounds[name][0] < bounds[name][1]]
+    first = {n: min(max(v, bounds[n][0]), bounds[n][1]) for n, v in zip(_RATES, start, strict=True)}
+    study.enqueue_trial({name: first[name] for name in free})
+    best, best_value = first, math.nan
+    for _ in range(tuning.trials):
+        asked = study.ask()
+        rates = {n: _round(asked.suggest_float(n, *bounds[n], log=True)) for n in free}
+        rates = {name: rates.get(name, bounds[name][0]) for name in _RATES}
+        records = yield [Trial(cell, "tune", tuning.seed, tuple(rates.values()))]
+        value = records[0][0]["validation"][tuning.select]
+        study.tell(asked, value)
+        if study.best_trial.number == asked.number or math.isnan(best_value):
+            best, best_value = rates, value
+    return tuple(best[name] for name in _RATES)
+
+
+class _Runner:
+    """Drives the chains over a pool of processes."""
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        data: PreparedData,
+        store: TrialStore,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self._config, self._data, self._store, self._report = config, data, store, report
+        self._finished = store.load()
+        self._done, self._total = 0, count_trials(config)
+
+    def run(self, chains: list[_Chain]) -> None:
+        self._report(Progress(0, self._total))
+        workers = self._config.workers or os.cpu_count() or 1
+        with _pool(workers) as pool:
+            waiting = [_Waiting(chain, next(chain)) for chain in chains]
+            while waiting:
+                for state in list(waiting):
+                    if not self._advance(state, pool):
+                        waiting.remove(state)
+                running = [future for state in waiting for future in state.futures.values()]
+                if running:
+                    wait(running, return_when=FIRST_COMPLETED)
+
+    def _advance(self, state: _Waiting, pool: ProcessPoolExecutor) -> bool:
+        """Takes what is finished, starts what can be; whether the chain goes on."""
+        while True:
+            for number, trial in enumerate(state.trials):
+                if number not in state.records:
+                    self._look(state, number, trial, pool)
+            if len(state.records) < len(state.trials):
+                return True
+            try:
+                state.next_trials()
+            except StopIteration:
+                return False
+
+    def _look(self, state: _Waiting, number: int, trial: Trial, pool: ProcessPoolExecutor) -> None:
+        key = trial.key(self._config.training, self._data.digest)
+        fresh = key not in self._finished
+        if fresh:
+            if number not in state.futures:
+                state.futures[number] = pool.submit(_work, trial, self._config.training, self._data)
+                return
+            if not state.futures[number].done():
+                return
+            records = state.futures.pop(number).result()
+            records = [record | {"study": self._config.name} for record in records]
+            self._store.append(records)
+            self._finished[key] = records
+        state.records[number] = self._finished[key]
+        self._done += 1
+        self._report(Progress(self._done, self._total, state.records[number][0], fresh))
+
+
+@dataclasses.dataclass
+class _Waiting:
+    """A chain, the trials it asked for and what is known of them."""
+
+    chain: _Chain
+    trials: list[Trial]
+    futures: dict[int, Future] = dataclasses.field(default_factory=dict)
+    records: dict[int, Records] = dataclasses.field(default_factory=dict)
+
+    def next_trials(self) -> None:
+        records = [self.records[number] for number in range(len(self.trials))]
+        self.records = {}
+        self.trials = self.chain.send(records)
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(),))
+    try:
+        yield pool
+        pool.shutdown()
+    except BaseException:
+        processes = list(pool._processes.values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        raise
+
+
+def _start_worker(parent: int) -> None:
+    """One thread a process, and none that outlives the sweep."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(trial: Trial, training: Any, data: PreparedData) -> Records:
+    import keras
+
+    from mlet_tf.experiments.trial import run_trial
+
+    records = run_trial(trial, training, data)
+    keras.backend.clear_session()
+    return records
+
+
+def _round(rate: float) -> float:
+    """Three digits: enough for a learning rate, and the same after JSON."""
+    return float(f"{rate:.3g}")

@@ -1,0 +1,272 @@
+"""One training and what is measured of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from mlet_tf.collapse import collapse_model
+from mlet_tf.errors import InputError
+from mlet_tf.experiments import truncation
+from mlet_tf.experiments.baselines import HashedEmbeddings, QuotientRemainderEmbeddings
+from mlet_tf.experiments.config import Cell, TrainingConfig
+from mlet_tf.experiments.data import PreparedData, Rows
+from mlet_tf.experiments.nested import NestedEmbeddings, embedding_collection
+from mlet_tf.layers import DotInteraction, EmbeddingCollection, EmbeddingFeature
+from mlet_tf.metrics import ctr_metrics
+from mlet_tf.models import DLRM
+from mlet_tf.models.dlrm import mlp
+from mlet_tf.optimizers import SparseAdagrad, split_optimizer
+from mlet_tf.optimizers.names import OPTIMIZERS
+
+NESTED_SIZES = (2, 4, 8, 16, 32)
+_METRICS = ("auc", "logloss", "normalized_entropy")
+_EVALUATION_ROWS = 16_384
+_GATHERED_BATCHES = 32
+_VALUE_BYTES = 4
+_INPUTS = {"dense_features": "float32", "sparse_features": "int32"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One training.
+
+    Attributes:
+        cell: What is trained.
+        stage: `tune`, `final` or `control`.
+        seed: Seed of initialisation and data order.
+        rates: Learning rates of tables, projections and dense part.
+        truncate_to: Ranks to which the trained model is truncated too.
+    """
+
+    cell: Cell
+    stage: str
+    seed: int
+    rates: tuple[float, float, float]
+    truncate_to: tuple[int, ...] = ()
+
+    def key(self, training: TrainingConfig, data_digest: str) -> str:
+        """Names the trial, however the sweep it belongs to is ordered."""
+        values = dataclasses.asdict(self) | {"training": dataclasses.asdict(training), "data": data_digest}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_trial(trial: Trial, training: TrainingConfig, data: PreparedData) -> list[dict[str, Any]]:
+    """Trains and evaluates.
+
+    Args:
+        trial: The trial.
+        training: What all trials have in common.
+        data: The rows.
+
+    Returns:
+        The record of the trial, then one for each truncation of it.
+    """
+    model = build_model(trial, training, data)
+    wall, cpu = time.monotonic(), time.process_time()
+    fit(model, data.rows("train"), training, trial.seed)
+    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+    splits = ("validation",) if trial.stage == "tune" else ("validation", "test")
+    record = {
+        **_identity(trial, training, data),
+        "bytes": served_values(model) * _VALUE_BYTES,
+        "rows": len(data.rows("train")),
+        "train_seconds": round(wall, 2),
+        "train_cpu_seconds": round(cpu, 2),
+        **evaluate(model, data, splits),
+    }
+    records = [record]
+    if trial.truncate_to:
+        records += _truncations(trial, model, record, data)
+    return records
+
+
+def build_model(trial: Trial, training: TrainingConfig, data: PreparedData) -> DLRM:
+    """The compiled DLRM of a trial."""
+    keras.utils.set_random_seed(trial.seed)
+    cell = trial.cell
+    width = cell.reference_dim or cell.output_dim
+    model = DLRM(
+        embedding_layer=embedding_layer(cell, data.table_rows),
+        bottom_stack=mlp([*training.bottom_units, width], "relu"),
+        feature_interaction=DotInteraction(),
+        top_stack=mlp([*training.top_units, 1], "sigmoid"),
+        # Streaming metrics would cost a part of every step; predictions are scored afterwards.
+        task=tfrs.tasks.Ranking(loss=keras.losses.BinaryCrossentropy(), metrics=[]),
+    )
+    num_dense = data.rows("validation").dense_features.shape[1]
+    model.build({"dense_features": (None, num_dense), "sparse_features": (None, len(data.table_rows))})
+    model.compile(
+        optimizer=_optimizer(cell.optimizer, trial.rates, training),
+        steps_per_execution=training.steps_per_execution,
+    )
+    return model
+
+
+def embedding_layer(cell: Cell, table_rows: dict[str, int]) -> keras.layers.Layer:
+    """The embeddings of a cell."""
+    if cell.kind in ("hash", "qr"):
+        layer = HashedEmbeddings if cell.kind == "hash" else QuotientRemainderEmbeddings
+        return layer(table_rows, cell.reference_dim, cell.output_dim / cell.reference_dim)
+    hidden_dim: Any = cell.hidden_dim
+    threshold = cell.direct_threshold
+    if cell.reference_dim is not None:
+        hidden_dim = (cell.hidden_dim, cell.output_dim) if cell.hidden_dim else cell.output_dim
+        # A table that a projection would not make smaller stays as it is.
+        threshold = _largest_useless(cell.output_dim, cell.reference_dim) if threshold is None else threshold
+    collection = EmbeddingCollection(
+        [EmbeddingFeature(name, size) for name, size in table_rows.items()],
+        cell.reference_dim or cell.output_dim,
+        hidden_dim,
+        threshold,
+        initialization=cell.initialization or "authors",
+        projection_trainable=cell.kind != "mlet_frozen",
+    )
+    return NestedEmbeddings(collection, NESTED_SIZES) if cell.kind == "nested" else collection
+
+
+def fit(model: keras.Model, rows: Rows, training: TrainingConfig, seed: int) -> None:
+    """Trains for all epochs; the order of the rows depends on seed and epoch alone."""
+    steps = len(rows) // training.batch_size
+    if not steps:
+        raise InputError(
+            f"'batch_size' is {training.batch_size}, but there are only {len(rows)} training rows"
+        )
+    for epoch in range(training.epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(rows))[: steps * training.batch_size]
+        dataset = _batches(rows, order.reshape(steps, training.batch_size))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras wonders whether the rows are shuffled; they are.
+            model.fit(dataset, verbose=0)
+
+
+def _batches(rows: Rows, order: np.ndarray) -> tf.data.Dataset:
+    """Batches of the rows named by `order` `[steps, batch]`, gathered many at a time."""
+
+    def blocks() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        for start in range(0, len(order), _GATHERED_BATCHES):
+            index = order[start : start + _GATHERED_BATCHES]
+            yield _inputs(rows, index), rows.label[index]
+
+    batch = order.shape[1]
+    widths = {name: getattr(rows, name).shape[1] for name in _INPUTS}
+    signature = (
+        {name: tf.TensorSpec([None, batch, widths[name]], _INPUTS[name]) for name in _INPUTS},
+        tf.TensorSpec([None, batch], "float32"),
+    )
+    dataset = tf.data.Dataset.from_generator(blocks, output_signature=signature).unbatch()
+    return dataset.apply(tf.data.experimental.assert_cardinality(len(order))).prefetch(4)
+
+
+def predict(model: keras.Model, rows: Rows) -> np.ndarray:
+    """Click probabilities `[N]`."""
+    starts = range(0, len(rows), _EVALUATION_ROWS)
+    blocks = (_inputs(rows, slice(start, start + _EVALUATION_ROWS)) for start in starts)
+    return np.concatenate([np.asarray(model.predict_on_batch(block)) for block in blocks])
+
+
+def evaluate(model: keras.Model, data: PreparedData, splits: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Metrics by split; for `test` also those of the rows with a rare id."""
+    result = {}
+    for split in splits:
+        rows = data.rows(split)
+        ctr = predict(model, rows)
+        result[split] = _metrics(rows.label, ctr)
+        if split == "test":
+            rare = data.rare_rows(split)
+            result["test_rare"] = _metrics(np.asarray(rows.label)[rare], ctr[rare]) | {
+                "rows": int(rare.sum())
+            }
+    return result
+
+
+def served_values(model: DLRM) -> int:
+    """Numbers in the tables that the model would be served with."""
+    layer = model._embedding_layer
+    if isinstance(layer, HashedEmbeddings | QuotientRemainderEmbeddings):
+        return layer.served_values
+    values = 0
+    for table in embedding_collection(model).factorizations():
+        *_, last = table.projections or (None,)
+        narrow = last is not None and last.shape[0] < last.shape[1]
+        columns = last.shape[0] if narrow else table.output_dim
+        values += table.rows * columns + (last.size if narrow else 0)
+    return values
+
+
+def _largest_useless(columns: int, width: int) -> int:
+    """Largest V for which `[V, columns]` and `[columns, width]` together are no smaller than `[V, width]`."""
+    return columns * width // (width - columns) if columns < width else 1 << 62
+
+
+def _inputs(rows: Rows, index: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(getattr(rows, name)[index]) for name in _INPUTS}
+
+
+def _metrics(label: np.ndarray, ctr: np.ndarray) -> dict[str, float]:
+    values = ctr_metrics(label, ctr)
+    return {name: round(values[name], 6) for name in _METRICS}
+
+
+def _optimizer(name: str, rates: tuple[float, float, float], training: TrainingConfig) -> Any:
+    accumulator = {"initial_accumulator_value": training.initial_accumulator}
+    tables, projections, dense = rates
+    options = accumulator if name.endswith("adagrad") else {}
+    return split_optimizer(
+        tables=OPTIMIZERS[name](tables, **options),
+        projections=SparseAdagrad(projections, **accumulator),
+        dense=SparseAdagrad(dense, **accumulator),
+    )
+
+
+def _identity(trial: Trial, training: TrainingConfig, data: PreparedData) -> dict[str, Any]:
+    return {
+        "key": trial.key(training, data.digest),
+        "data": data.digest,
+        "stage": trial.stage,
+        **trial.cell.to_dict(),
+        "method": None,
+        "seed": trial.seed,
+        "learning_rates": dict(zip(("tables", "projections", "dense"), trial.rates, strict=True)),
+    }
+
+
+def _truncations(
+    trial: Trial, model: DLRM, record: dict[str, Any], data: PreparedData
+) -> list[dict[str, Any]]:
+    """Records of the trained model with fewer columns, without training on."""
+    collapsed = collapse_model(model)
+    collection = embedding_collection(collapsed)
+    tables = [collection.effective_table(name) for name in data.table_rows]
+    bottom = np.asarray(model._bottom_stack(data.rows("validation").dense_features[:_EVALUATION_ROWS]))
+    records = []
+    for method in truncation.METHODS:
+        if method == "leading" and trial.cell.kind != "nested":
+            continue
+        spectra = truncation.spectra(tables, data.counts(), method, bottom.T @ bottom / len(bottom))
+        for columns in trial.truncate_to:
+            sizes = {method: truncation.uniform_columns(spectra, columns)}
+            if method == "interaction":
+                budget = sum(data.table_rows.values()) * columns
+                sizes["allocated"] = truncation.allocate_columns(spectra, budget)
+            for name, kept in sizes.items():
+                restored = [s.restored(n) for s, n in zip(spectra, kept, strict=True)]
+                collection.tables[0].assign(np.concatenate(restored))
+                records.append(
+                    record
+                    | {"method": name, "truncated_to": columns}
+                    | {"bytes": truncation.served_values(spectra, kept) * _VALUE_BYTES}
+                    | evaluate(collapsed, data, ("test",))
+                )
+                records[-1].pop("validation")
+    return records

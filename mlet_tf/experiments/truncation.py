@@ -1,0 +1,197 @@
+"""Fewer columns for tables that are trained already.
+
+A truncated table is `A @ B` with `A: [V, n]` and `B: [n, d]`: what is served is `A`, and a multiplication with
+the small `B` restores the width that the rest of the model expects. That is the form of an MLET table with
+`k = n`, so a truncated model is a DLRM with an `EmbeddingCollection` and can be trained on.
+
+How the columns are chosen:
+
+*   `leading`: the first ones, for tables trained by `NestedEmbeddings`.
+*   `common`: one rotation for all tables, by the second moments of all rows together. Dot products between
+    features survive a common rotation.
+*   `per_table`: the best subspace of each table (truncated SVD), rows weighted by how often they occur.
+*   `interaction`: the same in the metric in which a change of a row changes its dot products with the other
+    vectors of a log row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from mlet_tf.experiments.nested import embedding_collection
+from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
+from mlet_tf.models import DLRM
+
+METHODS = ("leading", "common", "per_table", "interaction")
+_RIDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The columns of one table, most useful first.
+
+    Attributes:
+        table: `E`, float32 `[V, d]`.
+        encode: float64 `[d, d]`: the first n columns of `E @ encode` are `A`.
+        decode: float64 `[d, d]`: the first n rows are `B`.
+        energy: What each column contributes, `[d]`, falling (but for `leading`).
+    """
+
+    table: np.ndarray
+    encode: np.ndarray
+    decode: np.ndarray
+    energy: np.ndarray
+
+    def factors(self, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        """`A` `[V, columns]` and `B` `[columns, d]`, float32."""
+        kept = self.table @ self.encode[:, :columns]
+        return kept.astype("float32"), self.decode[:columns].astype("float32")
+
+    def restored(self, columns: int) -> np.ndarray:
+        """`A @ B`, float32 `[V, d]`."""
+        kept, decode = self.factors(columns)
+        return kept @ decode
+
+
+def spectra(
+    tables: Sequence[np.ndarray],
+    counts: Sequence[np.ndarray],
+    method: str,
+    bottom_moment: np.ndarray | None = None,
+) -> list[Spectrum]:
+    """Orders the columns of each table.
+
+    Args:
+        tables: `E` of each feature, `[V, d]`.
+        counts: How often each row occurs in training, `[V]` each.
+        method: Out of `METHODS`.
+        bottom_moment: Second moment `[d, d]` of the bottom MLP's output, which takes part in the dot products; for
+            `interaction`.
+
+    Returns:
+        One a table.
+    """
+    width = tables[0].shape[1]
+    moments = [_moment(table, count) for table, count in zip(tables, counts, strict=True)]
+    if method == "leading":
+        eye = np.eye(width)
+        return [Spectrum(e, eye, eye, np.diag(m)) for e, m in zip(tables, moments, strict=True)]
+    if method == "common":
+        vectors = _falling_eigh(sum(moments))[1]
+        return [
+            Spectrum(e, vectors, vectors.T, np.diag(vectors.T @ m @ vectors))
+            for e, m in zip(tables, moments, strict=True)
+        ]
+    if method == "per_table":
+        results = []
+        for e, m in zip(tables, moments, strict=True):
+            energy, vectors = _falling_eigh(m)
+            results.append(Spectrum(e, vectors, vectors.T, energy))
+        return results
+    if method != "interaction":
+        raise ValueError(f"`method` should be one of {METHODS}. Received: {method!r}")
+    total = sum(moments) + (0 if bottom_moment is None else bottom_moment)
+    return [_interaction_spectrum(e, own, total - own) for e, own in zip(tables, moments, strict=True)]
+
+
+def uniform_columns(tables: Sequence[Spectrum], columns: int) -> list[int]:
+    """`columns` for each table; all of them for a table that would not get smaller."""
+    return [columns if _is_smaller(s, columns) else s.table.shape[1] for s in tables]
+
+
+def allocate_columns(tables: Sequence[Spectrum], values: int) -> list[int]:
+    """Spends a budget on the columns that contribute most for their size.
+
+    Args:
+        tables: Their `energy` must be comparable between tables, as that of `interaction` is.
+        values: Numbers that all `A` together may have.
+
+    Returns:
+        Columns of each table, at least one; all of them for a table that would not get smaller.
+    """
+    columns = [1] * len(tables)
+    left = values - sum(len(s.table) for s in tables)
+    gains = sorted(
+        ((s.energy[j] / len(s.table), -j, i) for i, s in enumerate(tables) for j in range(1, len(s.energy))),
+        reverse=True,
+    )
+    for gain, position, i in gains:
+        if gain > 0 and -position == columns[i] and len(tables[i].table) <= left:
+            columns[i] += 1
+            left -= len(tables[i].table)
+    return [n if _is_smaller(s, n) else s.table.shape[1] for s, n in zip(tables, columns, strict=True)]
+
+
+def served_values(tables: Sequence[Spectrum], columns: Sequence[int]) -> int:
+    """Numbers that a truncated model stores for its embeddings, `B` included."""
+    return sum(
+        n * sum(s.table.shape) if n < s.table.shape[1] else s.table.size
+        for s, n in zip(tables, columns, strict=True)
+    )
+
+
+def _is_smaller(spectrum: Spectrum, columns: int) -> bool:
+    return columns * sum(spectrum.table.shape) < spectrum.table.size
+
+
+def truncated_model(model: DLRM, tables: Sequence[Spectrum], columns: Sequence[int]) -> DLRM:
+    """Makes the DLRM with truncated tables.
+
+    Args:
+        model: The trained model; it is not touched.
+        tables: Columns of each feature's table, in the order of the collection.
+        columns: How many of them to keep.
+
+    Returns:
+        A new model, not compiled. Its collection is of the form `A @ B` and should be served as it is: collapsing
+        it would restore the width.
+    """
+    collection = embedding_collection(model)
+    width = collection.output_dim
+    features = [
+        EmbeddingFeature(feature.name, feature.input_dim, hidden_dim=int(n) if n < width else 0)
+        for feature, n in zip(collection.features, columns, strict=True)
+    ]
+    narrow = EmbeddingCollection(
+        features, width, direct_threshold=0, dtype=collection.dtype_policy, name=collection.name
+    )
+    config = model.get_config()
+    config["embedding_layer"] = keras.saving.serialize_keras_object(narrow)
+    truncated = type(model).from_config(config)
+    truncated.build_from_config(model.get_build_config())
+    for part in ("_bottom_stack", "_feature_interaction", "_top_stack"):
+        getattr(truncated, part).set_weights(getattr(model, part).get_weights())
+    _assign(embedding_collection(truncated), tables, columns)
+    return truncated
+
+
+def _assign(collection: EmbeddingCollection, tables: Sequence[Spectrum], columns: Sequence[int]) -> None:
+    for lookup, variable in zip(collection._plan, collection.tables, strict=True):
+        if not lookup.chain:
+            variable.assign(np.concatenate([tables[slot].table for slot in lookup.slots]))
+            continue
+        factors = [tables[slot].factors(columns[slot]) for slot in lookup.slots]
+        variable.assign(np.concatenate([kept for kept, _ in factors]))
+        (stack,) = collection._stacks(lookup.chain)
+        stack.assign(np.stack([decode for _, decode in factors]))
+
+
+def _moment(table: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Second moment `[d, d]` of a table's rows as the log shows them."""
+    weights = counts / max(1, counts.sum())
+    return (table.T * weights) @ table.astype("float64")
+
+
+def _interaction_spectrum(table: np.ndarray, own: np.ndarray, others: np.ndarray) -> Spectrum:
+    ridge = _RIDGE * np.trace(others) / len(others)
+    values, vectors = np.linalg.eigh(others + ridge * np.eye(len(others)))
+    root, inverse = (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
+    energy, basis = _falling_eigh(root @ own @ root)
+    return Spectrum(table, root @ basis, basis.T @ inverse, energy)
+
+
+def _falling_eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values, vectors = np.linalg.eigh(matrix)
+    return np.maximum(values[::-1], 0), vectors[:, ::-1]
