@@ -62,9 +62,11 @@ lint: $(READY) ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## Write requirements.lock anew from pyproject.toml
+lock: ## Write requirements.lock and requirements-gpu.lock anew from pyproject.toml
 	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-header --no-annotate \
 	  --quiet -o requirements.lock
+	echo 'tensorflow[and-cuda]' | uv pip compile - -c requirements.lock --generate-hashes --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --quiet -o requirements-gpu.lock
 
 clean: ## Remove environments and run outputs
 	rm -rf $(VENV) .venv-backends runs build *.egg-info
