@@ -1,6 +1,7 @@
 """What several test modules need and no fixture gives."""
 
 ROWS = 3000
+DENSE, VOCABULARY = 3, 50
 
 
 def raw_columns(rows):
@@ -8,3 +9,79 @@ def raw_columns(rows):
     import tensorflow as tf  # Not above: tests of the other Keras backends run where there is none.
 
     return {name: tf.constant([row[name] for row in rows]) for name in rows[0]}
+
+
+def write_packed_rows(path, rows, seed, sparse=2):
+    """Rows for the trainer with ids below `VOCABULARY`, below 7 from the third feature on."""
+    import numpy as np
+
+    from pipeline.examples import PackedRows
+
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, VOCABULARY, (rows, sparse)).astype(np.int32)
+    ids[:, 2:] %= 7
+    dense = rng.normal(size=(rows, DENSE)).astype(np.float32)
+    label = (rng.random(rows) < 1 / (1 + np.exp(-dense[:, 0] - (ids[:, 0] % 5 - 2)))).astype(np.float32)
+    np.concatenate([label[:, None].view(np.int32), dense.view(np.int32), ids], axis=1).tofile(path)
+    return PackedRows(str(path), rows, DENSE, sparse)
+
+
+def run_example_gen(uri, schema, train, *args, beam=None, **kwargs):
+    """Runs ClickLogExampleGen's executor on what the component hands it; returns the Examples artifact."""
+    from tfx.types import standard_artifacts
+
+    from components.click_log_example_gen import ClickLogExampleGen, executor
+
+    node = ClickLogExampleGen(schema, str(train), *args, **kwargs)
+    examples = standard_artifacts.Examples()
+    examples.uri = str(uri)
+    context = executor.Executor.Context(beam_pipeline_args=beam)
+    executor.Executor(context).Do({}, {"examples": [examples]}, _properties(node))
+    return examples
+
+
+def run_transform(uri, schema, examples, beam=None, **config):
+    """Runs Transform's executor on examples; returns the transform graph as tft reads it.
+
+    `config` has keys of `VocabularyConfig`, and `frequency_slices`.
+    """
+    import dataclasses
+    from pathlib import Path
+
+    import tensorflow_transform as tft
+    from tfx import types
+    from tfx.types import standard_artifacts
+
+    from components.transform import Transform, executor
+    from pipeline.config import ValidationConfig, VocabularyConfig
+    from pipeline.schema import schema_text
+
+    slices = config.pop("frequency_slices", [])
+    node = Transform(
+        examples=types.Channel(type=standard_artifacts.Examples),
+        schema=types.Channel(type=standard_artifacts.Schema),
+        preprocessing_fn="pipeline.preprocessing.preprocessing_fn",
+        custom_config={
+            "schema": schema.to_dict(),
+            **dataclasses.asdict(VocabularyConfig(**config)),
+            "frequency_slices": slices,
+        },
+    )
+    columns, graph = standard_artifacts.Schema(), standard_artifacts.TransformGraph()
+    columns.uri, graph.uri = f"{uri}/schema", f"{uri}/graph"
+    Path(columns.uri).mkdir(parents=True)
+    Path(columns.uri, "schema.pbtxt").write_text(schema_text(schema, ValidationConfig()))
+    context = executor.Executor.Context(beam_pipeline_args=beam)
+    inputs = {"examples": [examples], "schema": [columns]}
+    executor.Executor(context).Do(inputs, {"transform_graph": [graph]}, _properties(node))
+    return tft.TFTransformOutput(graph.uri)
+
+
+def _properties(node):
+    """What TFX makes of a component's arguments on their way to the executor."""
+    from tfx.utils import proto_utils
+
+    return {
+        key: value if isinstance(value, str | int) or value is None else proto_utils.proto_to_json(value)
+        for key, value in node.exec_properties.items()
+    }

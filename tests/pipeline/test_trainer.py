@@ -11,24 +11,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from tests_support import DENSE, VOCABULARY, write_packed_rows
 
 from mlet_tf.errors import InputError
 from pipeline.config import ModelConfig, OptimizerConfig, TrainConfig
-from pipeline.examples import PackedRows
 from pipeline.trainer import WarmupDecay, build_model, compile_model, total_steps, train
 
-DENSE, SPARSE, VOCABULARY = 3, 2, 50
+FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-
-
-def write_rows(path: Path, rows: int, seed: int, sparse: int = SPARSE) -> PackedRows:
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(0, VOCABULARY, (rows, sparse)).astype(np.int32)
-    ids[:, 2:] %= 7
-    dense = rng.normal(size=(rows, DENSE)).astype(np.float32)
-    label = (rng.random(rows) < 1 / (1 + np.exp(-dense[:, 0] - (ids[:, 0] % 5 - 2)))).astype(np.float32)
-    np.concatenate([label[:, None].view(np.int32), dense.view(np.int32), ids], axis=1).tofile(path)
-    return PackedRows(str(path), rows, DENSE, sparse)
 
 
 def fit(folder: Path, **changes):
@@ -37,7 +27,10 @@ def fit(folder: Path, **changes):
         **{"batch_size": 32, "epochs": 3, "checkpoint_steps": 3, "shuffle_rows": 200, **changes}
     )
     folder.mkdir(exist_ok=True)
-    train_rows, eval_rows = write_rows(folder / "train", 640, 0), write_rows(folder / "eval", 100, 1)
+    train_rows, eval_rows = (
+        write_packed_rows(folder / "train", 640, 0),
+        write_packed_rows(folder / "eval", 100, 1),
+    )
     keras.utils.set_random_seed(config.seed)
     model_config = ModelConfig(output_dim=4, hidden_dim=8, bottom_units=(8,), top_units=(8,))
     model = build_model(model_config, dict.fromkeys(("a", "b"), VOCABULARY), DENSE)
@@ -62,9 +55,9 @@ def test_weights_move_and_the_loss_falls(uninterrupted):
 def test_killed_training_goes_on_to_the_same_weights(tmp_path, uninterrupted):
     folder = tmp_path / "run"
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import test_trainer; test_trainer.slow_fit(sys.argv[2])"
+        "import sys; sys.path[:0] = sys.argv[1:3]; import test_trainer; test_trainer.slow_fit(sys.argv[3])"
     )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(folder)]
+    command = [sys.executable, "-c", script, *FOLDERS, str(folder)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     checkpoints = folder / "work" / "checkpoints"
     deadline = time.monotonic() + 120
@@ -114,7 +107,7 @@ def test_early_stopping_keeps_the_best_weights(tmp_path):
 
 
 def test_an_epoch_is_each_row_once_in_an_order_of_its_own(tmp_path):
-    rows = write_rows(tmp_path / "rows", 100, 0)
+    rows = write_packed_rows(tmp_path / "rows", 100, 0)
 
     def dense(batches):
         return np.concatenate([inputs["dense_features"].numpy() for inputs, _ in batches])
@@ -142,8 +135,8 @@ def test_schedule_warms_up_and_decays_to_zero():
 
 def test_two_devices_train_as_one(tmp_path, uninterrupted):
     """MirroredStrategy halves each batch; sums in another order are all that may differ."""
-    script = "import sys; sys.path.insert(0, sys.argv[1]); import test_trainer; test_trainer.mirrored_fit(sys.argv[2])"
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)]
+    script = "import sys; sys.path[:0] = sys.argv[1:3]; import test_trainer; test_trainer.mirrored_fit(sys.argv[3])"
+    command = [sys.executable, "-c", script, *FOLDERS, str(tmp_path)]
     subprocess.run(command, env=ENVIRONMENT, check=True, stderr=subprocess.DEVNULL)
     with np.load(tmp_path / "weights.npz") as weights:
         for name, want in zip(weights.files, uninterrupted[0], strict=True):
