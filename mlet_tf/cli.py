@@ -103,7 +103,14 @@ def run(config_path: str, overrides: tuple[str, ...]) -> None:
 @cli.command()
 @click.argument("model", type=click.Path())
 @click.argument("output", type=click.Path())
-def collapse(model: str, output: str) -> None:
+@click.option(
+    "--table_dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
+    help="Quantise the collapsed tables; int8 has a scale and an offset for each row.",
+)
+def collapse(model: str, output: str, table_dtype: str) -> None:
     """Collapse the Keras file MODEL into OUTPUT (.keras).
 
     Custom layers other than this package's have to be importable from the Keras file.
@@ -111,6 +118,7 @@ def collapse(model: str, output: str) -> None:
     import keras
 
     from mlet_tf.collapse import collapse_model, collapse_report
+    from mlet_tf.quantize import quantization_report, quantize_model
 
     if not Path(model).is_file():
         raise InputError(f"{model}: no such file; expected a .keras file")
@@ -121,15 +129,23 @@ def collapse(model: str, output: str) -> None:
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"{model} cannot be loaded: {str(error).splitlines()[0]}") from None
     tables = collapse_report(trained)
-    collapsed = collapse_model(trained)
+    served = collapsed = collapse_model(trained)
+    quantized = {}
+    if table_dtype != "float32":
+        served = quantize_model(collapsed, table_dtype)
+        quantized = {record["name"]: record for record in quantization_report(collapsed, served)}
     aside = Path(output).with_name(f".unfinished.{Path(output).name}")
-    collapsed.save(aside)
+    served.save(aside)
     aside.replace(output)
     for table in tables:
         shape = f"[{table['rows']:,}, {table['hidden_dim']} -> {table['output_dim']}]"
-        click.echo(
-            f"{table['name']} {shape}: {_bytes(table['bytes_before'])} -> {_bytes(table['bytes_after'])}"
-        )
+        line = f"{table['name']} {shape}: {_bytes(table['bytes_before'])} -> {_bytes(table['bytes_after'])}"
+        if narrow := quantized.get(table["name"]):
+            line += (
+                f" -> {_bytes(narrow['bytes_after'])}, {table_dtype} rows off by at most "
+                f"{narrow['max_abs_difference']:.2g}"
+            )
+        click.echo(line)
 
 
 @cli.command()
@@ -275,6 +291,12 @@ def _summary(result: dict[str, Any]) -> str:
         lines.append(f"{name:13} {text}")
     lines.append(f"tables        {_bytes(before)} -> {_bytes(after)} ({before / after:.1f} times smaller)")
     lines.append(f"collapse      max |difference| of effective rows {result['max_abs_difference']:.3g}")
+    quantization = result["quantization"]
+    if quantization["table_dtype"] != "float32":
+        lines.append(
+            f"quantisation  to {quantization['table_dtype']}: max |difference| of rows "
+            f"{quantization['max_abs_difference']:.3g}, of CTRs {quantization['max_abs_ctr_difference']:.3g}"
+        )
     lines.append(f"gate          {'blessed' if result['blessed'] else 'NOT blessed'}")
     lines.append(f"pushed        {result['pushed'] or 'no'}")
     lines.append(f"details       {result['output']}/run.json")

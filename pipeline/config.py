@@ -199,6 +199,8 @@ class GateConfig:
         max_auc_drop: Largest drop of AUC against the last blessed model, overall.
         max_collapse_loss: How much worse than before the collapse AUC, logloss and normalised entropy may
             be, in every slice.
+        max_quantization_loss: The same where `serving.table_dtype` is not `float32`, against the model before
+            collapse and quantisation.
         slices: Raw columns whose values are slices.
         frequency_slices: Categorical columns sliced by how often their id occurs in `train`
             (`frequent`, `rare`, `oov`, `missing`).
@@ -209,6 +211,7 @@ class GateConfig:
     bounds: dict[str, BoundConfig] = field(default_factory=dict)
     max_auc_drop: float = 0.01
     max_collapse_loss: float = 1e-6
+    max_quantization_loss: float = 1e-4
     slices: tuple[str, ...] = ()
     frequency_slices: tuple[str, ...] = ()
     min_slice_rows: int = 200
@@ -230,6 +233,8 @@ class ServingConfig:
         push_to: Folder of the versions; null means `<output>/serving/<model_name>`.
         keep: Versions to keep.
         warmup_rows: Rows in the warm-up file.
+        table_dtype: Dtype of the pushed tables. `float16` and `bfloat16` halve the collapsed ones; `int8`, with a
+            scale and an offset a row, takes `d + 4` bytes a row instead of `4 d`.
         infra_validation: `model_server` starts a real TensorFlow Serving (`InfraValidator`),
             `saved_model` answers real rows in a fresh process, `auto` takes the first where a local
             docker answers.
@@ -239,6 +244,7 @@ class ServingConfig:
     push_to: str | None = None
     keep: int = 3
     warmup_rows: int = 32
+    table_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     infra_validation: Literal["auto", "model_server", "saved_model"] = "auto"
 
 

@@ -160,7 +160,14 @@ def _model_nodes(
         examples=examples,
         schema=json.dumps(schema.to_dict()),
         warmup_rows=config.serving.warmup_rows,
-        code_version=code_version("components.weight_collapser", "mlet_tf.collapse", *_MODEL_CODE),
+        table_dtype=config.serving.table_dtype,
+        code_version=code_version(
+            "components.weight_collapser",
+            "mlet_tf._remake",
+            "mlet_tf.collapse",
+            "mlet_tf.quantize",
+            *_MODEL_CODE,
+        ),
     )
     return {"transform": transform, "trainer": trainer, "collapser": collapser}
 
@@ -180,6 +187,7 @@ def _push_nodes(
         baseline_model=nodes["last_blessed"].outputs["model"] if "last_blessed" in nodes else None,
         schema=schema,
         gate=json.dumps(to_mapping(config.gate)),
+        table_dtype=config.serving.table_dtype,
         code_version=code_version("components.evaluator", "components.common", "mlet_tf.metrics"),
     )
     if use_model_server:

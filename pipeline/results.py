@@ -70,6 +70,11 @@ def gather(
         "table_bytes": collapse["table_bytes"],
         "max_abs_difference": collapse["max_abs_difference"]["effective_rows"],
         "max_abs_ctr_difference": collapse["max_abs_difference"]["ctr"],
+        "quantization": {
+            "table_dtype": collapse["table_dtype"],
+            "max_abs_difference": collapse["max_abs_difference"]["quantized_rows"],
+            "max_abs_ctr_difference": collapse["max_abs_difference"]["quantized_ctr"],
+        },
         "blessed": gate["blessed"],
         "gate_failures": gate["failures"],
         "pushed": pushed["pushed_destination"].string_value if pushed["pushed"].int_value else None,

@@ -24,6 +24,7 @@ class GatedEvaluatorSpec(component_spec.ComponentSpec):
     PARAMETERS = {
         "schema": component_spec.ExecutionParameter(type=str),
         "gate": component_spec.ExecutionParameter(type=str),
+        "table_dtype": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
 
@@ -47,6 +48,7 @@ class GatedEvaluator(base_beam_component.BaseBeamComponent):
         uncollapsed_model: types.BaseChannel,
         schema: str,
         gate: str,
+        table_dtype: str,
         code_version: str,
         baseline_model: types.BaseChannel | None = None,
     ) -> None:
@@ -59,6 +61,7 @@ class GatedEvaluator(base_beam_component.BaseBeamComponent):
             uncollapsed_model: The trained model.
             schema: JSON of `ClickLogSchema.to_dict()`.
             gate: JSON of the configuration's `gate`.
+            table_dtype: Dtype of the candidate's tables; the gate allows more where it is not `float32`.
             code_version: Changes when the code of this component does, so that TFX's cache notices.
             baseline_model: The last blessed model, if there is one.
         """
@@ -71,6 +74,7 @@ class GatedEvaluator(base_beam_component.BaseBeamComponent):
                 baseline_model=baseline_model,
                 schema=schema,
                 gate=gate,
+                table_dtype=table_dtype,
                 code_version=code_version,
                 evaluation=types.Channel(type=standard_artifacts.ModelEvaluation),
                 blessing=types.Channel(type=standard_artifacts.ModelBlessing),

@@ -47,7 +47,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 `baseline_model` (last blessed; may be absent or empty).
             output_dict: `evaluation` gets TFMA's metrics file, `predictions/*.npz` (label, one array a
                 model, one a slice column) and `gate.json`; `blessing` the verdict.
-            exec_properties: `schema` and `gate`, both JSON.
+            exec_properties: `schema` and `gate`, both JSON, and `table_dtype`.
         """
         schema = ClickLogSchema.from_dict(json.loads(exec_properties["schema"]))
         gate = json.loads(exec_properties["gate"])
@@ -68,7 +68,13 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 | "Predict" >> beam.ParDo(predict)
             )
         metrics = slice_metrics(load_predictions(evaluation), tuple(paths), gate["min_slice_rows"])
-        failures = judge(metrics[CANDIDATE], metrics[UNCOLLAPSED], metrics.get(LAST_BLESSED), gate)
+        failures = judge(
+            metrics[CANDIDATE],
+            metrics[UNCOLLAPSED],
+            metrics.get(LAST_BLESSED),
+            gate,
+            exec_properties["table_dtype"],
+        )
         for failure in failures:
             logging.error("Gate: %s", failure)
         write_results(evaluation, metrics, [str(failure) for failure in failures])

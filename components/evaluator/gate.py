@@ -39,7 +39,11 @@ def slice_text(key: Slice) -> str:
 
 
 def judge(
-    candidate: Metrics, uncollapsed: Metrics, last_blessed: Metrics | None, gate: Mapping[str, Any]
+    candidate: Metrics,
+    uncollapsed: Metrics,
+    last_blessed: Metrics | None,
+    gate: Mapping[str, Any],
+    table_dtype: str = "float32",
 ) -> list[Failure]:
     """Checks the candidate's metrics.
 
@@ -49,15 +53,19 @@ def judge(
         uncollapsed: The same for the trained model.
         last_blessed: The same for the last blessed model, or None where there is none.
         gate: The configuration's `gate`.
+        table_dtype: Dtype of the candidate's tables.
 
     Returns:
         The failures, empty for a pass.
     """
+    quantized = table_dtype != "float32"
+    tolerance = gate["max_quantization_loss" if quantized else "max_collapse_loss"]
+    cause = f"the quantisation to {table_dtype}" if quantized else "the collapse"
     failures = list(_bounds(candidate[()], (), gate["bounds"]))
     for key, metrics in candidate.items():
         if key:
             failures += _bounds(metrics, key, gate["slice_bounds"])
-        failures += _not_worse(metrics, uncollapsed[key], key, gate["max_collapse_loss"])
+        failures += _not_worse(metrics, uncollapsed[key], key, tolerance, cause)
     if last_blessed is not None:
         floor = last_blessed[()]["auc"] - gate["max_auc_drop"]
         if not candidate[()]["auc"] >= floor:
@@ -80,7 +88,7 @@ def _bounds(
 
 
 def _not_worse(
-    metrics: Mapping[str, float], other: Mapping[str, float], key: Slice, tolerance: float
+    metrics: Mapping[str, float], other: Mapping[str, float], key: Slice, tolerance: float, cause: str
 ) -> Iterator[Failure]:
     for metric, higher_is_better in _HIGHER_IS_BETTER.items():
         loss = other[metric] - metrics[metric] if higher_is_better else metrics[metric] - other[metric]
@@ -90,5 +98,5 @@ def _not_worse(
             pairs = metrics["clicks"] * (metrics["rows"] - metrics["clicks"])
             allowed = max(tolerance, 2 / pairs) if pairs else math.inf
         if loss > allowed or math.isnan(metrics[metric]) != math.isnan(other[metric]):
-            text = f"{other[metric]:.8g} as before the collapse, within {allowed:.2g}"
+            text = f"{other[metric]:.8g} as before {cause}, within {allowed:.2g}"
             yield Failure(metric, slice_text(key), metrics[metric], text)

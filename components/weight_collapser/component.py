@@ -23,15 +23,16 @@ class WeightCollapserSpec(component_spec.ComponentSpec):
     PARAMETERS = {
         "schema": component_spec.ExecutionParameter(type=str),
         "warmup_rows": component_spec.ExecutionParameter(type=int),
+        "table_dtype": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
 
 
 class WeightCollapser(base_component.BaseComponent):
-    """Replaces every `W1 @ W2` of a trained model by its product `E` (arXiv 2006.05623).
+    """Replaces every `W1 @ W2` of a trained model by its product `E` (arXiv 2006.05623), and quantises `E` if asked.
 
     It fails the run if a weight is not finite or if collapsed and trained model differ on real rows by
-    more than float32 rounding.
+    more than float32 rounding. What quantisation costs is for the gate to judge.
     """
 
     SPEC_CLASS = WeightCollapserSpec
@@ -44,6 +45,7 @@ class WeightCollapser(base_component.BaseComponent):
         examples: types.BaseChannel,
         schema: str,
         warmup_rows: int,
+        table_dtype: str,
         code_version: str,
     ) -> None:
         """Constructs the component.
@@ -54,6 +56,7 @@ class WeightCollapser(base_component.BaseComponent):
             examples: Examples whose `eval` split the two models are compared on.
             schema: JSON of `ClickLogSchema.to_dict()`.
             warmup_rows: Rows of the warm-up file inside the exported model.
+            table_dtype: `float32`, or what the tables are quantised to, see `mlet_tf.quantize_model`.
             code_version: Changes when the code of this component does, so that TFX's cache notices.
         """
         super().__init__(
@@ -63,6 +66,7 @@ class WeightCollapser(base_component.BaseComponent):
                 examples=examples,
                 schema=schema,
                 warmup_rows=warmup_rows,
+                table_dtype=table_dtype,
                 code_version=code_version,
                 collapsed_model=types.Channel(type=standard_artifacts.Model),
                 report=types.Channel(type=simple_artifacts.Metrics),

@@ -1,9 +1,10 @@
-"""Collapses the trained model, checks it on real rows and reports what was saved."""
+"""Collapses the trained model, checks it on real rows, quantises it if asked and reports what was saved."""
 
 import itertools
 import json
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
@@ -25,6 +26,7 @@ from mlet_tf.collapse import collapse_model, collapse_report
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import GateError
 from mlet_tf.export import MODEL_INPUTS, raw_feature_spec
+from mlet_tf.quantize import quantization_report, quantize_model
 from mlet_tf.serving import write_warmup
 
 REPORT = "collapse_report.json"
@@ -45,13 +47,13 @@ class Executor(base_executor.BaseExecutor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Collapses.
+        """Collapses, and quantises.
 
         Args:
             input_dict: `model`, `transform_graph` and `examples`, one artifact each.
             output_dict: `collapsed_model` gets `Format-Keras` and `Format-Serving`, with warm-up requests
                 inside; `report` gets `collapse_report.json`.
-            exec_properties: `schema` (JSON) and `warmup_rows`.
+            exec_properties: `schema` (JSON), `warmup_rows` and `table_dtype`.
 
         Raises:
             GateError: If the two models do not agree on real rows.
@@ -76,20 +78,29 @@ class Executor(base_executor.BaseExecutor):
                 f"the collapsed model differs from the trained one by {difference:.3g} in CTR on real rows, "
                 f"expected at most {TOLERANCE:g}"
             )
+        served, quantized_ctr = collapsed, 0.0
+        if (table_dtype := exec_properties["table_dtype"]) != "float32":
+            served = quantize_model(collapsed, table_dtype)
+            quantized_ctr = max(_difference(collapsed, served, batch) for batch in inputs)
+            logging.info("With %s tables it differs by at most %.3g.", table_dtype, quantized_ctr)
         uri = artifact_utils.get_single_uri(output_dict["collapsed_model"])
-        save_model(collapsed, schema, transform, uri)
+        save_model(served, schema, transform, uri)
         write_warmup(join(uri, SERVING_MODEL), itertools.islice(batches[0], exec_properties["warmup_rows"]))
-        tables = collapse_report(trained)
+        tables = _table_records(trained, collapsed, served)
         report = {
             "tables": tables,
+            "table_dtype": table_dtype,
             "table_bytes": {
                 "before": sum(table["bytes_before"] for table in tables),
+                "collapsed": sum(table["bytes_collapsed"] for table in tables),
                 "after": sum(table["bytes_after"] for table in tables),
             },
             "optimizer_bytes": sum(table["optimizer_bytes"] for table in tables),
             "max_abs_difference": {
                 "effective_rows": max(table["max_abs_difference"] for table in tables),
                 "ctr": difference,
+                "quantized_rows": max(table["max_abs_quantization"] for table in tables),
+                "quantized_ctr": quantized_ctr,
             },
             "compared_rows": sum(len(batch) for batch in batches),
         }
@@ -103,6 +114,25 @@ def _model_inputs(serialized: np.ndarray, schema: ClickLogSchema, transform: Any
     columns = tf.io.parse_example(serialized, raw_feature_spec(schema))
     outputs = transform(columns)
     return {name: outputs[name] for name in MODEL_INPUTS}
+
+
+def _table_records(trained: keras.Model, collapsed: keras.Model, served: keras.Model) -> list[dict[str, Any]]:
+    """The report of the collapse, and what became of each table afterwards; `served` may be `collapsed`."""
+    quantized = {}
+    if served is not collapsed:
+        quantized = {record["name"]: record for record in quantization_report(collapsed, served)}
+    records = []
+    for table in collapse_report(trained):
+        after = quantized.get(table["name"], {"bytes_after": table["bytes_after"], "max_abs_difference": 0.0})
+        records.append(
+            {
+                **table,
+                "bytes_collapsed": table["bytes_after"],
+                "bytes_after": after["bytes_after"],
+                "max_abs_quantization": after["max_abs_difference"],
+            }
+        )
+    return records
 
 
 def _difference(trained: Any, collapsed: Any, inputs: dict[str, tf.Tensor]) -> float:
