@@ -6,6 +6,7 @@ values of the pipeline's parameters, resources, retries, caching by node and the
 
 import dataclasses
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,18 @@ def _check(config: PipelineConfig) -> None:
     for key, value in needed.items():
         if not value:
             raise InputError(f"{key!r} is not set; Kubeflow needs it")
-    places = {**needed, "data.eval": config.data.eval, BASELINE: config.kubeflow.baseline_model}
+    baseline = config.kubeflow.baseline_model
+    places = {**needed, "data.eval": config.data.eval, "kubeflow.baseline_model": baseline}
     del places["kubeflow.image"]
     for key, value in places.items():
         if value and not is_remote(value) and not os.path.isabs(value):  # noqa: PTH117 (may be remote)
             raise InputError(
                 f"{key!r} should be a URI or an absolute path, which all containers see alike. Received: {value!r}"
             )
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,126}[a-z0-9])?", config.name):
+        raise InputError(
+            f"'name' should be lower-case letters, digits and hyphens on Kubeflow. Received: {config.name!r}"
+        )
     if config.serving.infra_validation == "model_server":
         raise InputError(
             "'serving.infra_validation' should be 'auto' or 'saved_model' on Kubeflow, which has no InfraValidator. "

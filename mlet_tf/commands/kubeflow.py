@@ -1,6 +1,8 @@
 """`mlet-tf compile` and `mlet-tf submit`: the pipeline on Kubeflow Pipelines."""
 
+import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,7 +70,8 @@ def submit(
     """
     spec = _read_package(package)
     parameters = parse_parameters(values, _parameters(spec))
-    run = _start(endpoint, package, spec, parameters, experiment, namespace, service_account)
+    with contextlib.redirect_stdout(sys.stderr):  # The client prints links of its own.
+        run = _start(endpoint, package, spec, parameters, experiment, namespace, service_account)
     click.echo(f"{endpoint.rstrip('/')}/#/runs/details/{run}")
 
 

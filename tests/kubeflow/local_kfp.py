@@ -136,7 +136,7 @@ class LocalKubeflow:
 
     def image(self, name: str) -> str:
         """The image of a task."""
-        values = self._input_values(name)
+        values = self.executor_input_values(name)
         return _PARAMETER.sub(lambda match: values[match[1]], self.executor(name).container.image)
 
     def executor_input(self, name: str) -> pb.ExecutorInput:
@@ -144,7 +144,7 @@ class LocalKubeflow:
         task = self.spec.root.dag.tasks[name]
         component = self.spec.components[task.component_ref.name]
         result = pb.ExecutorInput()
-        for key, value in self._input_values(name).items():
+        for key, value in self.executor_input_values(name).items():
             json_format.ParseDict(value, result.inputs.parameter_values[key])
         for key, source in task.inputs.artifacts.items():
             produced = source.task_output_artifact
@@ -175,7 +175,7 @@ class LocalKubeflow:
                 raise ValueError(f"parameter {key} is of another type: {values[key]!r}")
         return values
 
-    def _input_values(self, name: str) -> dict[str, Any]:
+    def executor_input_values(self, name: str) -> dict[str, Any]:
         """Values of a task's input parameters."""
         task = self.spec.root.dag.tasks[name]
         declared = self.spec.components[task.component_ref.name].input_definitions.parameters
@@ -223,7 +223,7 @@ class LocalKubeflow:
     def _import(self, name: str) -> TaskRun:
         """An importer has no container: the launcher itself puts the artifact into ML Metadata."""
         importer = self.executor(name).importer
-        uri = self._input_values(name)[importer.artifact_uri.runtime_parameter]
+        uri = self.executor_input_values(name)[importer.artifact_uri.runtime_parameter]
         component = self.spec.components[self.spec.root.dag.tasks[name].component_ref.name]
         (key,) = component.output_definitions.artifacts
         return TaskRun(None, {key: StoredArtifact(next(self._ids), uri, {})}, 0.0, None)
