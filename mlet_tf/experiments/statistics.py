@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-_CELL = ("kind", "output_dim", "hidden_dim", "initialization", "optimizer", "direct_threshold", "reference_dim")
+_CELL = (
+    "kind",
+    "output_dim",
+    "hidden_dim",
+    "initialization",
+    "optimizer",
+    "direct_threshold",
+    "reference_dim",
+)
 _GROUP = ("study", "stage", *_CELL, "method", "truncated_to")
 
 

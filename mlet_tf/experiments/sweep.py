@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 import multiprocessing
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -64,6 +66,7 @@ def run_sweep(
     Returns:
         The file with the records.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     output = Path(config.output)
     data = prepare(config.data, output / "data", note)
     store = TrialStore(output / "trials.jsonl")
@@ -116,7 +119,10 @@ def _tune(
     bounds = {name: getattr(tuning, name) for name in _RATES}
     if cell.hidden_dim is None or cell.kind == "mlet_frozen":
         bounds["projections"] = (start[1], start[1])
-    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=4, multivariate=True)
+    # A handful of trials: low-discrepancy points beat a model that has nothing to learn from.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.QMCSampler(seed=0, scramble=True, warn_independent_sampling=False)
     study = optuna.create_study(
         direction="maximize" if tuning.select == "auc" else "minimize", sampler=sampler
     )
@@ -156,7 +162,8 @@ class _Runner:
         with _pool(workers) as pool:
             waiting = [_Waiting(chain, next(chain)) for chain in chains]
             while waiting:
-                for state in list(waiting):
+                # As many chains as processes: the order of the grid is the order of what gets finished.
+                for state in waiting[:workers]:
                     if not self._advance(state, pool):
                         waiting.remove(state)
                 running = [future for state in waiting for future in state.futures.values()]
@@ -226,6 +233,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 def _start_worker(parent: int) -> None:
     """One thread a process, and none that outlives the sweep."""
     os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    logging.disable(logging.WARNING)
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)

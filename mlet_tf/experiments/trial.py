@@ -214,8 +214,9 @@ def _inputs(rows: Rows, index: Any) -> dict[str, np.ndarray]:
 
 
 def _metrics(label: np.ndarray, ctr: np.ndarray) -> dict[str, float]:
-    values = ctr_metrics(label, ctr)
-    return {name: round(values[name], 6) for name in _METRICS}
+    values = {name: round(value, 6) for name, value in ctr_metrics(label, ctr).items() if name in _METRICS}
+    # JSON has no NaN; a metric that these labels leave undefined is left out.
+    return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
 def _optimizer(name: str, rates: tuple[float, float, float], training: TrainingConfig) -> Any:
