@@ -6,7 +6,6 @@ the signatures of `mlet_tf.export`) and `Format-Keras/model.keras`, which the co
 
 import hashlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -23,7 +22,14 @@ from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.distributed import Cluster, Workers, averaged, build_sharded_dlrm, gather_model
 from mlet_tf.layers import EmbeddingFeature
 from mlet_tf.models import DLRM, build_dlrm
-from mlet_tf.optimizers import LazyAdam, RowWiseAdagrad, SparseAdagrad, SparseSGD, split_optimizer
+from mlet_tf.optimizers import (
+    LazyAdam,
+    RowWiseAdagrad,
+    SparseAdagrad,
+    SparseSGD,
+    WarmupDecay,
+    split_optimizer,
+)
 from pipeline.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, VocabularyConfig
 from pipeline.examples import pack_examples, vocabulary_sizes
 from pipeline.training import total_steps, train
@@ -178,41 +184,3 @@ def _optimizer(config: OptimizerConfig, schedule: ScheduleConfig, steps: int) ->
     return _OPTIMIZERS[config.name](
         learning_rate=WarmupDecay(config.learning_rate, schedule.warmup_steps, schedule.decay, steps)
     )
-
-
-@keras.saving.register_keras_serializable(package="mlet_tf")
-class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then a decay to zero at the last step.
-
-    Args:
-        peak: Learning rate at the end of the warm-up.
-        warmup_steps: Steps of warm-up.
-        decay: `none`, `linear` or `cosine`.
-        steps: Steps of the whole training.
-    """
-
-    def __init__(self, peak: float, warmup_steps: int, decay: str, steps: int) -> None:
-        """See the class."""
-        self.peak, self.warmup_steps, self.decay, self.steps = peak, warmup_steps, decay, steps
-
-    def __call__(self, step: Any) -> Any:
-        """Learning rate of a step, a scalar."""
-        step = keras.ops.cast(step, "float32")
-        warm = keras.ops.minimum(1.0, (step + 1) / max(1, self.warmup_steps))
-        span = max(1, self.steps - self.warmup_steps)
-        done = keras.ops.clip((step - self.warmup_steps) / span, 0.0, 1.0)
-        factors = {
-            "none": done * 0 + 1,
-            "linear": 1 - done,
-            "cosine": 0.5 * (1 + keras.ops.cos(math.pi * done)),
-        }
-        return self.peak * warm * factors[self.decay]
-
-    def get_config(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return {
-            "peak": self.peak,
-            "warmup_steps": self.warmup_steps,
-            "decay": self.decay,
-            "steps": self.steps,
-        }

@@ -7,7 +7,8 @@ gradients are dense already, and the same formulas are applied to them.
 
 from mlet_tf.optimizers.adagrad import RowWiseAdagrad, SparseAdagrad
 from mlet_tf.optimizers.adam import LazyAdam
+from mlet_tf.optimizers.schedule import WarmupDecay
 from mlet_tf.optimizers.sgd import SparseSGD
 from mlet_tf.optimizers.split import split_optimizer
 
-__all__ = ["LazyAdam", "RowWiseAdagrad", "SparseAdagrad", "SparseSGD", "split_optimizer"]
+__all__ = ["LazyAdam", "RowWiseAdagrad", "SparseAdagrad", "SparseSGD", "WarmupDecay", "split_optimizer"]

@@ -93,12 +93,11 @@ class LocalKubeflow:
             raise ValueError(f"schema version {self.spec.schema_version}, expected 2.1.0")
 
     def run(self, upto: str | None = None) -> dict[str, TaskRun]:
-        """Runs all tasks, or those up to one; returns them by name."""
+        """Runs all tasks, or one and those that it waits for; returns them by name."""
+        wanted = self._upstream(upto) if upto else set(self.spec.root.dag.tasks)
         for name in self.order():
-            if name not in self.done:
+            if name in wanted and name not in self.done:
                 self.done[name] = self.run_task(name)
-            if name == upto:
-                break
         return self.done
 
     def order(self) -> Iterator[str]:
@@ -111,6 +110,12 @@ class LocalKubeflow:
             del tasks[name]
             ready.add(name)
             yield name
+
+    def _upstream(self, name: str) -> set[str]:
+        found = {name}
+        for above in self.spec.root.dag.tasks[name].dependent_tasks:
+            found |= self._upstream(above)
+        return found
 
     def executor(self, name: str) -> pb.PipelineDeploymentConfig.ExecutorSpec:
         """How a task is executed."""

@@ -14,8 +14,9 @@ import pytest
 from tests_support import DENSE, VOCABULARY, write_packed_rows
 
 from mlet_tf.errors import InputError
+from mlet_tf.optimizers import WarmupDecay
 from pipeline.config import ModelConfig, OptimizerConfig, TrainConfig
-from pipeline.trainer import WarmupDecay, build_model, compile_model, total_steps, train
+from pipeline.trainer import build_model, compile_model, total_steps, train
 
 FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
