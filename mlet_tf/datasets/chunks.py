@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow_hotfix  # noqa: F401 (pyarrow below 14.0.1 runs code that a Parquet file holds: CVE-2023-47248)
 
 from mlet_tf.datasets import files as files_lib
 from mlet_tf.datasets.convert import is_text
