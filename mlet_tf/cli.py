@@ -15,7 +15,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # Ab
 import click
 
 from mlet_tf._version import __version__
-from mlet_tf.commands import kubeflow
+from mlet_tf.commands import kubeflow, sweep
 from mlet_tf.errors import GateError, InputError
 
 _NOT_PUSHED = 3
@@ -241,6 +241,8 @@ def report(run_folder: str, output: str | None) -> None:
 
 cli.add_command(kubeflow.compile_command)
 cli.add_command(kubeflow.submit)
+cli.add_command(sweep.sweep)
+cli.add_command(sweep.frontier)
 
 
 def _rows(source: str, schema: Any, limit: int) -> Any:

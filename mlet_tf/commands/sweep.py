@@ -2,18 +2,19 @@
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
+
+from mlet_tf.errors import InputError
 
 
 @click.command()
 @click.option(
     "--config", "config_path", required=True, type=click.Path(), help="YAML file, see configs/sweep_*.yaml."
 )
-@click.option(
-    "--workers", type=click.IntRange(1), help="Processes; default: as configured, else one a core."
-)
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: as configured, else one a core.")
 def sweep(config_path: str, workers: int | None) -> None:
     """Train a grid of embeddings and record what each of them reaches.
 
@@ -72,3 +73,62 @@ def _line(record: dict[str, Any]) -> str:
         f"{label(record)} {record['stage']} seed {record['seed']} rates {rates}: {split} AUC "
         f"{record[split]['auc']:.4f} logloss {record[split]['logloss']:.4f}, {record['train_seconds']:.0f} s"
     )
+
+
+@click.group()
+def frontier() -> None:
+    """AUC against bytes: what a sweep found, and how small a run's tables can get."""
+
+
+@frontier.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path())
+@click.option("--output", default="frontier.png", show_default=True, type=click.Path(), help="The PNG file.")
+@click.option("--best_auc", type=float, help="Best reachable AUC, to be drawn as a line.")
+def draw(results: tuple[str, ...], output: str, best_auc: float | None) -> None:
+    """Draw AUC against bytes from the trials.jsonl files RESULTS of one study."""
+    from mlet_tf.experiments.frontier import plot_sweep
+    from mlet_tf.experiments.statistics import groups
+    from mlet_tf.experiments.store import read_records
+
+    found = groups([record for path in results for record in read_records(path)])
+    if not found:
+        raise InputError(f"{', '.join(results)}: no final trial has finished yet")
+    figure = plot_sweep(found, found[0].record["study"], best_auc)
+    figure.savefig(output, dpi=110)
+    for group in sorted(found, key=lambda group: group.record["bytes"]):
+        click.echo(
+            f"{group.record['bytes']:>12,} B  AUC {group.mean():.5f} +- {group.interval():.5f}  {group.label}"
+        )
+    click.echo(output)
+
+
+@frontier.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path())
+@click.option("--output", type=click.Path(), help="Folder to write to; default RUN/frontier.")
+@click.option(
+    "--max_auc_drop",
+    default=0.0005,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Largest drop of AUC against the collapsed model.",
+)
+def shrink(run_folder: str, output: str | None, max_auc_drop: float) -> None:
+    """Truncate the tables of the finished run in folder RUN as far as a gate on AUC allows.
+
+    Tries fewer columns for all tables alike, and for each table as many as its spectrum deserves. Half of the
+    evaluation rows choose, the other half confirm. Writes the smallest model that passes, with its
+    signatures, ready for `mlet-tf push`.
+    """
+    logging.disable(logging.WARNING)
+    from mlet_tf.experiments.frontier import shrink_run
+
+    target = Path(output) if output else Path(run_folder) / "frontier"
+    report = shrink_run(Path(run_folder), target, max_auc_drop, lambda line: click.echo(line, err=True))
+    before, after = report["points"][0], report["chosen"]
+    click.echo(
+        f"tables  {before['bytes']:,} -> {after['bytes']:,} bytes ({before['bytes'] / after['bytes']:.2f} times)"
+    )
+    click.echo(
+        f"AUC     {before['held_out_auc']:.5f} -> {after['held_out_auc']:.5f} on rows that did not choose"
+    )
+    click.echo(f"model   {target}/Format-Serving")

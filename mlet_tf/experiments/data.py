@@ -6,6 +6,7 @@ The arrays of a configuration live in a folder named by its hash; every trial ma
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -67,21 +68,29 @@ class PreparedData:
         """The rows of a split, mapped into memory."""
         return Rows(*(np.load(self.folder / f"{split}_{name}.npy", mmap_mode="r") for name in _ARRAYS))
 
-    def counts(self) -> list[np.ndarray]:
+    def counts(self) -> tuple[np.ndarray, ...]:
         """How often each id of each feature occurs in `train`."""
-        ids = self.rows("train").sparse_features
-        return [
-            np.bincount(ids[:, i], minlength=size).astype(np.int64)
-            for i, size in enumerate(self.table_rows.values())
-        ]
+        return _counts(self.folder, tuple(self.table_rows.values()))
 
     def rare_rows(self, split: str) -> np.ndarray:
         """Marks the rows with at least one id that `train` has seen less than `rare_below` times, bool `[N]`."""
-        ids = self.rows(split).sparse_features
-        rare = np.zeros(len(ids), bool)
-        for i, counts in enumerate(self.counts()):
-            rare |= counts[ids[:, i]] < self.rare_below
-        return rare
+        return _rare_rows(self.folder, tuple(self.table_rows.values()), split, self.rare_below)
+
+
+# Trials of one process ask for these again and again.
+@functools.lru_cache(maxsize=4)
+def _counts(folder: Path, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    ids = np.load(folder / "train_sparse_features.npy", mmap_mode="r")
+    return tuple(np.bincount(ids[:, i], minlength=size).astype(np.int64) for i, size in enumerate(sizes))
+
+
+@functools.lru_cache(maxsize=8)
+def _rare_rows(folder: Path, sizes: tuple[int, ...], split: str, rare_below: int) -> np.ndarray:
+    ids = np.load(folder / f"{split}_sparse_features.npy", mmap_mode="r")
+    rare = np.zeros(len(ids), bool)
+    for i, counts in enumerate(_counts(folder, sizes)):
+        rare |= counts[ids[:, i]] < rare_below
+    return rare
 
 
 def prepare(config: DataConfig, folder: Path, progress: Callable[[str], None] | None = None) -> PreparedData:

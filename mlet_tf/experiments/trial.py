@@ -249,25 +249,17 @@ def _truncations(
     collapsed = collapse_model(model)
     collection = embedding_collection(collapsed)
     tables = [collection.effective_table(name) for name in data.table_rows]
-    bottom = np.asarray(model._bottom_stack(data.rows("validation").dense_features[:_EVALUATION_ROWS]))
+    methods = truncation.METHODS if trial.cell.kind == "nested" else truncation.METHODS[1:]
+    bottom = truncation.bottom_moment(model, data.rows("validation").dense_features[:_EVALUATION_ROWS])
     records = []
-    for method in truncation.METHODS:
-        if method == "leading" and trial.cell.kind != "nested":
-            continue
-        spectra = truncation.spectra(tables, data.counts(), method, bottom.T @ bottom / len(bottom))
-        for columns in trial.truncate_to:
-            sizes = {method: truncation.uniform_columns(spectra, columns)}
-            if method == "interaction":
-                budget = sum(data.table_rows.values()) * columns
-                sizes["allocated"] = truncation.allocate_columns(spectra, budget)
-            for name, kept in sizes.items():
-                restored = [s.restored(n) for s, n in zip(spectra, kept, strict=True)]
-                collection.tables[0].assign(np.concatenate(restored))
-                records.append(
-                    record
-                    | {"method": name, "truncated_to": columns}
-                    | {"bytes": truncation.served_values(spectra, kept) * _VALUE_BYTES}
-                    | evaluate(collapsed, data, ("test",))
-                )
-                records[-1].pop("validation")
+    for candidate in truncation.candidates(tables, data.counts(), trial.truncate_to, methods, bottom):
+        # With the tables at their old width the same model can be scored again and again.
+        collection.tables[0].assign(np.concatenate(candidate.restored()))
+        records.append(
+            record
+            | {"method": candidate.method, "truncated_to": candidate.size}
+            | {"bytes": candidate.values * _VALUE_BYTES}
+            | evaluate(collapsed, data, ("test",))
+        )
+        del records[-1]["validation"]
     return records

@@ -12,9 +12,11 @@ How the columns are chosen:
 *   `per_table`: the best subspace of each table (truncated SVD), rows weighted by how often they occur.
 *   `interaction`: the same in the metric in which a change of a row changes its dot products with the other
     vectors of a log row.
+*   `allocated`: as `interaction`, but the columns of all tables compete for the bytes, so that each table gets as
+    many as its spectrum deserves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -24,7 +26,7 @@ from mlet_tf.experiments.nested import embedding_collection
 from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.models import DLRM
 
-METHODS = ("leading", "common", "per_table", "interaction")
+METHODS = ("leading", "common", "per_table", "interaction", "allocated")
 _RIDGE = 1e-6
 
 
@@ -66,7 +68,7 @@ def spectra(
     Args:
         tables: `E` of each feature, `[V, d]`.
         counts: How often each row occurs in training, `[V]` each.
-        method: Out of `METHODS`.
+        method: Out of `METHODS`, `allocated` excepted.
         bottom_moment: Second moment `[d, d]` of the bottom MLP's output, which takes part in the dot products; for
             `interaction`.
 
@@ -91,9 +93,57 @@ def spectra(
             results.append(Spectrum(e, vectors, vectors.T, energy))
         return results
     if method != "interaction":
-        raise ValueError(f"`method` should be one of {METHODS}. Received: {method!r}")
+        raise ValueError(f"`method` should be one of {METHODS[:-1]}. Received: {method!r}")
     total = sum(moments) + (0 if bottom_moment is None else bottom_moment)
     return [_interaction_spectrum(e, own, total - own) for e, own in zip(tables, moments, strict=True)]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to truncate all tables of a model.
+
+    Attributes:
+        method: Out of `METHODS`.
+        size: Columns of every table, for `allocated` their average over the rows.
+        spectra: The tables.
+        columns: Columns kept of each.
+    """
+
+    method: str
+    size: int
+    spectra: list[Spectrum]
+    columns: list[int]
+
+    @property
+    def values(self) -> int:
+        """Numbers that the truncated model stores for its embeddings, `B` included."""
+        return sum(
+            n * sum(s.table.shape) if n < s.table.shape[1] else s.table.size
+            for s, n in zip(self.spectra, self.columns, strict=True)
+        )
+
+    def restored(self) -> list[np.ndarray]:
+        """The truncated tables, back at their old width."""
+        return [s.restored(n) for s, n in zip(self.spectra, self.columns, strict=True)]
+
+
+def candidates(
+    tables: Sequence[np.ndarray],
+    counts: Sequence[np.ndarray],
+    sizes: Sequence[int],
+    methods: Sequence[str],
+    bottom_moment: np.ndarray | None = None,
+) -> Iterator[Candidate]:
+    """Makes every candidate of some methods and sizes; see `spectra` for the arguments."""
+    rows = sum(map(len, tables))
+    for method in methods:
+        ordered = spectra(tables, counts, "interaction" if method == "allocated" else method, bottom_moment)
+        for size in sizes:
+            if method == "allocated":
+                columns = allocate_columns(ordered, rows * size)
+            else:
+                columns = uniform_columns(ordered, size)
+            yield Candidate(method, size, ordered, columns)
 
 
 def uniform_columns(tables: Sequence[Spectrum], columns: int) -> list[int]:
@@ -124,25 +174,22 @@ def allocate_columns(tables: Sequence[Spectrum], values: int) -> list[int]:
     return [n if _is_smaller(s, n) else s.table.shape[1] for s, n in zip(tables, columns, strict=True)]
 
 
-def served_values(tables: Sequence[Spectrum], columns: Sequence[int]) -> int:
-    """Numbers that a truncated model stores for its embeddings, `B` included."""
-    return sum(
-        n * sum(s.table.shape) if n < s.table.shape[1] else s.table.size
-        for s, n in zip(tables, columns, strict=True)
-    )
-
-
 def _is_smaller(spectrum: Spectrum, columns: int) -> bool:
     return columns * sum(spectrum.table.shape) < spectrum.table.size
 
 
-def truncated_model(model: DLRM, tables: Sequence[Spectrum], columns: Sequence[int]) -> DLRM:
+def bottom_moment(model: DLRM, dense_features: np.ndarray) -> np.ndarray:
+    """Second moment `[d, d]` of the bottom MLP's output."""
+    outputs = np.asarray(model._bottom_stack(dense_features), "float64")
+    return outputs.T @ outputs / len(outputs)
+
+
+def truncated_model(model: DLRM, candidate: Candidate) -> DLRM:
     """Makes the DLRM with truncated tables.
 
     Args:
         model: The trained model; it is not touched.
-        tables: Columns of each feature's table, in the order of the collection.
-        columns: How many of them to keep.
+        candidate: What to keep of its tables.
 
     Returns:
         A new model, not compiled. Its collection is of the form `A @ B` and should be served as it is: collapsing
@@ -152,7 +199,7 @@ def truncated_model(model: DLRM, tables: Sequence[Spectrum], columns: Sequence[i
     width = collection.output_dim
     features = [
         EmbeddingFeature(feature.name, feature.input_dim, hidden_dim=int(n) if n < width else 0)
-        for feature, n in zip(collection.features, columns, strict=True)
+        for feature, n in zip(collection.features, candidate.columns, strict=True)
     ]
     narrow = EmbeddingCollection(
         features, width, direct_threshold=0, dtype=collection.dtype_policy, name=collection.name
@@ -163,16 +210,16 @@ def truncated_model(model: DLRM, tables: Sequence[Spectrum], columns: Sequence[i
     truncated.build_from_config(model.get_build_config())
     for part in ("_bottom_stack", "_feature_interaction", "_top_stack"):
         getattr(truncated, part).set_weights(getattr(model, part).get_weights())
-    _assign(embedding_collection(truncated), tables, columns)
+    _assign(embedding_collection(truncated), candidate)
     return truncated
 
 
-def _assign(collection: EmbeddingCollection, tables: Sequence[Spectrum], columns: Sequence[int]) -> None:
+def _assign(collection: EmbeddingCollection, candidate: Candidate) -> None:
     for lookup, variable in zip(collection._plan, collection.tables, strict=True):
         if not lookup.chain:
-            variable.assign(np.concatenate([tables[slot].table for slot in lookup.slots]))
+            variable.assign(np.concatenate([candidate.spectra[slot].table for slot in lookup.slots]))
             continue
-        factors = [tables[slot].factors(columns[slot]) for slot in lookup.slots]
+        factors = [candidate.spectra[slot].factors(candidate.columns[slot]) for slot in lookup.slots]
         variable.assign(np.concatenate([kept for kept, _ in factors]))
         (stack,) = collection._stacks(lookup.chain)
         stack.assign(np.stack([decode for _, decode in factors]))
