@@ -1,6 +1,7 @@
 """What several components share: where a Model artifact keeps its parts, reading examples, the transform graph."""
 
 import functools
+import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,10 @@ def save_model(model: keras.Model, schema: ClickLogSchema, transform: Transform,
 
 def load_keras_model(uri: str) -> keras.Model:
     """The Keras model of a Model artifact."""
+    # Keras finds only the classes that are imported, and where each component has a process of its own nothing
+    # else has done so.
+    importlib.import_module("mlet_tf.models")
+    importlib.import_module("mlet_tf.optimizers")
     return keras.models.load_model(join(uri, KERAS_MODEL))
 
 
