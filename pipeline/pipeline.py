@@ -20,6 +20,7 @@ from components.pusher.component import AtomicPusher
 from components.schema_gen.component import ClickLogSchemaGen
 from components.serving_validator.component import ServingValidator
 from components.trainer.component import Trainer
+from components.transform.component import Transform
 from components.weight_collapser.component import WeightCollapser
 from mlet_tf._mapping import to_mapping
 from mlet_tf._version import __version__
@@ -125,17 +126,17 @@ def _model_nodes(
     """Preprocessing, training and collapse."""
     schema = config.schema
     examples = nodes["example_gen"].outputs["examples"]
-    transform = tfx.components.Transform(
+    transform = Transform(
         examples=examples,
         schema=nodes["schema_gen"].outputs["schema"],
         preprocessing_fn="pipeline.preprocessing.preprocessing_fn",
-        materialize=False,
-        disable_statistics=True,
         custom_config={
             "schema": schema.to_dict(),
             **dataclasses.asdict(config.vocabulary),
             "frequency_slices": list(config.gate.frequency_slices),
-            "code_version": code_version("pipeline.preprocessing", "pipeline.vocabulary"),
+            "code_version": code_version(
+                "pipeline.preprocessing", "components.transform", "mlet_tf.datasets"
+            ),
         },
     )
     # A failed validation stops the run before anything is trained on such data.
@@ -218,7 +219,7 @@ def _push_nodes(
         model_blessing=evaluator.outputs["blessing"],
         infra_blessing=validator.outputs["blessing"],
         push_destination=tfx.proto.PushDestination(
-            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=os.path.abspath(config.push_to))  # noqa: PTH100
+            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=absolute(config.push_to))  # noqa: PTH100
         ),
         custom_config={"keep": config.serving.keep},
     )

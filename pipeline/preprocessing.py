@@ -11,15 +11,16 @@ Outputs of `preprocessing_fn`, for a batch of B rows, n integer columns and F sp
     `components.evaluator.executor.FREQUENCY_BUCKETS`.
 """
 
-import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from components.transform.executor import read_vocabulary
 from mlet_tf.datasets import ClickLogSchema, TimeColumn
-from pipeline.vocabulary import CountVocabularies
 
 DENSE = "dense_features"
 SPARSE = "sparse_features"
@@ -37,68 +38,66 @@ def preprocessing_fn(
 
     Args:
         inputs: Sparse `[B, 1]` tensors of the raw columns: int64 integers and time, string categories.
-        custom_config: `schema` (`ClickLogSchema.to_dict()`), `min_count`, `max_size`,
-            `num_oov_buckets`, `rare_below` and `frequency_slices`, as in the configuration.
+        custom_config: `schema` (`ClickLogSchema.to_dict()`), `num_oov_buckets` and `frequency_slices`, as
+            in the configuration, and `vocabularies`, the folder that `components.transform` fills.
 
     Returns:
         The model's inputs by name.
     """
     schema = ClickLogSchema.from_dict(custom_config["schema"])
-    outputs = {
-        DENSE: dense_features([_column(inputs[name], 0) for name in schema.integers], _rows(inputs, schema))
-    }
-    columns = categorical_columns(inputs, schema)
-    files, rare_ranks = count_vocabularies(columns, custom_config)
+    outputs = {DENSE: dense_features(inputs, schema)}
+    values, missing = categorical_columns(inputs, schema)
+    found = [read_vocabulary(custom_config["vocabularies"], name) for name in schema.sparse_features]
     buckets = custom_config["num_oov_buckets"]
-    ids, sizes = {}, {}
-    for (name, (values, missing)), file in zip(columns.items(), files, strict=True):
-        ids[name], sizes[name] = _look_up(values, missing, file, buckets)
-    outputs[SPARSE] = tf.stack(list(ids.values()), axis=1)
-    if custom_config["frequency_slices"]:
-        rare = tf.strings.to_number(tf.strings.split(tf.io.read_file(rare_ranks)), tf.int64)
-        outputs[FREQUENCY] = tf.stack(
-            [
-                _frequency(ids[name], rare[list(columns).index(name)], sizes[name] - buckets, sizes[name])
-                for name in custom_config["frequency_slices"]
-            ],
-            axis=1,
-        )
+    ids = [
+        _look_up(column, file, buckets)
+        for column, (file, _) in zip(tf.unstack(values, num=len(found), axis=1), found, strict=True)
+    ]
+    sizes = np.array([vocabulary.size for _, vocabulary in found], np.int64)
+    outputs[SPARSE] = tf.where(missing, sizes + buckets, tf.stack(ids, axis=1))
+    sliced = [schema.sparse_features.index(name) for name in custom_config["frequency_slices"]]
+    if sliced:
+        rare = np.array([vocabulary.rare_start for _, vocabulary in found], np.int64)
+        columns = tf.gather(outputs[SPARSE], sliced, axis=1)
+        bounds = [bound[sliced] for bound in (rare, sizes, sizes + buckets)]
+        outputs[FREQUENCY] = tf.add_n([tf.cast(columns >= bound, tf.int64) for bound in bounds])
     if schema.label in inputs:
-        outputs[LABEL] = tf.cast(_column(inputs[schema.label], 0)[0], tf.float32)
+        label, _ = _to_dense([inputs[schema.label]], 0)
+        outputs[LABEL] = tf.cast(label[:, 0], tf.float32)
     return outputs
 
 
-def dense_features(columns: Sequence[tuple[tf.Tensor, tf.Tensor]], rows: tf.Tensor) -> tf.Tensor:
-    """Signed log1p of integers and their missing indicators.
-
-    Args:
-        columns: n pairs of int64 values `[B]` and bool missing marks `[B]`.
-        rows: B, a scalar.
+def dense_features(inputs: Mapping[str, tf.SparseTensor], schema: ClickLogSchema) -> tf.Tensor:
+    """Signed log1p of the n integers and their missing indicators.
 
     Returns:
         float32 `[B, 2n]`, or `[B, 1]` of ones where n is 0.
     """
-    if not columns:
-        return tf.ones([rows, 1], tf.float32)
-    values = tf.cast(tf.stack([value for value, _ in columns], axis=1), tf.float32)
-    missing = tf.cast(tf.stack([mark for _, mark in columns], axis=1), tf.float32)
-    return tf.concat([tf.sign(values) * tf.math.log1p(tf.abs(values)), missing], axis=1)
+    if not schema.integers:
+        return tf.ones([inputs[schema.raw_features[0]].dense_shape[0], 1], tf.float32)
+    values, missing = _to_dense([inputs[name] for name in schema.integers], 0)
+    values = tf.cast(values, tf.float32)
+    return tf.concat([tf.sign(values) * tf.math.log1p(tf.abs(values)), tf.cast(missing, tf.float32)], axis=1)
 
 
 def categorical_columns(
     inputs: Mapping[str, tf.SparseTensor], schema: ClickLogSchema
-) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
-    """Values (string `[B]`) and missing marks (bool `[B]`) of all sparse features, in the model's order."""
-    columns = {name: _column(inputs[name], "") for name in schema.categoricals}
-    if schema.time is not None:
-        values, missing = _column(inputs[schema.time.name], 0)
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Values (string `[B, F]`) and missing marks (bool `[B, F]`) of all sparse features, in the model's order."""
+    values, missing = [], []
+    if schema.categoricals:
+        texts = _to_dense([inputs[name] for name in schema.categoricals], "")
+        values, missing = [texts[0]], [texts[1]]
+    if schema.time is not None and schema.time.derive:
+        times, absent = _to_dense([inputs[schema.time.name]], 0)
         for part in schema.time.derive:
-            columns[part] = (tf.strings.as_string(time_part(values, schema.time, part)), missing)
-    return columns
+            values.append(tf.strings.as_string(time_part(times, schema.time, part)))
+            missing.append(absent)
+    return tf.concat(values, axis=1), tf.concat(missing, axis=1)
 
 
 def time_part(values: tf.Tensor, time: TimeColumn, part: str) -> tf.Tensor:
-    """Hour of the day (0..23) or weekday (0 is Monday) of an int64 time `[B]`, in UTC."""
+    """Hour of the day (0..23) or weekday (0 is Monday) of int64 times, in UTC."""
     if time.format == "unix_seconds":
         days, hour = values // 86400, values // 3600 % 24
         return hour if part == "hour_of_day" else (days + 3) % 7
@@ -110,66 +109,47 @@ def time_part(values: tf.Tensor, time: TimeColumn, part: str) -> tf.Tensor:
     return (year + year // 4 - year // 100 + year // 400 + offset + day + 6) % 7
 
 
-def count_vocabularies(
-    columns: Mapping[str, tuple[tf.Tensor, tf.Tensor]], custom_config: Mapping[str, Any]
-) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """One analyzer for all vocabularies: 26 stock ones cost minutes of graph building.
+def _to_dense(columns: Sequence[tf.SparseTensor], default: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Puts n columns with at most one value a row side by side.
+
+    Few operations for all columns together keep the graph small, which is built and loaded many times.
 
     Returns:
-        The vocabulary files, one a feature, and a file with a line a feature: the first rank that is rare.
+        Values and where they are missing, both `[B, n]`.
     """
-    analyzer = CountVocabularies(
-        tuple(columns),
-        min_count=custom_config["min_count"],
-        max_size=custom_config["max_size"],
-        rare_below=custom_config["rare_below"],
+    indices = tf.concat([column.indices for column in columns], axis=0)
+    counts = tf.stack([tf.size(column.values, tf.int64) for column in columns])
+    single = tf.debugging.Assert(
+        tf.reduce_all(tf.equal(indices[:, 1], 0)), ["A column has more than one value in a row"]
     )
-    count = len(columns)
-    # Missing values are empty strings here, which the analyzer leaves out.
-    values = [tf.where(missing, "", value) for value, missing in columns.values()]
-    *files, rare_ranks = tft.experimental.ptransform_analyzer(
-        inputs=values,
-        ptransform=analyzer,
-        output_dtypes=[tf.string] * (count + 1),
-        output_shapes=[[]] * (count + 1),
-        output_asset_default_values=[b"placeholder\n"] * count + [b"0\n" * count],
-        name="vocabularies",
-    )
-    return files, rare_ranks
+    with tf.control_dependencies([single]):
+        places = indices + tf.stack(
+            [tf.zeros_like(indices[:, 0]), tf.repeat(np.arange(len(columns)), counts)], 1
+        )
+    shape = tf.stack([columns[0].dense_shape[0], len(columns)])
+    values = tf.concat([column.values for column in columns], axis=0)
+
+    def scatter(values: tf.Tensor, default: Any) -> tf.Tensor:
+        dense = tf.raw_ops.SparseToDense(
+            sparse_indices=places,
+            output_shape=shape,
+            sparse_values=values,
+            default_value=tf.constant(default, values.dtype),
+            validate_indices=False,  # They are not sorted.
+        )
+        return tf.ensure_shape(dense, [None, len(columns)])
+
+    return scatter(values, default), scatter(tf.zeros_like(values, tf.bool), True)
 
 
-def _rows(inputs: Mapping[str, tf.SparseTensor], schema: ClickLogSchema) -> tf.Tensor:
-    return tf.shape(inputs[schema.raw_features[0]], out_type=tf.int64)[0]
+def _look_up(values: tf.Tensor, file: str, num_oov_buckets: int) -> tf.Tensor:
+    """Ids of string values `[B]`."""
 
-
-def _column(sparse: tf.SparseTensor, default: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Dense values `[B]` and where they are missing, of a column with at most one value a row."""
-    shape = tf.stack([sparse.dense_shape[0], 1])
-    values = tf.sparse.to_dense(tf.SparseTensor(sparse.indices, sparse.values, shape), default)
-    present = tf.sparse.to_dense(
-        tf.SparseTensor(sparse.indices, tf.ones_like(sparse.values, tf.bool), shape), False
-    )
-    return tf.squeeze(values, 1), ~tf.squeeze(present, 1)
-
-
-def _look_up(
-    values: tf.Tensor, missing: tf.Tensor, file: tf.Tensor, num_oov_buckets: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Ids of the values, and the id that stands for missing."""
-    sizes = []
-
-    def look_up(values: tf.Tensor, file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def make_table() -> tf.lookup.StaticVocabularyTable:
         initializer = tf.lookup.TextFileInitializer(
             file, tf.string, tf.lookup.TextFileIndex.WHOLE_LINE, tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER
         )
-        table = tf.lookup.StaticVocabularyTable(initializer, num_oov_buckets)
-        sizes.append(table.size())
-        return table.lookup(values), sizes[-1]
+        return tf.lookup.StaticVocabularyTable(initializer, num_oov_buckets)
 
-    ids = tft.apply_vocabulary(values, file, lookup_fn=look_up)
-    return tf.where(missing, sizes[-1], ids), sizes[-1]
-
-
-def _frequency(ids: tf.Tensor, rare_start: tf.Tensor, oov_start: tf.Tensor, missing: tf.Tensor) -> tf.Tensor:
-    bounds = (rare_start, oov_start, missing)
-    return functools.reduce(tf.add, [tf.cast(ids >= bound, tf.int64) for bound in bounds])
+    # Made outside of the graph, so that the served model fills each table once.
+    return tft.make_and_track_object(make_table, name=os.path.basename(file)).lookup(values)  # noqa: PTH119

@@ -20,7 +20,7 @@ from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import proto_utils
 
 from components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig, input_files
-from components.click_log_example_gen.report import write_ingest_report
+from components.click_log_example_gen.report import COUNTS_FOLDER, write_ingest_report
 from components.click_log_example_gen.shards import Result, Task, write_chunk
 from components.click_log_example_gen.times import choose_cut, count_times
 from mlet_tf.datasets.reading import Reject, check_reject_share, lines_before, plan_chunks
@@ -41,7 +41,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         Args:
             input_dict: Nothing.
             output_dict: `examples`: one Examples artifact. In its folder are written `Split-train`, `Split-eval`,
-                `rejects` (where rows were rejected) and `ingest_report.json`.
+                `counts` (the values of `train`), `rejects` (where rows were rejected) and `ingest_report.json`.
             exec_properties: `input_base` and `input_config`: the files; `output_config`: the names of the splits;
                 `custom_config`: an `IngestConfig`.
 
@@ -198,6 +198,9 @@ def _move_into_place(
         paths = [path for result in results for name, path, _ in result.shards if name == split]
         for i, path in enumerate(paths):
             tf.io.gfile.rename(path, f"{folder}/data_tfrecord-{i:05d}-of-{len(paths):05d}.gz")
+    _make_folder(f"{examples.uri}/{COUNTS_FOLDER}")
+    for i, path in enumerate(path for result in results for path in result.counts):
+        tf.io.gfile.rename(path, f"{examples.uri}/{COUNTS_FOLDER}/counts-{i:05d}.arrow")
     offsets = _offsets(tasks, results, config)
     rejects = [(r.rejects_file, offset) for r, offset in zip(results, offsets, strict=True) if r.rejects_file]
     if rejects:

@@ -1,4 +1,4 @@
-"""What the component says about its rows, and counting them again."""
+"""What the component says about its rows and values, and counting the rows again."""
 
 import json
 from typing import Any
@@ -7,8 +7,10 @@ import tensorflow as tf
 
 from components.click_log_example_gen.config import EVAL, TRAIN
 from components.click_log_example_gen.shards import count_records
+from mlet_tf.datasets.counts import Run, open_run
 
 REPORT_FILE = "ingest_report.json"
+COUNTS_FOLDER = "counts"
 
 
 def read_ingest_report(uri: str) -> dict[str, Any]:
@@ -29,3 +31,16 @@ def count_rows(uri: str) -> dict[str, int]:
         split: count_records(sorted(tf.io.gfile.glob(f"{uri}/Split-{split}/data_tfrecord-*.gz")))
         for split in (TRAIN, EVAL)
     }
+
+
+def value_counts(uri: str) -> list[Run]:
+    """Opens the counts of the values in `train` of an Examples artifact.
+
+    Raises:
+        RuntimeError: They do not cover the rows of `train`.
+    """
+    runs = [open_run(path) for path in sorted(tf.io.gfile.glob(f"{uri}/{COUNTS_FOLDER}/*.arrow"))]
+    counted, rows = sum(run.rows for run in runs), read_ingest_report(uri)["rows"][TRAIN]
+    if counted != rows:
+        raise RuntimeError(f"{uri}: the values of {counted} rows were counted, split 'train' has {rows}")
+    return runs

@@ -13,34 +13,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
+def dictionary_columns(table: pa.Table | pa.RecordBatch) -> pa.Table:
+    """The table with its columns as dictionaries: whoever looks at each distinct value once is quick."""
+    columns = []
+    for column in table.columns:
+        values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        columns.append(values if pa.types.is_dictionary(values.type) else values.dictionary_encode())
+    return pa.table(columns, names=table.schema.names)
+
+
 def encode_examples(table: pa.Table | pa.RecordBatch) -> pa.Array:
     """Serialises each row as a `tf.train.Example`.
 
     Args:
-        table: Columns of int64 (an `int64_list` of one value) or binary (a `bytes_list` of one value). Where
-            a value is null the feature is absent.
+        table: Columns of int64 (an `int64_list` of one value) or binary (a `bytes_list` of one value), or
+            dictionaries of these. Where a value is null the feature is absent.
 
     Returns:
         A binary array with one message a row; features come in the order of the columns.
     """
     parts: list[pa.Array] = []
     sizes = np.zeros(table.num_rows, np.int64)
+    table = dictionary_columns(table)
     for name, column in zip(table.schema.names, table.columns, strict=True):
-        values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        is_bytes = pa.types.is_binary(values.type)
-        values = values if is_bytes else _varints(values)
-        # 0 stands for a missing value.
-        lengths = pc.fill_null(pc.add(pc.binary_length(values), 1), 0).to_numpy()
-        used, row_of = _distinct(lengths)
-        heads = [_head(name.encode(), int(size) - 1, is_bytes) if size else None for size in used]
-        entry_sizes = [
-            len(head) + int(size) - 1 if head else 0 for head, size in zip(heads, used, strict=True)
-        ]
-        sizes += np.array(entry_sizes, np.int64)[row_of]
-        parts += [pa.array(heads, pa.binary()).take(pa.array(row_of)), values]
+        values = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+        entries = _entries(name.encode(), values.dictionary)
+        # The last entry stands for a missing value.
+        index = values.indices.fill_null(len(entries) - 1)
+        parts.append(entries.take(index))
+        sizes += pc.binary_length(entries).to_numpy()[index.to_numpy()]
     used, row_of = _distinct(sizes)
     starts = pa.array([_field(1, int(size)) for size in used], pa.binary()).take(pa.array(row_of))
-    return pc.binary_join_element_wise(starts, *parts, pa.scalar(b"", pa.binary()), null_handling="skip")
+    return pc.binary_join_element_wise(starts, *parts, pa.scalar(b"", pa.binary()))
 
 
 def list_records(encoded: pa.Array) -> list[bytes]:
@@ -48,6 +52,16 @@ def list_records(encoded: pa.Array) -> list[bytes]:
     offsets = np.frombuffer(encoded.buffers()[1], np.int32)[encoded.offset :][: len(encoded) + 1].tolist()
     data = encoded.buffers()[2].to_pybytes() if len(encoded) else b""
     return [data[start:end] for start, end in itertools.pairwise(offsets)]
+
+
+def _entries(name: bytes, values: pa.Array) -> pa.Array:
+    """The entry of `Features.feature` for each of the distinct values, and an empty one."""
+    is_bytes = pa.types.is_binary(values.type)
+    values = values if is_bytes else _varints(values)
+    used, row_of = _distinct(pc.binary_length(values).to_numpy())
+    heads = pa.array([_head(name, int(size), is_bytes) for size in used], pa.binary())
+    entries = pc.binary_join_element_wise(heads.take(pa.array(row_of)), values, b"")
+    return pa.concat_arrays([entries, pa.array([b""], pa.binary())])
 
 
 def _head(name: bytes, size: int, is_bytes: bool) -> bytes:
@@ -80,9 +94,8 @@ def _field(number: int, size: int) -> bytes:
 
 
 def _varints(values: pa.Array) -> pa.Array:
-    """Each int64 as base-128 bytes; null stays null."""
-    present = np.asarray(values.is_valid())
-    numbers = values.fill_null(0).to_numpy().view(np.uint64)
+    """Each int64 as base-128 bytes."""
+    numbers = values.to_numpy().view(np.uint64)
     lengths = np.ones(len(numbers), np.int64)
     most = int(numbers.max(initial=0))
     shifts = [shift for shift in range(7, 64, 7) if most >> shift]
@@ -94,7 +107,6 @@ def _varints(values: pa.Array) -> pa.Array:
     digits |= (place < lengths[:, None] - 1).astype(np.uint8) << 7
     data = digits[place < lengths[:, None]]
     ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    encoded = pa.Array.from_buffers(
+    return pa.Array.from_buffers(
         pa.binary(), len(numbers), [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(data.tobytes())]
     )
-    return encoded if present.all() else pc.if_else(pa.array(present), encoded, pa.scalar(None, pa.binary()))

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from tests_support import run_example_gen as ingest
 from tfx.components import FileBasedExampleGen
 from tfx.orchestration import metadata
 from tfx.proto import example_gen_pb2
-from tfx.types import standard_artifacts
 from tfx.utils import proto_utils
 from tfx.v1 import dsl, orchestration
 
@@ -60,20 +60,6 @@ def write_lines(path, lines, header=True):
     text = "\n".join(["y\ti\tt\tc"] * header + list(lines)) + "\n"
     Path(path).write_bytes(gzip.compress(text.encode()) if str(path).endswith(".gz") else text.encode())
     return str(path)
-
-
-def ingest(uri, schema, train, *args, beam=None, **kwargs):
-    """Runs the executor on what the component hands it; returns the Examples artifact."""
-    node = ClickLogExampleGen(schema, str(train), *args, **kwargs)
-    examples = standard_artifacts.Examples()
-    examples.uri = str(uri)
-    properties = {
-        key: value if isinstance(value, str | int) or value is None else proto_utils.proto_to_json(value)
-        for key, value in node.exec_properties.items()
-    }
-    context = executor.Executor.Context(beam_pipeline_args=beam)
-    executor.Executor(context).Do({}, {"examples": [examples]}, properties)
-    return examples
 
 
 def rows_of(uri, split):

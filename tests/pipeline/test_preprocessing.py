@@ -2,20 +2,22 @@
 
 import datetime
 import math
+from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
-import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests_support import run_example_gen, run_transform
 
-from mlet_tf.datasets import AVAZU, ClickLogSchema, TimeColumn
-from pipeline.preprocessing import preprocessing_fn, time_part
-from pipeline.vocabulary import CountValues, rank
+from components.click_log_example_gen.report import COUNTS_FOLDER
+from mlet_tf.datasets import AVAZU, CRITEO, ClickLogSchema, TimeColumn
+from mlet_tf.datasets.synthetic import write_log
+from pipeline.preprocessing import time_part
 
 SCHEMA = ClickLogSchema(
     name="little",
@@ -29,26 +31,8 @@ SCHEMA = ClickLogSchema(
     header=True,
     missing=("",),
 )
-CONFIG = {
-    "schema": SCHEMA.to_dict(),
-    "min_count": 2,
-    "max_size": 3,
-    "num_oov_buckets": 2,
-    "rare_below": 4,
-    "frequency_slices": ["c"],
-}
 # a x5, b x4, d and c x3 (a tie), e x2, f x1
 VALUES = list("aaaaabbbbcccdddeef")
-ROWS = [
-    {
-        "click": [i % 2],
-        "i": [i - 4] if i % 3 else [],
-        "c": [value.encode()],
-        "empty": [],
-        "hour": [14102100 + i],
-    }
-    for i, value in enumerate(VALUES)
-]
 QUERY = [
     {"i": [-7], "c": [b"a"], "empty": [], "hour": [14102105]},
     {"i": [], "c": [b"d"], "empty": [b"x"], "hour": [14102105]},
@@ -57,32 +41,43 @@ QUERY = [
 ]
 
 
-def _transform(rows, query, preprocess, folder):
-    spec = {name: tf.io.VarLenFeature(tf.int64) for name in ("click", "i", "hour")}
-    spec |= {name: tf.io.VarLenFeature(tf.string) for name in ("c", "empty")}
-    metadata = tft.DatasetMetadata.from_feature_spec(spec)
-    with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
-        data = pipeline | beam.Create(rows)
-        transform_fn = (data, metadata) | tft_beam.AnalyzeDataset(preprocess)
-        _ = transform_fn | tft_beam.WriteTransformFn(str(folder / "out"))
-    output = tft.TFTransformOutput(str(folder / "out"))
-    features = {}
-    for name, feature in spec.items():
-        if name == "click":
-            continue
-        dtype = feature.dtype.as_numpy_dtype
-        values = [row[name] for row in query]
-        features[name] = tf.RaggedTensor.from_row_lengths(
-            np.array([v for row in values for v in row], dtype=dtype),
-            [len(row) for row in values],
-        ).to_sparse()
+def _sparse(name, rows):
+    dtype = np.int64 if name in ("i", "hour") else object
+    values = [row[name] for row in rows]
+    flat = np.array([value for row in values for value in row], dtype=dtype)
+    return tf.RaggedTensor.from_row_lengths(flat, [len(row) for row in values]).to_sparse()
+
+
+def _query(output, rows):
+    features = {name: _sparse(name, rows) for name in SCHEMA.raw_features}
     return {key: np.asarray(value) for key, value in output.transform_raw_features(features).items()}
 
 
 @pytest.fixture(scope="module")
-def transformed(tmp_path_factory):
+def output(tmp_path_factory):
+    """The graph made from a log whose evaluation rows have values of their own."""
     folder = tmp_path_factory.mktemp("transform")
-    return _transform(ROWS, QUERY, lambda inputs: preprocessing_fn(inputs, CONFIG), folder)
+    lines = [f"{i % 2},{i - 4 if i % 3 else ''},{value},,{14102100 + i}" for i, value in enumerate(VALUES)]
+    header = ",".join(SCHEMA.columns)
+    (folder / "train.csv").write_text("\n".join([header, *lines]))
+    (folder / "eval.csv").write_text(f"{header}\n1,5,f,x,14102100\n1,5,f,x,14102100\n")
+    examples = run_example_gen(
+        folder / "examples", SCHEMA, folder / "train.csv", str(folder / "eval.csv"), method="files"
+    )
+    return run_transform(
+        folder,
+        SCHEMA,
+        examples,
+        max_size=3,
+        num_oov_buckets=2,
+        rare_below=4,
+        frequency_slices=["c"],
+    )
+
+
+@pytest.fixture(scope="module")
+def transformed(output):
+    return _query(output, QUERY)
 
 
 def test_integers_are_signed_log1p_with_missing_kept_apart(transformed):
@@ -105,19 +100,59 @@ def test_frequency_buckets(transformed):
     assert list(transformed["frequency"][:, 0]) == [0, 1, 2, 3]
 
 
-def test_ids_equal_stock_tft(tmp_path, transformed):
+def test_ids_equal_stock_tft(tmp_path, output):
     def stock(inputs):
-        dense = tf.sparse.to_dense(
-            tf.SparseTensor(inputs["c"].indices, inputs["c"].values, [tf.shape(inputs["c"])[0], 1]), ""
-        )
         return {
             "c": tft.compute_and_apply_vocabulary(
-                tf.squeeze(dense, 1), top_k=3, frequency_threshold=2, num_oov_buckets=2
+                inputs["c"], top_k=3, frequency_threshold=2, num_oov_buckets=2
             )
         }
 
-    expected = _transform(ROWS, QUERY, stock, tmp_path)["c"]
-    np.testing.assert_array_equal(transformed["sparse_features"][:3, 0], expected[:3])
+    spec = {"c": tf.io.FixedLenFeature([], tf.string)}
+    with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(tmp_path / "tmp")):
+        data = pipeline | beam.Create([{"c": value.encode()} for value in VALUES])
+        transform_fn = (data, tft.DatasetMetadata.from_feature_spec(spec)) | tft_beam.AnalyzeDataset(stock)
+        _ = transform_fn | tft_beam.WriteTransformFn(str(tmp_path / "out"))
+    query = [*"abcdefgh", "never seen", "\u00e9"]
+    stock_output = tft.TFTransformOutput(str(tmp_path / "out"))
+    expected = stock_output.transform_raw_features({"c": tf.constant(query)})["c"]
+    rows = [{**QUERY[0], "c": [value.encode()]} for value in query]
+    np.testing.assert_array_equal(_query(output, rows)["sparse_features"][:, 0], expected)
+
+
+@pytest.mark.parametrize("max_size", [None, 50])
+def test_vocabularies_equal_stock_tft_on_a_log(tmp_path, max_size):
+    """With counts spread over many runs that are added up a few values at a time."""
+    write_log(tmp_path / "log.tsv", CRITEO, 4000, seed=3, vocabulary=3000, rank=2)
+    examples = run_example_gen(tmp_path / "examples", CRITEO, tmp_path / "log.tsv", chunk_bytes=100_000)
+    assert len(list(Path(examples.uri, COUNTS_FOLDER).iterdir())) > 5
+    ours = run_transform(tmp_path, CRITEO, examples, min_count=2, max_size=max_size, max_values_in_memory=100)
+    assets = Path(ours.transform_savedmodel_dir, "assets")
+    found = {name: (assets / f"vocabulary_{name}.txt").read_bytes() for name in CRITEO.sparse_features}
+    names = sorted(found, key=lambda name: len(found[name]))[::12]
+    spec = {name: tf.io.VarLenFeature(tf.string) for name in names}
+
+    def stock(inputs):
+        for name, column in inputs.items():
+            tft.vocabulary(column, top_k=max_size, frequency_threshold=2, vocab_filename=name)
+        return inputs
+
+    files = sorted(str(path) for path in Path(examples.uri, "Split-train").iterdir())
+    records = tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator()
+    parsed = [tf.train.Example.FromString(record).features.feature for record in records]
+    rows = [{name: list(row[name].bytes_list.value) for name in names} for row in parsed]
+    with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(tmp_path / "tmp")):
+        data = pipeline | beam.Create(rows)
+        transform_fn = (data, tft.DatasetMetadata.from_feature_spec(spec)) | tft_beam.AnalyzeDataset(stock)
+        _ = transform_fn | tft_beam.WriteTransformFn(str(tmp_path / "out"))
+    for name in names:
+        expected = (tmp_path / "out" / "transform_fn" / "assets" / name).read_bytes()
+        assert found[name] == expected
+
+
+def test_two_values_in_a_row_are_refused(output):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="more than one value in a row"):
+        _query(output, [{**QUERY[0], "c": [b"a", b"b"]}])
 
 
 @given(st.datetimes(datetime.datetime(2000, 1, 1), datetime.datetime(2099, 12, 31)))
@@ -128,24 +163,3 @@ def test_time_parts_agree_with_the_calendar(moment):
     for time, value in ((AVAZU.time, yymmddhh), (TimeColumn("t", "unix_seconds", ()), unix)):
         assert int(time_part(value, time, "hour_of_day")[0]) == moment.hour
         assert int(time_part(value, time, "weekday")[0]) == moment.weekday()
-
-
-@given(st.lists(st.lists(st.sampled_from([b"", b"a", b"b", b"cc", b"\xc3\xa9"]), max_size=20), max_size=6))
-@settings(max_examples=50, deadline=None)
-def test_counts_do_not_depend_on_how_rows_are_batched(batches):
-    combine = CountValues(1)
-    accumulators = [
-        combine.add_input(combine.create_accumulator(), (np.array(batch, dtype=object),)) for batch in batches
-    ]
-    table = combine.extract_output(combine.merge_accumulators(accumulators))[0]
-    values, counts = rank(table, min_count=1, max_size=None)
-    flat = [value for batch in batches for value in batch if value]
-    assert dict(zip(values, counts.tolist(), strict=True)) == {
-        value: flat.count(value) for value in set(flat)
-    }
-    assert values == sorted(set(flat), key=lambda value: (flat.count(value), value), reverse=True)
-
-
-def test_rank_of_nothing():
-    assert rank(pa.table({"value": pa.array([b""]), "count": [3]}), 1, None)[0] == []
-    assert rank(None, 1, None)[0] == []

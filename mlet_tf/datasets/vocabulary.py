@@ -1,0 +1,92 @@
+"""Vocabularies out of counts: which values have an id, and in which order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# What an empty vocabulary holds instead of nothing: TensorFlow's tables refuse an empty file. No row can
+# have it, because a row with a NUL byte is rejected when it is read.
+EMPTY = b"\0empty vocabulary"
+
+# A vocabulary is a text file with a value a line: as in tensorflow-transform, these have no id.
+_NO_VALUE = r"^$|[\r\n]"
+_WRITE_ROWS = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What is known of a vocabulary beside its values.
+
+    Args:
+        size: Lines of its file.
+        rare_start: First id of a value that counts as rare.
+    """
+
+    size: int
+    rare_start: int
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Vocabulary:
+        """Reads what `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def vocabulary_file(feature: str) -> str:
+    """File name of a feature's vocabulary, also among the assets of the transform graph."""
+    return f"vocabulary_{feature}.txt"
+
+
+def rank(counts: Iterable[pa.Table], min_count: int, max_size: int | None) -> pa.Table:
+    """Values by falling count, ties by falling value: the order of `tft.vocabulary`.
+
+    Args:
+        counts: Tables of `value` and `count`, each value in one of them.
+        min_count: Values that occur less often are left out.
+        max_size: At most this many values are kept; None keeps all.
+
+    Returns:
+        `value` and `count` of the values kept. More than these and one of `counts` are never held.
+    """
+    kept: list[pa.Table] = []
+    for table in counts:
+        fits = pc.and_(
+            pc.greater_equal(table["count"], min_count),
+            pc.invert(pc.match_substring_regex(table["value"], _NO_VALUE)),
+        )
+        kept.append(table.filter(fits))
+        if max_size is not None and sum(map(len, kept)) > 2 * max_size:
+            kept = [_sort(kept).slice(0, max_size).combine_chunks()]
+    return _sort(kept).slice(0, max_size)
+
+
+def write_vocabulary(ranked: pa.Table, rare_below: int, file: BinaryIO) -> Vocabulary:
+    """Writes the values of `rank`, one a line.
+
+    Args:
+        ranked: `value` and `count` by falling count.
+        rare_below: Values that occur less often count as rare.
+        file: Where to write.
+    """
+    for batch in ranked.to_batches(max_chunksize=_WRITE_ROWS):
+        lines = pc.binary_join_element_wise(batch["value"], b"", b"\n")
+        offsets = np.frombuffer(lines.buffers()[1], np.int32)
+        file.write(lines.buffers()[2].to_pybytes()[: int(offsets[len(lines)])])
+    if not ranked.num_rows:
+        file.write(EMPTY + b"\n")
+    frequent = int(pc.sum(pc.greater_equal(ranked["count"], rare_below)).as_py() or 0)
+    return Vocabulary(size=max(1, ranked.num_rows), rare_start=frequent)
+
+
+def _sort(tables: list[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables).sort_by([("count", "descending"), ("value", "descending")])
