@@ -1,0 +1,67 @@
+"""What docs/security.md promises."""
+
+import ast
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+
+from mlet_tf.cli import cli
+from mlet_tf.serving import ServeOptions
+from pipeline.config import PipelineConfig
+
+REPOSITORY = Path(__file__).parents[1]
+SOURCES = sorted(
+    path for name in ("mlet_tf", "components", "pipeline") for path in (REPOSITORY / name).rglob("*.py")
+)
+_SECRET = re.compile(r"token|secret|password|passwd|credential|api_?key|access_?key|private", re.IGNORECASE)
+
+
+def _keys(cls: type, where: str = "") -> Iterator[str]:
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name = f"{where}.{field.name}" if where else field.name
+        yield name
+        for hint in (hints[field.name], *typing.get_args(hints[field.name])):
+            if dataclasses.is_dataclass(hint):
+                yield from _keys(hint, name)
+
+
+def test_a_configuration_has_no_place_for_a_secret():
+    keys = list(_keys(PipelineConfig))
+    assert "kubeflow.nodes.cpu" in keys and "train.tables.learning_rate" in keys
+    assert [key for key in keys if _SECRET.search(key)] == []
+
+
+def _calls(path: Path) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+
+
+def test_nothing_from_outside_is_executed():
+    """YAML without Python's objects, Keras files in safe mode, no shell, no eval."""
+    assert len(SOURCES) > 50
+    for path in SOURCES:
+        for call in _calls(path):
+            name = ast.unparse(call.func)
+            where = f"{path}:{call.lineno}: {ast.unparse(call)}"
+            assert name not in ("eval", "exec", "os.system"), where
+            assert not name.startswith("yaml.") or name in ("yaml.safe_load", "yaml.safe_dump"), where
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            assert given.get("safe_mode") != "False" and given.get("shell") != "True", where
+
+
+def test_code_in_a_keras_file_is_refused(command, tmp_path):
+    inputs = keras.Input([2])
+    keras.Model(inputs, keras.layers.Lambda(lambda x: x + 1)(inputs)).save(tmp_path / "lambda.keras")
+    code, _, err = command("collapse", tmp_path / "lambda.keras", tmp_path / "out.keras")
+    assert code == 2 and "unsafe" in err and "Traceback" not in err
+    assert not (tmp_path / "out.keras").exists()
+
+
+def test_servers_are_bound_to_loopback_unless_told():
+    assert ServeOptions(model_base_path="x").host == "127.0.0.1"
+    (option,) = [parameter for parameter in cli.commands["serve"].params if parameter.name == "host"]
+    assert option.default == "127.0.0.1"
