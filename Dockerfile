@@ -63,7 +63,7 @@ CMD ["--help"]
 
 FROM runtime AS gpu
 COPY --from=build-gpu /opt/venv /opt/venv
-# TensorFlow 2.16 does not look for them by itself.
+# TensorFlow finds the libraries by its own run path; by this one they find each other.
 ENV NVIDIA=/opt/venv/lib/python3.11/site-packages/nvidia
 ENV LD_LIBRARY_PATH=$NVIDIA/cublas/lib:$NVIDIA/cuda_cupti/lib:$NVIDIA/cuda_nvrtc/lib:$NVIDIA/cuda_runtime/lib:$NVIDIA/cudnn/lib:$NVIDIA/cufft/lib:$NVIDIA/curand/lib:$NVIDIA/cusolver/lib:$NVIDIA/cusparse/lib:$NVIDIA/nccl/lib:$NVIDIA/nvjitlink/lib \
     NVIDIA_VISIBLE_DEVICES=all \
