@@ -318,7 +318,8 @@ class KubeflowConfig:
     Attributes:
         image: Image of all containers, with this package installed.
         pipeline_root: Where artifacts go, a URI that containers and Kubeflow can write to.
-        work: Where the trainer's container keeps packed rows and checkpoints.
+        work: Where the trainer's container keeps checkpoints; null means `<pipeline_root>/work`. One that
+            outlives the container lets a retry go on from them.
         baseline_model: Model artifact that the gate compares with, the last blessed one; null compares
             with none. Kubeflow cannot find it by itself.
         defaults: Every node's resources, retries and caching.
@@ -327,7 +328,7 @@ class KubeflowConfig:
 
     image: str | None = None
     pipeline_root: str | None = None
-    work: str = "/tmp/mlet-tf"
+    work: str | None = None
     baseline_model: str | None = None
     defaults: NodeConfig = field(default_factory=NodeConfig)
     nodes: dict[str, NodeConfig] = field(default_factory=dict)
@@ -339,7 +340,7 @@ class PipelineConfig:
 
     Attributes:
         name: Name of the pipeline in ML Metadata.
-        output: Folder for all that the run writes.
+        output: Folder for all that the run writes; of a remote one, `runs/<name>` has what must be local.
         enable_cache: Whether components with unchanged inputs are left out.
     """
 

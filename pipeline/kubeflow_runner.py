@@ -15,6 +15,7 @@ import yaml
 from tfx import v1 as tfx
 from tfx.dsl.components.base import base_node
 
+from components.common import join
 from components.trainer.executor import SETTINGS
 from mlet_tf._mapping import nearest
 from mlet_tf.datasets.files import is_remote
@@ -53,7 +54,7 @@ def compile_pipeline(config: PipelineConfig) -> dict[str, Any]:
     pipeline = create_pipeline(
         config,
         pipeline_root=kubeflow.pipeline_root,
-        work=kubeflow.work,
+        work=kubeflow.work or join(kubeflow.pipeline_root, "work"),
         last_blessed=_importer(kubeflow.baseline_model) if kubeflow.baseline_model else None,
     )
     _check_nodes(kubeflow.nodes, [node.id for node in pipeline.components])
