@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 
 from mlet_tf.errors import InputError
+from mlet_tf.serving.files import files_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -43,8 +44,8 @@ def write_report(run_folder: Path, output: Path) -> Path:
         raise InputError(f"{run_folder}: expected the output folder of a run, found no run.json in it")
     run = json.loads(run_file.read_text())
     collapse = _read_json(run, "collapse_report")
-    gate = json.loads((Path(run["artifacts"]["evaluation"]) / "gate.json").read_text())
-    predictions = _predictions(Path(run["artifacts"]["evaluation"]) / "predictions")
+    gate = _read(f"{run['artifacts']['evaluation']}/gate.json")
+    predictions = _predictions(f"{run['artifacts']['evaluation']}/predictions")
     plots: dict[str, Callable[[], plt.Figure]] = {
         "Bytes per table": lambda: plot_sizes(collapse["tables"]),
         "Training": lambda: plot_training(_read_json(run, "history")),
@@ -168,13 +169,23 @@ def _models(predictions: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray
     return [(model, predictions[f"ctr.{model}"]) for model in _COLORS if f"ctr.{model}" in predictions]
 
 
-def _predictions(folder: Path) -> dict[str, np.ndarray]:
-    parts = [np.load(path) for path in sorted(folder.glob("*.npz"))]
+def _predictions(folder: str) -> dict[str, np.ndarray]:
+    files, base = files_of(folder)
+    parts = []
+    for name in files.names(base):
+        with files.read(f"{base}/{name}") as file:
+            parts.append(np.load(io.BytesIO(file.read())))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
 
 
 def _read_json(run: Mapping[str, Any], key: str) -> Any:
-    return json.loads(Path(run["artifacts"][key]).read_text())
+    return _read(run["artifacts"][key])
+
+
+def _read(path: str) -> Any:
+    files, path = files_of(path)
+    with files.read(path) as file:
+        return json.loads(file.read())
 
 
 def _save(figure: plt.Figure, output: Path, title: str) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -12,8 +11,11 @@ from typing import Any
 import absl.logging
 from tfx import v1 as tfx
 
-from mlet_tf.datasets.files import list_files
+from components.common import join
+from mlet_tf.datasets.files import file_stamp, list_files
 from mlet_tf.errors import InputError
+from mlet_tf.serving.files import files_of
+from mlet_tf.storage import absolute, is_remote
 from pipeline.config import PipelineConfig, dump_config
 from pipeline.pipeline import code_version, create_pipeline, last_blessed_model
 from pipeline.results import gather, last_run_artifacts, read_run, write_run
@@ -32,39 +34,48 @@ def run(config: PipelineConfig) -> dict[str, Any]:
         InputError: If the data or the output folder cannot be used.
         GateError: If a check of data or collapse failed.
     """
-    output = Path(config.output).absolute()
+    state, output = state_folder(config), absolute(config.output)
     files = _input_files(config)
-    _prepare(output, config)
+    _prepare(state, config)
     fingerprint = _fingerprint(config, files)
-    last = read_run(output)
+    last = read_run(state)
     if config.enable_cache and last and last["fingerprint"] == fingerprint and _still_there(last):
         return {**last, "unchanged": True}
-    connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(str(output / "metadata.sqlite"))
+    connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(str(state / "metadata.sqlite"))
     pipeline = create_pipeline(
         config,
-        pipeline_root=str(output / "artifacts"),
-        work=str(output / "work"),
+        pipeline_root=join(output, "artifacts"),
+        work=join(output, "work"),
         metadata_connection_config=connection,
         use_model_server=_use_model_server(config),
         last_blessed=last_blessed_model(),
     )
-    progress = _Progress([component.id for component in pipeline.components], output / "run.log")
+    progress = _Progress([component.id for component in pipeline.components], state / "run.log")
     with progress:
         tfx.orchestration.LocalDagRunner().run(pipeline)
         result = gather(last_run_artifacts(connection), progress.seconds)
-    result |= {"name": config.name, "fingerprint": fingerprint, "output": str(output)}
-    write_run(output, result)
-    shutil.rmtree(output / "work", ignore_errors=True)  # Checkpoints of a training that is complete.
+    result |= {"name": config.name, "fingerprint": fingerprint, "output": str(state)}
+    write_run(state, result)
+    files, work = files_of(join(output, "work"))
+    files.remove(work)  # Checkpoints of a training that is complete.
     return {**result, "unchanged": False}
 
 
-def _input_files(config: PipelineConfig) -> list[Path]:
+def state_folder(config: PipelineConfig) -> Path:
+    """Where a run keeps what has to be local: SQLite metadata, log, `run.json`.
+
+    It is the output folder, or where that is remote a folder with the pipeline's name in `runs`.
+    """
+    return (Path("runs") / config.name if is_remote(config.output) else Path(config.output)).absolute()
+
+
+def _input_files(config: PipelineConfig) -> list[str]:
     if config.data.train is None:
         raise InputError("'data.train' is not set; give it with --set data.train=PATH")
     files = list_files(config.data.train)
     if config.data.eval is not None:
         files += list_files(config.data.eval)
-    return [Path(file) for file in files]
+    return files
 
 
 def _prepare(output: Path, config: PipelineConfig) -> None:
@@ -78,14 +89,17 @@ def _prepare(output: Path, config: PipelineConfig) -> None:
         ) from None
 
 
-def _fingerprint(config: PipelineConfig, files: list[Path]) -> str:
-    state = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+def _fingerprint(config: PipelineConfig, files: list[str]) -> str:
+    state = [(absolute(file), *file_stamp(file)) for file in files]
     text = dump_config(config) + json.dumps(state) + code_version("pipeline", "components", "mlet_tf")
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _still_there(last: dict[str, Any]) -> bool:
-    return last["pushed"] is None or Path(last["pushed"]).exists()
+    if last["pushed"] is None:
+        return True
+    files, path = files_of(last["pushed"])
+    return files.exists(path)
 
 
 def _use_model_server(config: PipelineConfig) -> bool:

@@ -5,7 +5,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import os
 from pathlib import Path
 
 import tensorflow_data_validation as tfdv
@@ -24,6 +23,7 @@ from components.transform.component import Transform
 from components.weight_collapser.component import WeightCollapser
 from mlet_tf._mapping import to_mapping
 from mlet_tf._version import __version__
+from mlet_tf.storage import absolute
 from pipeline.config import PipelineConfig
 from pipeline.schema import schema_text
 
@@ -152,7 +152,13 @@ def _model_nodes(
             "train": to_mapping(config.train),
             "vocabulary": to_mapping(config.vocabulary),
             "work": work,
-            "code_version": code_version("pipeline.trainer", "pipeline.examples", *_MODEL_CODE),
+            "code_version": code_version(
+                "pipeline.trainer",
+                "pipeline.training",
+                "pipeline.examples",
+                "mlet_tf.distributed",
+                *_MODEL_CODE,
+            ),
         },
     )
     collapser = WeightCollapser(
@@ -219,7 +225,7 @@ def _push_nodes(
         model_blessing=evaluator.outputs["blessing"],
         infra_blessing=validator.outputs["blessing"],
         push_destination=tfx.proto.PushDestination(
-            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=absolute(config.push_to))  # noqa: PTH100
+            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=absolute(config.push_to))
         ),
         custom_config={"keep": config.serving.keep},
     )

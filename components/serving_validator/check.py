@@ -14,6 +14,8 @@ import tensorflow as tf
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import SIGNATURES, raw_feature_spec
 from mlet_tf.serving import CTRClient, ServeOptions, find_model_server
+from mlet_tf.serving.files import files_of, tree
+from mlet_tf.storage import is_remote
 
 BATCH_SIZES = (1, 2, 64)
 
@@ -72,7 +74,7 @@ def check_with_server(program: str, model: str, files: list[str], schema: ClickL
     expected = tf.saved_model.load(model).signatures["serving_default"](examples=batch)["ctr"].numpy()
     port, rest_port = _free_port(), _free_port()
     with tempfile.TemporaryDirectory() as base:
-        (Path(base) / "1").symlink_to(Path(model).absolute())
+        _bring(model, f"{base}/1")
         options = ServeOptions(model_base_path=base, port=port, rest_api_port=rest_port)
         command = find_model_server(program).command(options)
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
@@ -84,6 +86,19 @@ def check_with_server(program: str, model: str, files: list[str], schema: ClickL
                 server.kill()  # Nothing else talks to it.
     _compare({"serving_default": expected, "model server": answers}, len(batch))
     return len(batch)
+
+
+def _bring(model: str, folder: str) -> None:
+    """Makes a model stand in a local folder."""
+    if not is_remote(model):
+        Path(folder).symlink_to(Path(model).absolute())
+        return
+    files, model = files_of(model)
+    for name in tree(files, model):
+        target = Path(folder) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.read(f"{model}/{name}") as source:
+            target.write_bytes(source.read())
 
 
 def _free_port() -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlet_tf.errors import InputError
+from mlet_tf.storage import is_remote, tensorflow_opens
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
@@ -43,11 +44,6 @@ def list_files(data: str) -> list[str]:
     return files
 
 
-def is_remote(path: str) -> bool:
-    """Whether the path names a file system that only TensorFlow can open."""
-    return "://" in str(path)
-
-
 def file_kind(path: str) -> str:
     """Returns `"parquet"`, `"gzip"` or `"text"`, by the ending or else by the first bytes.
 
@@ -70,6 +66,12 @@ def file_size(path: str) -> int:
 
 def file_stamp(path: str) -> tuple[int, int]:
     """Size in bytes and time of the last change in nanoseconds: another stamp means another content."""
+    if is_remote(path) and not tensorflow_opens(path):
+        info = _fsspec(path).info(path)
+        changed = info.get("LastModified") or info.get("updated") or info.get("mtime") or 0
+        return info["size"], int(changed.timestamp() * 1e9) if hasattr(changed, "timestamp") else int(
+            float(changed)
+        )
     if is_remote(path):
         import tensorflow as tf
 
@@ -86,6 +88,8 @@ def open_binary(path: str) -> BinaryIO:
         InputError: The file is not there or not readable.
     """
     try:
+        if is_remote(path) and not tensorflow_opens(path):
+            return _fsspec(path).open(path, "rb")
         if is_remote(path):
             file: Any = io.BufferedReader(_RemoteFile(path))
             file.peek(1)
@@ -169,7 +173,27 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
+def _fsspec(path: str) -> Any:
+    """What fsspec has for a path that TensorFlow cannot open.
+
+    Raises:
+        InputError: Nothing, or a package is missing.
+    """
+    try:
+        import fsspec
+
+        return fsspec.core.url_to_fs(path)[0]
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"{path}: no file system for `{path.partition('://')[0]}://` is installed ({error})"
+        ) from error
+
+
 def _list_remote(data: str) -> list[str]:
+    if not tensorflow_opens(data):
+        files = _fsspec(data)
+        found = files.ls(data, detail=False) if files.isdir(data) else files.glob(data)
+        return [files.unstrip_protocol(path) for path in found if not files.isdir(path)]
     import tensorflow as tf
 
     if tf.io.gfile.isdir(data):

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from mlet_tf._mapping import nearest
+from mlet_tf.datasets.files import open_binary
 from mlet_tf.errors import InputError
 
 TIME_FORMATS = ("yymmddhh", "unix_seconds")
@@ -242,9 +243,10 @@ def load_schema(name_or_path: str) -> ClickLogSchema:
             + nearest_hint(text, PRESETS)
         )
     try:
-        values = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"The schema file {text} cannot be read: {error.strerror}") from error
+        with open_binary(text) as file:
+            values = yaml.safe_load(file.read().decode("utf-8"))
+    except InputError as error:
+        raise InputError(f"The schema file {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"The schema file {text} is not YAML: {error}") from error
     try:

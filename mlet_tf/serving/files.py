@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from mlet_tf.errors import InputError
+from mlet_tf.storage import tensorflow_opens
 
 
 class Files(Protocol):
@@ -208,9 +209,7 @@ def files_of(path: str) -> tuple[Files, str]:
         return LocalFiles(), path.rstrip("/") or "/"
     if scheme == "file":
         return LocalFiles(), "/" + rest.strip("/")
-    import tensorflow as tf
-
-    if scheme in tf.io.gfile.get_registered_schemes():
+    if tensorflow_opens(path):
         return GFiles(), path.rstrip("/")
     try:
         return FsspecFiles(path), path.rstrip("/")

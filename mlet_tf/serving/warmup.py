@@ -25,7 +25,7 @@ def write_warmup(
     appears whole or not at all.
 
     Args:
-        saved_model_dir: the SavedModel, in a local folder.
+        saved_model_dir: the SavedModel.
         examples: serialised tf.Examples of raw rows. A server takes 1000 requests; no more are read.
         signature_name: the signature to warm up; its one input must be a vector of strings.
         model_name: the name in the requests.
@@ -40,15 +40,15 @@ def write_warmup(
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-    folder = Path(saved_model_dir)
+    folder = os.fspath(saved_model_dir).rstrip("/")
     input_name = _string_input(folder, signature_name)
     rows = iter(examples)
-    target = folder / WARMUP_FILE
-    target.parent.mkdir(exist_ok=True)
-    unfinished = target.with_name(f"{target.name}.unfinished")
+    target = f"{folder}/{WARMUP_FILE}"
+    tf.io.gfile.makedirs(target.rsplit("/", 1)[0])
+    unfinished = f"{target}.unfinished"
     written = 0
     try:
-        with tf.io.TFRecordWriter(os.fspath(unfinished)) as writer:
+        with tf.io.TFRecordWriter(unfinished) as writer:
             while written < MAX_WARMUP_REQUESTS and (batch := list(itertools.islice(rows, batch_size))):
                 request = predict_pb2.PredictRequest()
                 request.model_spec.name = model_name
@@ -61,20 +61,23 @@ def write_warmup(
                 written += 1
         if not written:
             raise InputError(f"{folder}: expected at least one example to warm up with, received none")
-        unfinished.replace(target)
+        tf.io.gfile.rename(unfinished, target, overwrite=True)
     finally:
-        unfinished.unlink(missing_ok=True)
+        if tf.io.gfile.exists(unfinished):
+            tf.io.gfile.remove(unfinished)
     return written
 
 
-def _string_input(folder: Path, signature_name: str) -> str:
+def _string_input(folder: str, signature_name: str) -> str:
+    import tensorflow as tf
     from tensorflow.core.framework import types_pb2
     from tensorflow.core.protobuf import saved_model_pb2
 
-    model_file = folder / "saved_model.pb"
-    if not model_file.is_file():
+    model_file = f"{folder}/saved_model.pb"
+    if not tf.io.gfile.exists(model_file):
         raise InputError(f"{folder}: expected a SavedModel, found no saved_model.pb in it")
-    model = saved_model_pb2.SavedModel.FromString(model_file.read_bytes())
+    with tf.io.gfile.GFile(model_file, "rb") as file:
+        model = saved_model_pb2.SavedModel.FromString(file.read())
     signatures = model.meta_graphs[0].signature_def
     if signature_name not in signatures:
         raise InputError(f"{folder}: no signature {signature_name!r}, only {', '.join(sorted(signatures))}")

@@ -7,7 +7,6 @@ that a server leaves to the kernels, and cost more per call.
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,7 @@ class Servable:
             with self._session.graph.as_default(), _quiet():
                 meta_graph = tf.compat.v1.saved_model.loader.load(self._session, ["serve"], path)
             self.signatures: Mapping[str, SignatureDef] = dict(meta_graph.signature_def)
-            self._warm_up(Path(path) / WARMUP_FILE)
+            self._warm_up(f"{path}/{WARMUP_FILE}")
         except BaseException:
             self.close()
             raise
@@ -235,8 +234,8 @@ class Servable:
                     raise StatusError(CODES[error.error_code], error.message) from None
             return self._calls[key]
 
-    def _warm_up(self, path: Path) -> None:
-        if not tf.io.gfile.exists(str(path)):
+    def _warm_up(self, path: str) -> None:
+        if not tf.io.gfile.exists(path):
             return
         answer = {
             "predict_log": self.predict_proto,
@@ -244,7 +243,7 @@ class Servable:
             "regress_log": self.regress,
             "multi_inference_log": self.multi_inference,
         }
-        for count, record in enumerate(tf.compat.v1.io.tf_record_iterator(str(path)), start=1):
+        for count, record in enumerate(tf.compat.v1.io.tf_record_iterator(path), start=1):
             log = prediction_log_pb2.PredictionLog.FromString(record)
             kind = log.WhichOneof("log_type")
             if kind not in answer:
