@@ -144,7 +144,10 @@ def _check_nodes(named: dict[str, NodeConfig], known: list[str]) -> None:
 
 
 def _make_parameter(spec: dict[str, Any], name: str, node: str, key: str) -> None:
-    """Turns the constant value of an execution property into the default of a parameter of the pipeline."""
+    """Turns the constant value of an execution property into the default of a parameter of the pipeline.
+
+    TFX's `RuntimeParameter` would do half of it: its default does not get into the PipelineSpec.
+    """
     definition = spec["components"][node]["inputDefinitions"]["parameters"][key]
     task_input = spec["root"]["dag"]["tasks"][node]["inputs"]["parameters"]
     default = task_input[key]["runtimeValue"]["constant"]

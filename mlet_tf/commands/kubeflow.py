@@ -21,19 +21,23 @@ _NUMBERS = {"NUMBER_INTEGER": (int, "an integer"), "NUMBER_DOUBLE": (float, "a n
 
 @click.command("compile")
 @click.option("--config", "config_path", required=True, type=click.Path(), help="YAML, see configs/.")
-@click.option("--runner", default="kubeflow", show_default=True, type=click.Choice(["kubeflow"]))
+@click.option(
+    "--runner",
+    default="kubeflow",
+    show_default=True,
+    type=click.Choice(["kubeflow"]),
+    expose_value=False,  # One so far; it is there so that a script says what it means.
+    help="What runs it.",
+)
 @click.option("--image", help="Image of the containers; default: kubeflow.image of the configuration.")
 @click.option("--output", "-o", default="pipeline.yaml", show_default=True, help="File to write.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in `run`.")
-def compile_command(
-    config_path: str, runner: str, image: str | None, output: str, overrides: tuple[str, ...]
-) -> None:
+def compile_command(config_path: str, image: str | None, output: str, overrides: tuple[str, ...]) -> None:
     """Compile the pipeline to a file that Kubeflow Pipelines v2 runs.
 
     Data location, steps, hidden dim, learning rates and image become parameters of the pipeline, with
     the values of the configuration as defaults.
     """
-    del runner  # One so far; the option is there so that a script says what it means.
     from pipeline.config import load_config
 
     if image is not None:
