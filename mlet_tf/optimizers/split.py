@@ -42,8 +42,14 @@ class RoleOptimizerMap:
 class SplitOptimizer(keras.optimizers.MultiOptimizer):
     """A `keras.optimizers.MultiOptimizer` whose file holds the state once; made by `split_optimizer`.
 
-    Keras's own writes the state of its parts twice: as its variables and as its children's.
+    Keras's own writes the state of its parts twice: as its variables and as its children's; and
+    `tf.train.Checkpoint` does not find the parts, so that it loses their state without a word.
     """
+
+    def __init__(self, optimizer_map: RoleOptimizerMap, **kwargs: Any) -> None:
+        super().__init__(optimizer_map, **kwargs)
+        for i, optimizer in enumerate(self.optimizers):
+            setattr(self, f"_part_{i}", optimizer)  # TensorFlow tracks attributes, not lists.
 
     def save_own_variables(self, store: Any) -> None:
         """Saves the counter; Keras saves the parts as children."""

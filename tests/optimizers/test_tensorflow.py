@@ -219,3 +219,20 @@ def test_two_replicas_train_like_one_device(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().endswith("equal")
+
+
+def test_checkpoint_holds_the_state_of_every_part(tmp_path):
+    o = mlet_tf.optimizers
+    variables = [keras.Variable(np.ones((3, 2), "float32"), name=name) for name in ("table", "kernel")]
+
+    def optimizer():
+        made = o.split_optimizer(tables=o.RowWiseAdagrad(0.1), dense=o.SparseAdagrad(0.1))
+        made.build(variables)
+        return made
+
+    trained, fresh = optimizer(), optimizer()
+    trained.apply([tf.fill((3, 2), 2.0), tf.fill((3, 2), 3.0)], variables)
+    path = tf.train.Checkpoint(optimizer=trained).write(str(tmp_path / "checkpoint"))
+    tf.train.Checkpoint(optimizer=fresh).read(path).assert_consumed()
+    for a, b in zip(trained.variables, fresh.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
