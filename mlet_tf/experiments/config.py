@@ -170,6 +170,7 @@ class GridConfig:
         rescaled_control: Whether each `mlet` cell is followed by `direct` with its table learning rate times
             `0.0625 k`.
         truncate_to: Ranks to which every final model is also truncated after training.
+        fine_tune: Share of an epoch for which each `allocated` truncation is then trained on.
     """
 
     kinds: tuple[str, ...]
@@ -181,6 +182,7 @@ class GridConfig:
     reference_dim: int = 16
     rescaled_control: bool = False
     truncate_to: tuple[int, ...] = ()
+    fine_tune: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the kinds."""

@@ -30,7 +30,7 @@ _COLORS = {
     "hash": "#c9a227",
     "qr": "#8c6d1f",
 }
-_METHOD_STYLES = {"leading": "--", "interaction": ":", "allocated": "-."}
+_METHOD_STYLES = {"leading": "--", "interaction": ":", "allocated": "-.", "fine_tuned": (0, (5, 1))}
 _REPORT = "frontier.json"
 
 
@@ -59,7 +59,8 @@ def plot_sweep(groups: Sequence[Group], title: str, best_auc: float | None = Non
             [group.record["bytes"] / 1024 for group in members],
             [group.mean() for group in members],
             [group.interval() for group in members],
-            fmt=f"o{_METHOD_STYLES.get(method, '-')}",
+            fmt="o",
+            linestyle=_METHOD_STYLES.get(method, "-"),
             color=_COLORS.get(name, "#333333"),
             label=label,
             markersize=3,

@@ -101,7 +101,8 @@ def _chain(group: list[Cell], grid: GridConfig, config: SweepConfig) -> _Chain:
     for cell in group:
         rates = yield from _tune(cell, rates, config.tuning)
         to = tuple(n for n in grid.truncate_to if n < cell.output_dim)
-        finals = [Trial(cell, "final", seed, rates, to) for seed in config.seeds]
+        tune = grid.fine_tune if to else 0.0
+        finals = [Trial(cell, "final", seed, rates, to, tune) for seed in config.seeds]
         if grid.rescaled_control and cell.kind == "mlet":
             direct = Cell("direct", cell.output_dim, optimizer=cell.optimizer)
             # What an SGD step on a product amounts to at the authors' initialisation.

@@ -33,6 +33,7 @@ NESTED_SIZES = (2, 4, 8, 16, 32)
 _METRICS = ("auc", "logloss", "normalized_entropy")
 _EVALUATION_ROWS = 16_384
 _GATHERED_BATCHES = 32
+_FINE_TUNE_RATE = 0.3  # A fresh Adagrad begins with steps as large as at the start of training.
 _VALUE_BYTES = 4
 _INPUTS = {"dense_features": "float32", "sparse_features": "int32"}
 
@@ -47,6 +48,7 @@ class Trial:
         seed: Seed of initialisation and data order.
         rates: Learning rates of tables, projections and dense part.
         truncate_to: Ranks to which the trained model is truncated too.
+        fine_tune: See `GridConfig`.
     """
 
     cell: Cell
@@ -54,10 +56,13 @@ class Trial:
     seed: int
     rates: tuple[float, float, float]
     truncate_to: tuple[int, ...] = ()
+    fine_tune: float = 0.0
 
     def key(self, training: TrainingConfig, data_digest: str) -> str:
         """Names the trial, however the sweep it belongs to is ordered."""
         values = dataclasses.asdict(self) | {"training": dataclasses.asdict(training), "data": data_digest}
+        if not self.fine_tune:
+            del values["fine_tune"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -87,7 +92,7 @@ def run_trial(trial: Trial, training: TrainingConfig, data: PreparedData) -> lis
     }
     records = [record]
     if trial.truncate_to:
-        records += _truncations(trial, model, record, data)
+        records += _truncations(trial, training, model, record, data)
     return records
 
 
@@ -135,14 +140,24 @@ def embedding_layer(cell: Cell, table_rows: dict[str, int]) -> keras.layers.Laye
     return NestedEmbeddings(collection, NESTED_SIZES) if cell.kind == "nested" else collection
 
 
-def fit(model: keras.Model, rows: Rows, training: TrainingConfig, seed: int) -> None:
-    """Trains for all epochs; the order of the rows depends on seed and epoch alone."""
-    steps = len(rows) // training.batch_size
+def fit(
+    model: keras.Model, rows: Rows, training: TrainingConfig, seed: int, share: float | None = None
+) -> None:
+    """Trains; the order of the rows depends on seed and epoch alone.
+
+    Args:
+        model: A compiled model.
+        rows: The training rows.
+        training: Batch size and epochs.
+        seed: Seed of the order.
+        share: Share of one more epoch to train, in the place of the configured epochs.
+    """
+    steps = int(len(rows) * (1.0 if share is None else share)) // training.batch_size
     if not steps:
         raise InputError(
             f"'batch_size' is {training.batch_size}, but there are only {len(rows)} training rows"
         )
-    for epoch in range(training.epochs):
+    for epoch in range(training.epochs) if share is None else (training.epochs,):
         order = np.random.default_rng([seed, epoch]).permutation(len(rows))[: steps * training.batch_size]
         dataset = _batches(rows, order.reshape(steps, training.batch_size))
         with warnings.catch_warnings():
@@ -243,9 +258,9 @@ def _identity(trial: Trial, training: TrainingConfig, data: PreparedData) -> dic
 
 
 def _truncations(
-    trial: Trial, model: DLRM, record: dict[str, Any], data: PreparedData
+    trial: Trial, training: TrainingConfig, model: DLRM, record: dict[str, Any], data: PreparedData
 ) -> list[dict[str, Any]]:
-    """Records of the trained model with fewer columns, without training on."""
+    """Records of the trained model with fewer columns, as it is and trained on for a while."""
     collapsed = collapse_model(model)
     collection = embedding_collection(collapsed)
     tables = [collection.effective_table(name) for name in data.table_rows]
@@ -255,11 +270,13 @@ def _truncations(
     for candidate in truncation.candidates(tables, data.counts(), trial.truncate_to, methods, bottom):
         # With the tables at their old width the same model can be scored again and again.
         collection.tables[0].assign(np.concatenate(candidate.restored()))
-        records.append(
-            record
-            | {"method": candidate.method, "truncated_to": candidate.size}
-            | {"bytes": candidate.values * _VALUE_BYTES}
-            | evaluate(collapsed, data, ("test",))
-        )
-        del records[-1]["validation"]
+        common = record | {"truncated_to": candidate.size, "bytes": candidate.values * _VALUE_BYTES}
+        del common["validation"]
+        records.append(common | {"method": candidate.method} | evaluate(collapsed, data, ("test",)))
+        if trial.fine_tune and candidate.method == "allocated":
+            tuned = truncation.truncated_model(collapsed, candidate)
+            rates = tuple(rate * _FINE_TUNE_RATE for rate in trial.rates)
+            tuned.compile(optimizer=_optimizer(trial.cell.optimizer, rates, training), steps_per_execution=8)
+            fit(tuned, data.rows("train"), training, trial.seed, trial.fine_tune)
+            records.append(common | {"method": "fine_tuned"} | evaluate(tuned, data, ("test",)))
     return records
