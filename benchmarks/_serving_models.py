@@ -12,7 +12,9 @@ from mlet_tf.collapse import collapse_model
 from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, MLETEmbedding
 from mlet_tf.models import DLRM
 from mlet_tf.models.dlrm import mlp
+from mlet_tf.quantize import quantize_model
 
+TABLE_DTYPES = ("float16", "int8")
 FEATURES, DENSE, HIDDEN_DIM, OUTPUT_DIM = 26, 13, 64, 8
 
 
@@ -65,14 +67,17 @@ def export(model: keras.Model, path: Path) -> None:
 
 
 def main(folder: Path, rows: int) -> None:
-    """Writes `tables`, `fused` and `collapsed`, version 1 each."""
+    """Writes `tables`, `fused`, `collapsed` and its quantised forms, version 1 each; one model is in memory."""
     keras.utils.set_random_seed(1)
     sizes = vocabulary_sizes(rows)
     features = [EmbeddingFeature(f"C{index}", size) for index, size in enumerate(sizes)]
     fused = build(EmbeddingCollection(features, OUTPUT_DIM, HIDDEN_DIM))
     export(fused, folder / "fused" / "1")
-    export(collapse_model(fused), folder / "collapsed" / "1")
+    collapsed = collapse_model(fused)
     del fused
+    export(collapsed, folder / "collapsed" / "1")
+    for dtype in TABLE_DTYPES:
+        export(quantize_model(collapsed, dtype), folder / dtype / "1")
     export(build(Tables(sizes)), folder / "tables" / "1")
 
 

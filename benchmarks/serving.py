@@ -1,8 +1,9 @@
-"""The collapsed model against the uncollapsed ones on a server: bytes, load time, memory, throughput.
+"""The collapsed model against the uncollapsed and the quantised ones on a server: bytes, load time, memory, throughput.
 
-`fused` is the best uncollapsed form (one table, gathered once), `tables` the usual one (26 layers). Servers run
-side by side and are asked in turn; throughput is taken from the server's CPU time, the latency is the
-client's. The server is the stand-in, or the one that TENSORFLOW_MODEL_SERVER names.
+`fused` is the best uncollapsed form (one table, gathered once), `tables` the usual one (26 layers); `float16` and
+`int8` are the collapsed model with quantised tables. The server of each form runs beside that of the collapsed one,
+and the two are asked in turn; throughput is taken from the server's CPU time, the latency is the client's. The
+server is the stand-in, or the one that TENSORFLOW_MODEL_SERVER names.
 """
 
 import argparse
@@ -23,11 +24,24 @@ import psutil
 
 from benchmarks import _harness
 from benchmarks._harness import Result
-from benchmarks._serving_models import DENSE, FEATURES, HIDDEN_DIM, OUTPUT_DIM, vocabulary_sizes
+from benchmarks._serving_models import (
+    DENSE,
+    FEATURES,
+    HIDDEN_DIM,
+    OUTPUT_DIM,
+    TABLE_DTYPES,
+    vocabulary_sizes,
+)
 from mlet_tf.serving import CTRClient, ServeOptions
 from mlet_tf.serving.server import MODEL_SERVER_VARIABLE, find_model_server
 
-FORMS = ("collapsed", "fused", "tables")
+UNCOLLAPSED = ("fused", "tables")
+FORMS = ("collapsed", *UNCOLLAPSED, *TABLE_DTYPES)
+# Largest bytes relative to the best uncollapsed tables: d / k, and a row of each dtype, with 2 % for the rest.
+ROW_BYTES = {"collapsed": 4 * OUTPUT_DIM, "float16": 2 * OUTPUT_DIM, "int8": OUTPUT_DIM + 4}
+# At batch 64 and more, over gRPC: the throughput of the collapsed model relative to the uncollapsed forms, and of
+# the quantised forms relative to the collapsed one.
+GOALS = {"fused": 1.15, "tables": 1.3, "float16": 0.95, "int8": 0.95}
 BATCHES = (1, 32, 64, 512)
 # A turn's length: the CPU time of another process is told in hundredths of a second.
 TURN_SECONDS = 1.0
@@ -119,20 +133,24 @@ def _measure_size(folder: Path, rows: int, arguments: argparse.Namespace) -> lis
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     title = f"V={sum(vocabulary_sizes(rows)):,}"
     results = _disk(folder, title) + _load(folder, title, 1 if arguments.quick else 3)
-    servers = {form: Server(folder / form) for form in FORMS}
+    turns, turn_seconds = (3, 0.1) if arguments.quick else (arguments.turns, TURN_SECONDS)
+    collapsed = Server(folder / "collapsed")
     try:
-        for server in servers.values():
-            server.wait()
-        turns, turn_seconds = (3, 0.1) if arguments.quick else (arguments.turns, TURN_SECONDS)
-        for protocol, ask in (("gRPC", _grpc_asker), ("REST", _rest_asker)):
-            for batch in BATCHES:
-                askers = {form: ask(server, batch, rows) for form, server in servers.items()}
-                results += _throughput(
-                    servers, askers, f"{title} {protocol} batch {batch}", batch, turns, turn_seconds
-                )
+        for form in FORMS[1:]:
+            other = Server(folder / form)
+            try:
+                collapsed.wait()
+                other.wait()
+                servers = {"collapsed": collapsed, form: other}
+                for protocol, ask in (("gRPC", _grpc_asker), ("REST", _rest_asker)):
+                    for batch in BATCHES:
+                        askers = {name: ask(server, batch, rows) for name, server in servers.items()}
+                        name = f"{title} {protocol} batch {batch}"
+                        results.append(_throughput(servers, askers, name, batch, turns, turn_seconds))
+            finally:
+                other.close()
     finally:
-        for server in servers.values():
-            server.close()
+        collapsed.close()
     return results
 
 
@@ -141,10 +159,15 @@ def _disk(folder: Path, title: str) -> list[Result]:
         form: sum(path.stat().st_size for path in (folder / form / "1" / "variables").iterdir())
         for form in FORMS
     }
-    goal = OUTPUT_DIM / HIDDEN_DIM + 0.02
     note = ", ".join(f"{form} {size / 1e6:.1f} MB" for form, size in sizes.items())
-    value = sizes["collapsed"] / sizes["fused"]
-    return [Result(f"{title} bytes on disk, collapsed / fused", value, value, value, goal, "lower", note)]
+    results = []
+    for form, row_bytes in ROW_BYTES.items():
+        value, goal = sizes[form] / sizes["fused"], row_bytes / (4 * HIDDEN_DIM) + 0.02
+        results.append(
+            Result(f"{title} bytes on disk, {form} / fused", value, value, value, goal, "lower", note)
+        )
+        note = ""
+    return results
 
 
 def _load(folder: Path, title: str, turns: int) -> list[Result]:
@@ -160,8 +183,10 @@ def _load(folder: Path, title: str, turns: int) -> list[Result]:
     results = []
     for what, values, unit in (("load time", seconds, "s"), ("memory of the loaded model", memory, "MB")):
         note = ", ".join(f"{form} {statistics.median(found):.2f} {unit}" for form, found in values.items())
-        name = f"{title} {what}, collapsed / fused"
-        results.append(_harness.ratio(name, values["collapsed"], values["fused"], None, "lower", note))
+        for form in ROW_BYTES:
+            name = f"{title} {what}, {form} / fused"
+            results.append(_harness.ratio(name, values[form], values["fused"], None, "lower", note))
+            note = ""
     return results
 
 
@@ -172,11 +197,12 @@ def _throughput(
     batch: int,
     turns: int,
     turn_seconds: float,
-) -> list[Result]:
+) -> Result:
+    """Asks the collapsed model and another in turn."""
     for asker in askers.values():
         for _ in range(5):
             asker()
-    cpu, wall = ({form: [] for form in FORMS} for _ in range(2))
+    cpu, wall = ({form: [] for form in servers} for _ in range(2))
     for _ in range(turns):
         for form, asker in askers.items():
             start, count, end = servers[form].cpu_seconds(), 0, time.perf_counter() + turn_seconds
@@ -192,20 +218,13 @@ def _throughput(
         f"{batch / (p50 / 1e3):,.0f} examples/s"
         for form, (p50, p99) in milliseconds.items()
     )
-    goals = (
-        {"fused": 1.15, "tables": 1.3} if "gRPC" in title and batch >= 64 else {"fused": None, "tables": None}
+    other = next(form for form in servers if form != "collapsed")
+    # CPU time is the inverse of throughput: quantised / collapsed throughput is collapsed / quantised time.
+    above, below = (other, "collapsed") if other in UNCOLLAPSED else ("collapsed", other)
+    goal = GOALS[other] if "gRPC" in title and batch >= 64 else None
+    return _harness.ratio(
+        f"{title} throughput, {below} / {above}", cpu[above], cpu[below], goal, "higher", note
     )
-    return [
-        _harness.ratio(
-            f"{title} throughput, collapsed / {form}",
-            cpu[form],
-            cpu["collapsed"],
-            goal,
-            "higher",
-            note if i == 0 else "",
-        )
-        for i, (form, goal) in enumerate(goals.items())
-    ]
 
 
 def _inputs(batch: int, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 """The `mlet-tf` command."""
 
+import contextlib
+import importlib
 import json
 import os
 import sys
@@ -124,6 +126,8 @@ def collapse(model: str, output: str, table_dtype: str) -> None:
         raise InputError(f"{model}: no such file; expected a .keras file")
     if Path(output).suffix != ".keras":
         raise InputError(f"{output}: the output should end in .keras")
+    with contextlib.suppress(ImportError):  # Keras knows a DLRM once it is imported, which needs TFRS.
+        importlib.import_module("mlet_tf.models")
     try:
         trained = keras.models.load_model(model, compile=False)
     except (ValueError, TypeError, OSError) as error:

@@ -199,8 +199,8 @@ class GateConfig:
         max_auc_drop: Largest drop of AUC against the last blessed model, overall.
         max_collapse_loss: How much worse than before the collapse AUC, logloss and normalised entropy may
             be, in every slice.
-        max_quantization_loss: The same where `serving.table_dtype` is not `float32`, against the model before
-            collapse and quantisation.
+        max_quantization_loss: The same where `serving.table_dtype` is not `float32`, on all rows; a slice with a
+            hundredth of the clicks may be ten times as much worse.
         slices: Raw columns whose values are slices.
         frequency_slices: Categorical columns sliced by how often their id occurs in `train`
             (`frequent`, `rare`, `oov`, `missing`).

@@ -59,12 +59,15 @@ def judge(
         The failures, empty for a pass.
     """
     quantized = table_dtype != "float32"
-    tolerance = gate["max_quantization_loss" if quantized else "max_collapse_loss"]
-    cause = f"the quantisation to {table_dtype}" if quantized else "the collapse"
+    cause = f"collapse and quantisation to {table_dtype}" if quantized else "the collapse"
     failures = list(_bounds(candidate[()], (), gate["bounds"]))
     for key, metrics in candidate.items():
         if key:
             failures += _bounds(metrics, key, gate["slice_bounds"])
+        tolerance = gate["max_collapse_loss"]
+        if quantized:
+            # Rounding averages out over rows, so the fewer there are the more it may cost.
+            tolerance = gate["max_quantization_loss"] * math.sqrt(_rarer(candidate[()]) / _rarer(metrics))
         failures += _not_worse(metrics, uncollapsed[key], key, tolerance, cause)
     if last_blessed is not None:
         floor = last_blessed[()]["auc"] - gate["max_auc_drop"]
@@ -72,6 +75,11 @@ def judge(
             text = f"at least {floor:.6g} (the last blessed model has {last_blessed[()]['auc']:.6g})"
             failures.append(Failure("auc", slice_text(()), candidate[()]["auc"], text))
     return failures
+
+
+def _rarer(metrics: Mapping[str, float]) -> float:
+    """Clicks or other rows, whichever are fewer, which is what a metric's noise depends on; at least 1."""
+    return max(1, min(metrics["clicks"], metrics["rows"] - metrics["clicks"]))
 
 
 def _bounds(

@@ -1,4 +1,7 @@
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -184,3 +187,22 @@ def test_mixed_precision_policy_is_kept():
     layer = quantized.get_layer("items")
     assert type(layer) is QuantizedEmbedding and layer.compute_dtype == "bfloat16"
     assert keras.backend.standardize_dtype(quantized(np.array([[1, 2]])).dtype) == "bfloat16"
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the command runs on TensorFlow")
+def test_command_collapses_and_quantises_a_dlrm_in_a_process_of_its_own(tmp_path):
+    model = dlrm()
+    model.save(tmp_path / "trained.keras")
+    command = [Path(sys.executable).with_name("mlet-tf"), "collapse", tmp_path / "trained.keras"]
+    run = subprocess.run(
+        [*command, tmp_path / "served.keras", "--table_dtype", "int8"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (
+        "embeddings/site [4,000, 64 -> 8]: 1002.0 KiB -> 125.0 KiB -> 46.9 KiB, int8 rows off by at"
+        in run.stdout
+    )
+    served, inputs = keras.models.load_model(tmp_path / "served.keras"), model.random_inputs(40)
+    np.testing.assert_allclose(served(inputs), model(inputs), atol=2e-3)

@@ -16,6 +16,7 @@ GATE = {
     "slice_bounds": {"auc": {"min": 0.55, "max": None}},
     "max_auc_drop": 0.01,
     "max_collapse_loss": 1e-6,
+    "max_quantization_loss": 1e-4,
 }
 
 
@@ -31,10 +32,10 @@ def _metrics(**changes):
     return {**good, **changes}
 
 
-def _judge(overall=None, part=None, uncollapsed=None, last=None):
+def _judge(overall=None, part=None, uncollapsed=None, last=None, table_dtype="float32"):
     candidate = {(): _metrics(**(overall or {})), ("C1", "a"): _metrics(**(part or {}))}
     before = {(): _metrics(**(uncollapsed or {})), ("C1", "a"): _metrics(**(part or {}))}
-    return [str(failure) for failure in judge(candidate, before, last, GATE)]
+    return [str(failure) for failure in judge(candidate, before, last, GATE, table_dtype)]
 
 
 def test_a_good_model_passes():
@@ -50,6 +51,25 @@ def test_collapse_must_not_cost_anything():
     (failure,) = _judge({"logloss": 0.4001})
     assert failure.startswith("logloss of all rows is 0.4001, expected 0.4 as before the collapse")
     assert _judge({"logloss": 0.3999}) == []
+
+
+def test_quantisation_may_cost_what_its_own_key_allows():
+    worse = {"logloss": 0.40008, "auc": 0.69992}
+    assert _judge(worse, table_dtype="int8") == []
+    assert len(_judge(worse)) == 2
+    (failure,) = _judge({"auc": 0.6998}, table_dtype="int8")
+    assert failure == (
+        "auc of all rows is 0.6998, expected 0.7 as before collapse and quantisation to int8, within 0.0001"
+    )
+
+
+def test_quantisation_may_cost_a_slice_with_a_hundredth_of_the_clicks_ten_times_as_much():
+    few = {"rows": 100, "clicks": 20}
+    before = {(): _metrics(), ("C1", "a"): _metrics(**few)}
+    for loss, failures in ((0.0009, 0), (0.0011, 1)):
+        candidate = {(): _metrics(), ("C1", "a"): _metrics(**few, logloss=0.4 + loss)}
+        found = judge(candidate, before, None, GATE, "int8")
+        assert [(f.metric, f.slice) for f in found] == [("logloss", "C1=a")] * failures
 
 
 def test_last_blessed_model():
