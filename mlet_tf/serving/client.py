@@ -139,17 +139,32 @@ class _Client:
         begin, end, reason = 0, len(examples), None
         while end - begin > 1 or reason is None:
             middle = max(begin + 1, (begin + end) // 2)
-            try:
-                yield from self._ctr_steps(examples[begin:middle], version)
-            except ServingError as error:
-                if error.code != "INVALID_ARGUMENT":
-                    return None
+            error = yield from self._refusal(examples[begin:middle], version)
+            if error is None:
+                begin = middle
+            elif error.code == "INVALID_ARGUMENT":
                 end, reason = middle, error
             else:
-                begin = middle
+                return None
             if begin == len(examples):
                 return None
+        if begin == 0:
+            # Nothing was answered so far: what is said of the last row and of an empty one is no row's fault.
+            for other in ([examples[-1:]] if len(examples) > 1 else []) + [[b""]]:
+                error = yield from self._refusal(other, version)
+                if error is None or error.details != reason.details:
+                    break
+            else:
+                return None
         return begin, reason
+
+    def _refusal(self, examples: Sequence[bytes], version: int | None) -> _Steps[ServingError | None]:
+        """Why the server refuses the rows; None if it answers."""
+        try:
+            yield from self._ctr_steps(examples, version)
+        except ServingError as error:
+            return error
+        return None
 
     def _ready_steps(self, version: int | None, timeout: float, probe: Any) -> _Steps[None]:
         end = time.monotonic() + timeout

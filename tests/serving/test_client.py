@@ -229,9 +229,11 @@ def test_errors_carry_the_servers_words(server, protocol):
     ]
     for options, code, words in cases:
         with CTRClient(target, protocol=protocol, **options) as client:
-            with pytest.raises(ServingError) as caught:
-                client.predict([{}])
-            assert (caught.value.code, caught.value.details) == (code, words)
+            for rows in ([{}], [{"I1": 1}, {}, {"C1": "a"}]):
+                with pytest.raises(ServingError) as caught:
+                    client.predict(rows)
+                assert (caught.value.code, caught.value.details) == (code, words)
+                assert caught.value.row is None  # It is no row's fault.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every exported model answers the requests that docs/serving.md shows."""
+"""Every exported model answers the requests that docs/serving.md and docs/client.md show."""
 
 import json
 import re
@@ -107,3 +107,19 @@ def test_all_signatures_agree(server):
     for answer in (raw, regressed, [row[1][1] for row in classified]):
         np.testing.assert_allclose(answer, expected, rtol=1e-6)
     assert len(set(expected.tolist())) == 3
+
+
+def test_the_examples_of_the_clients_page(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "ca.pem",
+         "-subj", "/CN=models.example"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (tmp_path / "day.tsv").write_text("\t".join(["3"] + [""] * 12 + ["68fd1e64"] + [""] * 25) + "\n")
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.with_name("client.md").read_text(), re.DOTALL):
+        code = block.replace("127.0.0.1:8500", f"127.0.0.1:{server.port}")
+        exec(code.replace("127.0.0.1:8501", f"127.0.0.1:{server.rest_api_port}"), names)
+    assert names["by_line"] == names["by_dict"][0]
+    assert len(names["answers"]) == 20
