@@ -1,11 +1,13 @@
 """The object store S3, from a local server: data, artifacts, push, client."""
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,3 +113,35 @@ def test_push_and_rollback(s3, reader, tmp_path):
         for path in (tmp_path / "model").rglob("*")
         if path.is_file()
     )
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_with_everything_on_s3(s3, little_log, tmp_path, monkeypatch):
+    """Data, artifacts, checkpoints and pushed model; only the metadata is local."""
+    from conftest import CONFIG
+
+    files = fsspec.filesystem("s3")
+    files.put(str(little_log), f"s3://{BUCKET}/pipeline/train.tsv")
+    config = tmp_path / "s3.yaml"
+    config.write_text(CONFIG)
+    overrides = [f"data.train=s3://{BUCKET}/pipeline/*.tsv", f"output=s3://{BUCKET}/pipeline/run"]
+    command = [sys.executable, "-m", "mlet_tf.cli", "run", "--config", str(config)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for override in overrides:
+        command += ["--set", override]
+    first = subprocess.run(  # noqa: PLW1510 (looked at below)
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert first.returncode == 0, first.stderr[-4000:]
+    result = json.loads((tmp_path / "runs" / "little" / "run.json").read_text())
+    assert result["pushed"] == f"s3://{BUCKET}/pipeline/run/serving/ctr/1"
+    assert result["max_abs_ctr_difference"] < 1e-5
+    names = [name.split("/run/", 1)[1] for name in files.find(f"s3://{BUCKET}/pipeline/run")]
+    assert "serving/ctr/1/saved_model.pb" in names
+    assert not [name for name in names if name.startswith("work/")]
+    again = subprocess.run(  # noqa: PLW1510 (looked at below)
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert again.returncode == 0 and "Nothing to do" in again.stdout
+    report = [sys.executable, "-m", "mlet_tf.cli", "report", str(tmp_path / "runs" / "little")]
+    assert subprocess.run(report, cwd=tmp_path, env=environment, check=False, timeout=300).returncode == 0
