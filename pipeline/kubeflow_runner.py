@@ -18,8 +18,8 @@ from tfx.dsl.components.base import base_node
 from components.common import join
 from components.trainer.executor import SETTINGS
 from mlet_tf._mapping import nearest
-from mlet_tf.datasets.files import is_remote
 from mlet_tf.errors import InputError
+from mlet_tf.storage import is_remote
 from pipeline.config import NodeConfig, PipelineConfig
 from pipeline.pipeline import LAST_BLESSED, create_pipeline
 
