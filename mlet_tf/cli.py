@@ -17,7 +17,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # Ab
 import click
 
 from mlet_tf._version import __version__
-from mlet_tf.commands import kubeflow, sweep
+from mlet_tf.commands import kubeflow, plan, sweep, worker
 from mlet_tf.errors import GateError, InputError
 
 _NOT_PUSHED = 3
@@ -247,6 +247,8 @@ cli.add_command(kubeflow.compile_command)
 cli.add_command(kubeflow.submit)
 cli.add_command(sweep.sweep)
 cli.add_command(sweep.frontier)
+cli.add_command(plan.plan)
+cli.add_command(worker.worker)
 
 
 def _rows(source: str, schema: Any, limit: int) -> Any:

@@ -54,6 +54,20 @@ def train_as_chief(fn_args: Any) -> None:
         raise RuntimeError(f"training ended with exit code {code}; its error is above")
 
 
+def join_training(work: str, timeout: float) -> int:
+    """Waits for the chief's Trainer and takes part in its training; returns the exit code.
+
+    Args:
+        work: The work folder of the run.
+        timeout: Seconds to wait.
+
+    Raises:
+        InputError: The chief did not come.
+    """
+    path = wait_for_arguments(work, timeout)
+    return subprocess.run([sys.executable, "-m", "pipeline.worker", path], check=False).returncode
+
+
 def wait_for_arguments(work: str, timeout: float) -> str:
     """Waits for the chief's Trainer; returns the path of its arguments.
 

@@ -19,7 +19,7 @@ class RowShardedEmbeddings(keras.layers.Layer):
 
     Row r of a feature lives in process `r % N`, as row `r // N` of its table there; frequent ids, which are the
     first ones, so spread evenly. A process looks up, and projects, the rows it holds for the batches of all, and only
-    the d-wide results travel: per step and process `N * B * F` ids and `B * F * d` floats come in, for a batch of B
+    the d-wide results travel: per step and process `N * B * F` ids and `N * B * F * d` floats come in, for a batch of B
     rows a process, and the same number of floats in the backward pass. The memory of tables and optimizer
     state falls N-fold; the projections are everywhere.
 
