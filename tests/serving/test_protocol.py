@@ -27,6 +27,9 @@ def ask(served, method, path, body=None, headers=None):
         (f"{HP2}:predict", {"instances": [4, 0.25]}, {"predictions": [4.0, 2.125]}),
         (f"{HP2}:predict", {"instances": [[[4]], [[6]]]}, {"predictions": [[[4.0]], [[5.0]]]}),
         (f"{HP2}:predict", {"inputs": 8}, {"outputs": 6.0}),
+        # A key ends at a zero byte, but where `inputs` are looked up by name.
+        (f"{HP2}:predict", {"instances": [{"x\0y": 8}]}, {"predictions": [6.0]}),
+        (f"{HP2}:regress", {"signature_name": "regress_x_to_y", "examples": [{"x\0": 2.0}]}, {"results": [3.0]}),
         (f"{HP2}:predict", {"inputs": {"x": [[8], [10]]}}, {"outputs": [[6.0], [7.0]]}),
         (f"{HP2}/versions/123:predict", '{"inputs": [1e-3]}', {"outputs": [2.0005]}),
         (f"{HP2}:classify", {"signature_name": "classify_x_to_y", "examples": [{"x": 4.0}, {}]},

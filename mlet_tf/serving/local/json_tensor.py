@@ -193,7 +193,7 @@ def _from_instances(instances: list, types: Mapping[str, int]) -> dict[str, Tens
             raise invalid(f"Expecting {expected[0]} but got {expected[1]} at item {number} of input list")
         if named:
             _add_named(element, number, types, batches)
-            if {key for key, _ in element} != wanted:
+            if {_c_string(key) for key, _ in element} != wanted:
                 raise invalid(
                     f"Failed to process element: {number} of 'instances' list. JSON object: "
                     f"{quote_value(element)} keys must be equal to: {','.join(sorted(wanted))}"
@@ -209,7 +209,8 @@ def _from_instances(instances: list, types: Mapping[str, int]) -> dict[str, Tens
 
 
 def _add_named(element: Members, number: int, types: Mapping[str, int], batches: dict[str, _Batch]) -> None:
-    for name, value in element:
+    for key, value in element:
+        name = _c_string(key)
         try:
             _add(value, name, types, batches)
         except StatusError as error:
@@ -330,10 +331,16 @@ def _decode_base64(value: Members) -> bytes:
         raise invalid("Unable to base64 decode") from None
 
 
+def _c_string(name: str) -> str:
+    """A key as the real server reads it: up to a zero byte."""
+    return name.partition("\0")[0]
+
+
 def _fill_example(value: Any, example: example_pb2.Example) -> None:
     if not isinstance(value, Members):
         raise invalid(f"Example must be JSON object but got JSON {type_name(value)}")
-    for name, content in value:
+    for key, content in value:
+        name = _c_string(key)
         feature = feature_pb2.Feature()
         for item in content if _is_array(content) else [content]:
             _add_to_feature(item, name, feature)
