@@ -1,68 +1,135 @@
-"""From raw logs to examples: ClickLogExampleGen against TFX's CsvExampleGen, and against itself on more rows.
+"""From raw logs to rows of ids: stock TFX, this pipeline, and Arrow (and polars) alone; then reading them.
 
-CPU seconds of one process each, on the same generated log of Criteo's columns (CSV with a header, which is what
-the stock component reads).
+CPU seconds of a process each, without its imports, on the same generated log of Criteo's columns (CSV with a
+header, which is what the stock component reads). The log grows to show what depends on the number of rows.
 """
 
 import argparse
 import dataclasses
+import importlib.util
 import tempfile
 from pathlib import Path
 
 from benchmarks import _harness
-from benchmarks._harness import Result, Worker
+from benchmarks._harness import Result, Worker, ratio, take_turns
 from mlet_tf.datasets import CRITEO, write_log
 
 SCHEMA = dataclasses.replace(CRITEO, separator=",", header=True)
+STAGES = {"stock": 2, "ours": 3, "arrow": 1, "polars": 1}
+
+
+@dataclasses.dataclass
+class Run:
+    """CPU seconds of the stages of a run, and its peak memory in bytes."""
+
+    rows: int
+    seconds: list[float]
+    peak_bytes: int
+
+    @property
+    def total(self) -> float:
+        """CPU seconds of all stages."""
+        return sum(self.seconds)
+
+    def __str__(self) -> str:
+        stages = " + ".join(f"{seconds:.1f}" for seconds in self.seconds)
+        return f"{self.rows / self.total:,.0f} rows/s ({stages} s, {self.peak_bytes / 1e9:.2f} GB)"
 
 
 def measure(arguments: argparse.Namespace) -> list[Result]:
-    """Ingests the same log with both components, then a larger one with ours."""
-    rows, growth = arguments.rows or (10_000 if arguments.quick else 200_000), arguments.growth
+    """Runs what `--only` names, or everything."""
+    parts = {"stock": _stock, "growth": _growth, "reading": _reading}
+    chosen = parts.values() if arguments.only is None else [parts[arguments.only]]
+    return [result for part in chosen for result in part(arguments)]
+
+
+def _stock(arguments: argparse.Namespace) -> list[Result]:
+    """Ours against stock TFX."""
+    rows = _rows(arguments)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        small, large = (Path(scratch) / f"rows_{n}" / "log.csv" for n in (rows, growth * rows))
-        write_log(small, SCHEMA, rows)
-        write_log(large, SCHEMA, growth * rows)
-        stock = _ingest("CsvExampleGen", small, scratch)
-        ours = _ingest("ClickLogExampleGen", small, scratch)
-        more = _ingest("ClickLogExampleGen", large, scratch)
-    note = f"{_rate(rows, ours)} against {_rate(rows, stock)}"
-    size = f"{growth * rows:,} rows: {_rate(growth * rows, more)}"
-    per_row = (more[0] / growth) / ours[0]
-    memory = more[1] / 3e9
+        log = _write(scratch, rows, arguments)
+        ours, stock = (_run(variant, log, rows, scratch) for variant in ("ours", "stock"))
+    examples = stock.seconds[0] / ours.seconds[0]
+    everything = f"examples + vocabularies + transform, stock / ours, {rows:,} rows"
     return [
-        _once(
-            f"ClickLogExampleGen / CsvExampleGen, rows/s at {rows:,} rows",
-            stock[0] / ours[0],
-            15,
-            "higher",
-            note,
-        ),
-        _once(
-            f"ClickLogExampleGen / CsvExampleGen, peak RSS at {rows:,} rows",
-            ours[1] / stock[1],
-            None,
-            "lower",
-        ),
-        _once(f"ClickLogExampleGen, time per row at {growth}x rows / at 1x", per_row, 1.2, "lower", size),
-        _once(f"ClickLogExampleGen, peak RSS at {growth * rows:,} rows / 3 GB", memory, 1, "lower"),
+        _once(f"examples, stock / ours, {rows:,} rows", examples, 15, "higher"),
+        _once(everything, stock.total / ours.total, 8, "higher", f"{stock} against {ours}"),
+        _once(f"peak RSS, ours / stock, {rows:,} rows", ours.peak_bytes / stock.peak_bytes, None, "lower"),
     ]
 
 
-def _ingest(variant: str, path: Path, scratch: str) -> tuple[float, int]:
-    """CPU seconds and peak RSS of one run in a fresh process, without its imports."""
+def _growth(arguments: argparse.Namespace) -> list[Result]:
+    """Ours on a few and on many rows, and what Arrow or polars need for both."""
+    rows = _rows(arguments)
+    many = arguments.growth * rows
+    frames = ["arrow", *(["polars"] if importlib.util.find_spec("polars") else [])]
+    runs: dict[tuple[str, int], Run] = {}
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+        for count in (rows, many):
+            log = _write(scratch, count, arguments)
+            for variant in ("ours", *frames):
+                runs[variant, count] = _run(variant, log, count, scratch)
+    few, larger = runs["ours", rows], runs["ours", many]
+    growth = larger.total / arguments.growth / few.total
+    name = f"time per row, ours, at {many:,} rows / at {rows:,}"
+    results = [
+        _once(name, growth, 1.2, "lower", f"{few}; {larger}"),
+        _once(f"peak RSS, ours, {many:,} rows / 3 GB", larger.peak_bytes / 3e9, 1, "lower"),
+    ]
+    for frame in frames:
+        for count in (rows, many):
+            ours, limit = runs["ours", count], runs[frame, count]
+            name = f"ours / {frame}, {count:,} rows"
+            results.append(_once(name, ours.total / limit.total, 3, "lower", str(limit)))
+    return results
+
+
+def _rows(arguments: argparse.Namespace) -> int:
+    return arguments.rows or (10_000 if arguments.quick else 200_000)
+
+
+def _write(scratch: str, rows: int, arguments: argparse.Namespace) -> Path:
+    path = Path(scratch) / f"rows_{rows}" / "log.csv"
+    write_log(path, SCHEMA, rows, vocabulary=arguments.vocabulary)
+    return path
+
+
+def _reading(arguments: argparse.Namespace) -> list[Result]:
+    """Reading packed rows against the training step, turn by turn."""
+    turns, steps = (3, 5) if arguments.quick else (11, 40)
+    results = []
+    for batch in (512, 2048):
+        with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+            spec = {"scratch": scratch, "batch": batch}
+            workers = {
+                variant: Worker("_reading_worker", {**spec, "variant": variant})
+                for variant in ("step", "read")
+            }
+            times = take_turns(workers, turns, steps, warm_up=5)
+        rates = {name: batch / _harness.quartiles(seconds)[0] for name, seconds in times.items()}
+        note = f"{rates['read']:,.0f} against {rates['step']:,.0f} examples/s"
+        results.append(
+            ratio(
+                f"examples/s read / trained on, batch {batch}",
+                times["step"],
+                times["read"],
+                3,
+                "higher",
+                note,
+            )
+        )
+    return results
+
+
+def _run(variant: str, path: Path, rows: int, scratch: str) -> Run:
     spec = {"variant": variant, "schema": SCHEMA.to_dict(), "path": str(path), "scratch": scratch}
-    worker = Worker("_ingest_worker", spec)
+    worker = Worker("_preprocessing_worker", spec)
     try:
         worker.read()
-        answer = worker.run(1)
+        answers = [worker.run(1) for _ in range(STAGES[variant])]
     finally:
         worker.close()
-    return answer["seconds"], answer["peak_bytes"]
-
-
-def _rate(rows: int, run: tuple[float, int]) -> str:
-    return f"{rows / run[0]:,.0f} rows/s with {run[1] / 1e9:.2f} GB"
+    return Run(rows, [answer["seconds"] for answer in answers], answers[-1]["peak_bytes"])
 
 
 def _once(name: str, value: float, goal: float | None, better: str, note: str = "") -> Result:
@@ -74,6 +141,8 @@ if __name__ == "__main__":
         __doc__.splitlines()[0],
         measure,
         rows={"type": int, "help": "rows of the smaller log (200,000; with --quick 10,000)"},
-        growth={"type": int, "default": 5, "help": "how many times larger the second log is (5)"},
+        growth={"type": int, "default": 25, "help": "how many times larger the second log is (25)"},
+        vocabulary={"type": int, "default": 20_000, "help": "categories of the largest column (20,000)"},
+        only={"choices": ("stock", "growth", "reading"), "help": "one part"},
         scratch={"help": "folder for the generated logs and examples"},
     )

@@ -7,7 +7,6 @@ import inspect
 import json
 from pathlib import Path
 
-import tensorflow_data_validation as tfdv
 from ml_metadata.proto import metadata_store_pb2
 from tfx import v1 as tfx
 from tfx.dsl.components.base import base_node
@@ -18,6 +17,7 @@ from components.example_validator.component import GatedExampleValidator
 from components.pusher.component import AtomicPusher
 from components.schema_gen.component import ClickLogSchemaGen
 from components.serving_validator.component import ServingValidator
+from components.statistics_gen.component import StatisticsGen
 from components.trainer.component import Trainer
 from components.transform.component import Transform
 from components.weight_collapser.component import WeightCollapser
@@ -97,15 +97,13 @@ def _data_nodes(config: PipelineConfig) -> dict[str, base_node.BaseNode]:
         max_reject_share=data.max_reject_share,
         chunk_bytes=data.chunk_bytes,
     )
-    statistics_gen = tfx.components.StatisticsGen(
-        examples=example_gen.outputs["examples"],
-        stats_options=tfdv.StatsOptions(
-            sample_rate=config.validation.sample_rate if config.validation.sample_rate < 1 else None,
-            num_histogram_buckets=2,
-            num_quantiles_histogram_buckets=2,
-        ),
-    )
     schema_gen = ClickLogSchemaGen(schema_text(config.schema, config.validation))
+    statistics_gen = StatisticsGen(
+        examples=example_gen.outputs["examples"],
+        schema=schema_gen.outputs["schema"],
+        sample_rate=config.validation.sample_rate,
+        code_version=code_version("components.statistics_gen"),
+    )
     validator = (
         GatedExampleValidator if config.validation.fail_on_anomalies else tfx.components.ExampleValidator
     )

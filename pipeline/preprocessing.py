@@ -19,7 +19,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from components.transform.executor import read_vocabulary
 from mlet_tf.datasets import ClickLogSchema, TimeColumn
 
 DENSE = "dense_features"
@@ -39,7 +38,7 @@ def preprocessing_fn(
     Args:
         inputs: Sparse `[B, 1]` tensors of the raw columns: int64 integers and time, string categories.
         custom_config: `schema` (`ClickLogSchema.to_dict()`), `num_oov_buckets` and `frequency_slices`, as
-            in the configuration, and `vocabularies`, the folder that `components.transform` fills.
+            in the configuration, and `vocabularies`, as `components.transform` adds it.
 
     Returns:
         The model's inputs by name.
@@ -47,17 +46,19 @@ def preprocessing_fn(
     schema = ClickLogSchema.from_dict(custom_config["schema"])
     outputs = {DENSE: dense_features(inputs, schema)}
     values, missing = categorical_columns(inputs, schema)
-    found = [read_vocabulary(custom_config["vocabularies"], name) for name in schema.sparse_features]
+    vocabularies = [custom_config["vocabularies"][name] for name in schema.sparse_features]
     buckets = custom_config["num_oov_buckets"]
     ids = [
-        _look_up(column, file, buckets)
-        for column, (file, _) in zip(tf.unstack(values, num=len(found), axis=1), found, strict=True)
+        _look_up(column, vocabulary["file"], buckets)
+        for column, vocabulary in zip(
+            tf.unstack(values, num=len(vocabularies), axis=1), vocabularies, strict=True
+        )
     ]
-    sizes = np.array([vocabulary.size for _, vocabulary in found], np.int64)
+    sizes = np.array([vocabulary["size"] for vocabulary in vocabularies], np.int64)
     outputs[SPARSE] = tf.where(missing, sizes + buckets, tf.stack(ids, axis=1))
     sliced = [schema.sparse_features.index(name) for name in custom_config["frequency_slices"]]
     if sliced:
-        rare = np.array([vocabulary.rare_start for _, vocabulary in found], np.int64)
+        rare = np.array([vocabulary["rare_start"] for vocabulary in vocabularies], np.int64)
         columns = tf.gather(outputs[SPARSE], sliced, axis=1)
         bounds = [bound[sliced] for bound in (rare, sizes, sizes + buckets)]
         outputs[FREQUENCY] = tf.add_n([tf.cast(columns >= bound, tf.int64) for bound in bounds])

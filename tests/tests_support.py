@@ -46,15 +46,13 @@ def run_transform(uri, schema, examples, beam=None, **config):
     `config` has keys of `VocabularyConfig`, and `frequency_slices`.
     """
     import dataclasses
-    from pathlib import Path
 
     import tensorflow_transform as tft
     from tfx import types
     from tfx.types import standard_artifacts
 
     from components.transform import Transform, executor
-    from pipeline.config import ValidationConfig, VocabularyConfig
-    from pipeline.schema import schema_text
+    from pipeline.config import VocabularyConfig
 
     slices = config.pop("frequency_slices", [])
     node = Transform(
@@ -67,14 +65,57 @@ def run_transform(uri, schema, examples, beam=None, **config):
             "frequency_slices": slices,
         },
     )
-    columns, graph = standard_artifacts.Schema(), standard_artifacts.TransformGraph()
-    columns.uri, graph.uri = f"{uri}/schema", f"{uri}/graph"
-    Path(columns.uri).mkdir(parents=True)
-    Path(columns.uri, "schema.pbtxt").write_text(schema_text(schema, ValidationConfig()))
+    graph = standard_artifacts.TransformGraph()
+    graph.uri = f"{uri}/graph"
     context = executor.Executor.Context(beam_pipeline_args=beam)
-    inputs = {"examples": [examples], "schema": [columns]}
+    inputs = {"examples": [examples], "schema": [_write_schema(uri, schema)]}
     executor.Executor(context).Do(inputs, {"transform_graph": [graph]}, _properties(node))
     return tft.TFTransformOutput(graph.uri)
+
+
+def run_statistics_gen(uri, schema, examples, beam=None, **kwargs):
+    """Runs StatisticsGen's executor on examples; returns the statistics by split."""
+    from pathlib import Path
+
+    from tensorflow_metadata.proto.v0 import statistics_pb2
+    from tfx import types
+    from tfx.types import standard_artifacts
+
+    from components.statistics_gen import StatisticsGen, executor
+
+    node = StatisticsGen(
+        examples=types.Channel(type=standard_artifacts.Examples),
+        schema=types.Channel(type=standard_artifacts.Schema),
+        **kwargs,
+    )
+    statistics = standard_artifacts.ExampleStatistics()
+    statistics.uri = f"{uri}/statistics"
+    context = executor.Executor.Context(beam_pipeline_args=beam)
+    inputs = {"examples": [examples], "schema": [_write_schema(uri, schema)]}
+    properties = {"sample_rate": node.exec_properties["sample_rate"]}
+    executor.Executor(context).Do(inputs, {"statistics": [statistics]}, properties)
+    return {
+        split: statistics_pb2.DatasetFeatureStatisticsList.FromString(
+            Path(statistics.uri, f"Split-{split}", "FeatureStats.pb").read_bytes()
+        )
+        for split in ("train", "eval")
+    }
+
+
+def _write_schema(uri, schema):
+    """The artifact that ClickLogSchemaGen makes."""
+    from pathlib import Path
+
+    from tfx.types import standard_artifacts
+
+    from pipeline.config import ValidationConfig
+    from pipeline.schema import schema_text
+
+    artifact = standard_artifacts.Schema()
+    artifact.uri = f"{uri}/schema"
+    Path(artifact.uri).mkdir(parents=True, exist_ok=True)
+    Path(artifact.uri, "schema.pbtxt").write_text(schema_text(schema, ValidationConfig()))
+    return artifact
 
 
 def _properties(node):

@@ -3,13 +3,10 @@
 import functools
 import json
 import logging
-import pickle
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import apache_beam as beam
 import tensorflow as tf
 from tfx import types
 from tfx.components.example_gen import utils, write_split
@@ -19,6 +16,7 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import proto_utils
 
+from components.beam import run_tasks
 from components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig, input_files
 from components.click_log_example_gen.report import COUNTS_FOLDER, write_ingest_report
 from components.click_log_example_gen.shards import Result, Task, write_chunk
@@ -70,7 +68,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         _make_folder(staging)
         cut = self._cut(tasks, config, staging)
         write = functools.partial(write_chunk, config=config, cut=cut, folder=staging)
-        results = list(self._run(tasks, write, f"{staging}/results"))
+        results = self._run(tasks, write, f"{staging}/results")
         rows = _check(tasks, results, config)
         _move_into_place(examples, tasks, results, config)
         tf.io.gfile.rmtree(staging)
@@ -96,37 +94,9 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         found = self._run(tasks, functools.partial(count_times, config=config), f"{staging}/times")
         return choose_cut(found, config.eval_share)
 
-    def _run(self, tasks: list[Task], function: Callable[[Task], Any], folder: str) -> Iterator[Any]:
-        """Runs a function on all tasks and brings the results back, in order, through a file each.
-
-        Raises:
-            RuntimeError: The result of a task is not there.
-        """
+    def _run(self, tasks: list[Task], function: Callable[[Task], Any], folder: str) -> list[Any]:
         _make_folder(folder)
-        with self._make_beam_pipeline() as pipeline:
-            _ = (
-                pipeline
-                | "Chunks" >> beam.Create(tasks)
-                | "Spread" >> beam.Reshuffle()
-                | "Run" >> beam.Map(_run_task, function, folder)
-            )
-        return (_load(task, folder) for task in tasks)
-
-
-def _run_task(task: Task, function: Callable[[Task], Any], folder: str) -> None:
-    result = pickle.dumps(function(task))
-    unfinished = f"{folder}/{uuid.uuid4().hex}"
-    with tf.io.gfile.GFile(unfinished, "wb") as file:
-        file.write(result)
-    tf.io.gfile.rename(unfinished, f"{folder}/{task.index}", overwrite=True)
-
-
-def _load(task: Task, folder: str) -> Any:
-    path = f"{folder}/{task.index}"
-    if not tf.io.gfile.exists(path):
-        raise RuntimeError(f"There is no result for chunk {task.index} of {task.chunk.path}: Beam lost it")
-    with tf.io.gfile.GFile(path, "rb") as file:
-        return pickle.loads(file.read())
+        return run_tasks(self._make_beam_pipeline, function, tasks, folder)
 
 
 def _plan(base: str, inputs: example_gen_pb2.Input, config: IngestConfig) -> list[Task]:

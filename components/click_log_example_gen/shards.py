@@ -50,6 +50,10 @@ class Task:
     chunk: Chunk
     split: str | None
 
+    def __str__(self) -> str:
+        """For messages."""
+        return f"chunk {self.index} of {self.chunk.path}"
+
 
 @dataclasses.dataclass
 class Result:

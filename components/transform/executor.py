@@ -1,10 +1,10 @@
 """Vocabularies from counts, on Beam, and the graph that looks them up."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
-import apache_beam as beam
 import tensorflow as tf
 import tensorflow_transform as tft
 from tensorflow_metadata.proto.v0 import schema_pb2
@@ -15,11 +15,12 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import import_utils, io_utils, json_utils
 
+from components.beam import run_tasks
 from components.click_log_example_gen import value_counts
 from components.common import join
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.datasets.counts import Run, merge_counts
-from mlet_tf.datasets.vocabulary import Vocabulary, rank, vocabulary_file, write_vocabulary
+from mlet_tf.datasets.vocabulary import rank, vocabulary_file, write_vocabulary
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -38,7 +39,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             output_dict: `transform_graph`: read by `tft.TFTransformOutput` like any other.
             exec_properties: `preprocessing_fn`: an import path; `custom_config`: JSON with `schema`
                 (`ClickLogSchema.to_dict()`), `min_count`, `max_size`, `rare_below` and `max_values_in_memory`.
-                The function gets it with one key more, `vocabularies`: the folder that `read_vocabulary` reads.
+                The function gets it with one key more, `vocabularies`: of each feature `file`, `size` and
+                `rare_start`, see `mlet_tf.datasets.vocabulary`.
 
         Raises:
             RuntimeError: The counts do not cover the examples, or Beam lost a vocabulary.
@@ -53,28 +55,17 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             for examples in input_dict[standard_component_specs.EXAMPLES_KEY]
             for run in value_counts(examples.uri)
         ]
-        self._write_vocabularies(runs, config, folder)
-        path = exec_properties[standard_component_specs.PREPROCESSING_FN_KEY]
-        function = import_utils.import_class_by_path(path)
-        _write_graph(
-            functools.partial(function, custom_config={**config, "vocabularies": folder}), schema, graph
-        )
-        tf.io.gfile.rmtree(folder)
-
-    def _write_vocabularies(self, runs: list[Run], config: dict[str, Any], folder: str) -> None:
-        tf.io.gfile.makedirs(folder)
         features = ClickLogSchema.from_dict(config["schema"]).sparse_features
+        tf.io.gfile.makedirs(folder)
         write = functools.partial(write_feature, runs=runs, config=config, folder=folder)
-        with self._make_beam_pipeline() as pipeline:
-            _ = (
-                pipeline
-                | "Features" >> beam.Create(list(enumerate(features)))
-                | "Spread" >> beam.Reshuffle()
-                | "Write" >> beam.Map(write)
-            )
-        for feature in features:
-            if not tf.io.gfile.exists(_facts_file(folder, feature)):
-                raise RuntimeError(f"There is no vocabulary of {feature!r}: Beam lost it")
+        numbered = list(enumerate(features))
+        made = run_tasks(self._make_beam_pipeline, write, numbered, join(folder, "results"))
+        config["vocabularies"] = dict(zip(features, made, strict=True))
+        function = import_utils.import_class_by_path(
+            exec_properties[standard_component_specs.PREPROCESSING_FN_KEY]
+        )
+        _write_graph(functools.partial(function, custom_config=config), schema, graph)
+        tf.io.gfile.rmtree(folder)
 
 
 def _write_graph(preprocess: Callable[..., dict[str, tf.Tensor]], schema: str, graph: str) -> None:
@@ -91,29 +82,24 @@ def _write_graph(preprocess: Callable[..., dict[str, tf.Tensor]], schema: str, g
     impl_helper.analyze_in_place(preprocess, False, spec, types_of, graph)
 
 
-def write_feature(numbered: tuple[int, str], runs: list[Run], config: dict[str, Any], folder: str) -> None:
-    """Writes the vocabulary of one feature and what `read_vocabulary` says of it.
+def write_feature(
+    numbered: tuple[int, str], runs: list[Run], config: dict[str, Any], folder: str
+) -> dict[str, Any]:
+    """Writes the vocabulary of one feature.
 
     Args:
         numbered: The feature's number and name.
         runs: Counts of the values of all features.
         config: `min_count`, `max_size`, `rare_below` and `max_values_in_memory`.
         folder: Where to write.
+
+    Returns:
+        `file`, `size` and `rare_start`.
     """
     number, feature = numbered
     counts = merge_counts(runs, number, config["max_values_in_memory"])
     ranked = rank(counts, config["min_count"], config["max_size"])
-    with tf.io.gfile.GFile(join(folder, vocabulary_file(feature)), "wb") as file:
+    path = join(folder, vocabulary_file(feature))
+    with tf.io.gfile.GFile(path, "wb") as file:
         vocabulary = write_vocabulary(ranked, config["rare_below"], file)
-    with tf.io.gfile.GFile(_facts_file(folder, feature), "w") as file:
-        file.write(vocabulary.to_json())
-
-
-def read_vocabulary(folder: str, feature: str) -> tuple[str, Vocabulary]:
-    """The file of a feature's vocabulary and what is known of it."""
-    with tf.io.gfile.GFile(_facts_file(folder, feature)) as file:
-        return join(folder, vocabulary_file(feature)), Vocabulary.from_json(file.read())
-
-
-def _facts_file(folder: str, feature: str) -> str:
-    return join(folder, f"{vocabulary_file(feature)}.json")
+    return {"file": path, **dataclasses.asdict(vocabulary)}

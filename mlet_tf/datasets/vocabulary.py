@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from typing import BinaryIO
 
@@ -31,15 +30,6 @@ class Vocabulary:
 
     size: int
     rare_start: int
-
-    def to_json(self) -> str:
-        """Text that `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Vocabulary:
-        """Reads what `to_json` wrote."""
-        return cls(**json.loads(text))
 
 
 def vocabulary_file(feature: str) -> str:

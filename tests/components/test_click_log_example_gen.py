@@ -23,10 +23,10 @@ from tfx.proto import example_gen_pb2
 from tfx.utils import proto_utils
 from tfx.v1 import dsl, orchestration
 
+import components.beam
 from components.click_log_example_gen import (
     ClickLogExampleGen,
     count_rows,
-    executor,
     read_ingest_report,
     shards,
 )
@@ -312,12 +312,12 @@ def test_a_full_disk_is_said_and_leaves_no_split(tmp_path):
 
 def test_a_lost_chunk_and_a_lost_record_are_noticed(hashed, tmp_path, monkeypatch):
     folder, _ = hashed
-    run_task = executor._run_task
+    run_task = components.beam._run_task
 
-    def lose_one(task, function, folder):
-        return None if task.index == 1 else run_task(task, function, folder)
+    def lose_one(numbered, **kwargs):
+        return None if numbered[0] == 1 else run_task(numbered, **kwargs)
 
-    monkeypatch.setattr(executor, "_run_task", lose_one)
+    monkeypatch.setattr(components.beam, "_run_task", lose_one)
     with pytest.raises(RuntimeError, match=r"There is no result for chunk 1 of .*b\.tsv: Beam lost it"):
         ingest(tmp_path / "chunk", TINY, folder / "log")
     monkeypatch.undo()

@@ -1,0 +1,64 @@
+"""Work that Beam spreads over its workers while the results come back through files, counted."""
+
+import functools
+import pickle
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import apache_beam as beam
+import tensorflow as tf
+
+from components.common import join
+
+
+def run_tasks(
+    make_pipeline: Callable[[], beam.Pipeline],
+    function: Callable[[Any], Any],
+    tasks: Sequence[Any],
+    folder: str,
+) -> list[Any]:
+    """Calls a function on each task, on Beam's workers.
+
+    The runners differ in what they do with results, and some lose them; a file a result is the same everywhere.
+
+    Args:
+        make_pipeline: Makes the pipeline, as of TFX's Beam executors.
+        function: Called with a task, wherever a worker is; its result is pickled.
+        tasks: The tasks.
+        folder: Where results go on their way; made and removed here.
+
+    Returns:
+        The results, in the order of the tasks.
+
+    Raises:
+        RuntimeError: The result of a task is not there.
+    """
+    tf.io.gfile.makedirs(folder)
+    with make_pipeline() as pipeline:
+        _ = (
+            pipeline
+            | "Tasks" >> beam.Create(list(enumerate(tasks)))
+            | "Spread" >> beam.Reshuffle()
+            | "Run" >> beam.Map(functools.partial(_run_task, function=function, folder=folder))
+        )
+    results = [_load(index, task, folder) for index, task in enumerate(tasks)]
+    tf.io.gfile.rmtree(folder)
+    return results
+
+
+def _run_task(numbered: tuple[int, Any], function: Callable[[Any], Any], folder: str) -> None:
+    index, task = numbered
+    result = pickle.dumps(function(task))
+    unfinished = join(folder, uuid.uuid4().hex)
+    with tf.io.gfile.GFile(unfinished, "wb") as file:
+        file.write(result)
+    tf.io.gfile.rename(unfinished, join(folder, str(index)), overwrite=True)
+
+
+def _load(index: int, task: Any, folder: str) -> Any:
+    path = join(folder, str(index))
+    if not tf.io.gfile.exists(path):
+        raise RuntimeError(f"There is no result for {task}: Beam lost it")
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return pickle.loads(file.read())

@@ -1,0 +1,64 @@
+"""Specification of StatisticsGen."""
+
+from tfx import types
+from tfx.components.statistics_gen import component
+from tfx.dsl.components.base import executor_spec
+from tfx.types import standard_artifacts, standard_component_specs
+from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
+
+from components.statistics_gen import executor
+
+
+class StatisticsGenSpec(ComponentSpec):
+    """Inputs, outputs and parameters of `StatisticsGen`."""
+
+    INPUTS = {
+        standard_component_specs.EXAMPLES_KEY: ChannelParameter(type=standard_artifacts.Examples),
+        standard_component_specs.SCHEMA_KEY: ChannelParameter(type=standard_artifacts.Schema),
+    }
+    OUTPUTS = {
+        standard_component_specs.STATISTICS_KEY: ChannelParameter(type=standard_artifacts.ExampleStatistics)
+    }
+    PARAMETERS = {
+        "sample_rate": ExecutionParameter(type=float),
+        "code_version": ExecutionParameter(type=str),
+    }
+
+
+class StatisticsGen(component.StatisticsGen):
+    """Statistics of the raw columns, by tensorflow-data-validation's own generators, a file a Beam element.
+
+    Counts (rows, values, missing ones, means, extremes) are exact on the rows looked at. Distinct values and the
+    most frequent ones come from sketches: exact below 16,384 distinct values, beyond that about 1 % off.
+
+    Component `outputs` contains:
+     - `statistics`: Channel of `standard_artifacts.ExampleStatistics`.
+    """
+
+    SPEC_CLASS = StatisticsGenSpec
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
+
+    def __init__(
+        self,
+        examples: types.BaseChannel,
+        schema: types.BaseChannel,
+        sample_rate: float = 1.0,
+        code_version: str = "",
+    ) -> None:
+        """Constructs the component.
+
+        Args:
+            examples: Examples of tf.Example in TFRecords.
+            schema: Schema of their columns.
+            sample_rate: Share of the rows to look at.
+            code_version: Changes when the code does, so that TFX's cache misses.
+        """
+        super(component.StatisticsGen, self).__init__(
+            spec=StatisticsGenSpec(
+                examples=examples,
+                schema=schema,
+                sample_rate=sample_rate,
+                code_version=code_version,
+                statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
+            )
+        )

@@ -1,0 +1,146 @@
+"""Statistics a file at a time: parsed in batches, summed up by tensorflow-data-validation's own generators."""
+
+import dataclasses
+import functools
+import itertools
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+import tensorflow_data_validation as tfdv
+from tensorflow_data_validation.statistics import stats_impl
+from tensorflow_transform.tf_metadata import schema_utils
+from tfx import types
+from tfx.components.statistics_gen import executor
+from tfx.dsl.components.base import base_beam_executor
+from tfx.types import artifact_utils, standard_component_specs
+from tfx.utils import io_utils
+
+from components.beam import run_tasks
+from components.common import example_dataset, join, split_files
+
+_BATCH_ROWS = 16_384
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A file of examples.
+
+    Args:
+        split: Its split.
+        path: The file.
+    """
+
+    split: str
+    path: str
+
+    def __str__(self) -> str:
+        """For messages."""
+        return self.path
+
+
+class Executor(base_beam_executor.BaseBeamExecutor):
+    """Executor of `StatisticsGen`."""
+
+    def Do(  # noqa: N802 (TFX's name)
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Writes the statistics of each split, where and as TFX's own executor does.
+
+        Args:
+            input_dict: `examples` and `schema`.
+            output_dict: `statistics`.
+            exec_properties: `sample_rate`: share of the rows to look at.
+
+        Raises:
+            RuntimeError: Beam lost a file.
+        """
+        self._log_startup(input_dict, output_dict, exec_properties)
+        examples = artifact_utils.get_single_instance(input_dict[standard_component_specs.EXAMPLES_KEY])
+        output = artifact_utils.get_single_instance(output_dict[standard_component_specs.STATISTICS_KEY])
+        schema = io_utils.SchemaReader().read(
+            io_utils.get_only_uri_in_dir(
+                artifact_utils.get_single_uri(input_dict[standard_component_specs.SCHEMA_KEY])
+            )
+        )
+        output.split_names, output.span = examples.split_names, examples.span
+        tasks = [
+            Task(split, path)
+            for split in artifact_utils.decode_split_names(examples.split_names)
+            for path in split_files([examples], split)
+        ]
+        summarize = functools.partial(
+            summarize_file,
+            spec=schema_utils.schema_as_feature_spec(schema).feature_spec,
+            sample_rate=exec_properties["sample_rate"],
+        )
+        results = run_tasks(self._make_beam_pipeline, summarize, tasks, join(output.uri, "staging"))
+        pairs = zip(tasks, results, strict=True)
+        for split, group in itertools.groupby(pairs, key=lambda pair: pair[0].split):
+            content = merge([accumulators for _, accumulators in group]).SerializeToString()
+            folder = artifact_utils.get_split_uri([output], split)
+            tf.io.gfile.makedirs(folder)
+            with tf.io.gfile.GFile(join(folder, executor.DEFAULT_FILE_NAME), "wb") as file:
+                file.write(content)
+
+
+def summarize_file(task: Task, spec: dict[str, tf.io.VarLenFeature], sample_rate: float) -> list[Any]:
+    """The generators' accumulators over one file."""
+    generators = _generators()
+    accumulators = [generator.create_accumulator() for generator in generators]
+    for batch in _record_batches(task.path, spec, sample_rate):
+        accumulators = [
+            generator.add_input(accumulator, batch)
+            for generator, accumulator in zip(generators, accumulators, strict=True)
+        ]
+    return [
+        generator.compact(accumulator)
+        for generator, accumulator in zip(generators, accumulators, strict=True)
+    ]
+
+
+def merge(results: list[list[Any]]) -> Any:
+    """Statistics (`DatasetFeatureStatisticsList`) out of the accumulators of several files."""
+    generators = _generators()
+    merged = [
+        generator.merge_accumulators(accumulators)
+        for generator, accumulators in zip(generators, zip(*results, strict=True), strict=True)
+    ]
+    return stats_impl.extract_statistics_output(merged, generators)
+
+
+def _generators() -> list[Any]:
+    options = tfdv.StatsOptions(num_histogram_buckets=2, num_quantiles_histogram_buckets=2)
+    # Those for data in memory: all of them are combiners, and none shuffles values over the network.
+    return stats_impl.get_generators(options, in_memory=True)
+
+
+def _record_batches(
+    path: str, spec: dict[str, tf.io.VarLenFeature], sample_rate: float
+) -> Iterator[pa.RecordBatch]:
+    # The draw depends on nothing but the file, however it is run.
+    rng = np.random.default_rng(zlib.crc32(path.rsplit("/", 1)[-1].encode()))
+    parse = tf.function(lambda records: tf.io.parse_example(records, spec), autograph=False)
+    for records in example_dataset([path], _BATCH_ROWS).as_numpy_iterator():
+        sample = records if sample_rate >= 1 else records[rng.random(len(records)) < sample_rate]
+        if len(sample):
+            columns = parse(tf.constant(sample))
+            arrays = [_list_array(columns[name], len(sample)) for name in spec]
+            yield pa.RecordBatch.from_arrays(arrays, list(spec))
+
+
+def _list_array(column: tf.SparseTensor, rows: int) -> pa.ListArray:
+    """A list a row, null where it has no value: what tfx_bsl makes of tf.Examples, in a quarter of the time."""
+    kind = pa.int64() if column.dtype.is_integer else pa.binary()
+    counts = np.bincount(column.indices[:, 0].numpy(), minlength=rows)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    absent = np.append(counts == 0, False)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32(), mask=absent), pa.array(column.values.numpy(), kind)
+    )

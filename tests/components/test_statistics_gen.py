@@ -1,0 +1,63 @@
+"""StatisticsGen against tensorflow-data-validation's own pass over the same examples."""
+
+from pathlib import Path
+
+import pytest
+import tensorflow_data_validation as tfdv
+from tests_support import run_example_gen, run_statistics_gen
+
+from mlet_tf.datasets import CRITEO
+from mlet_tf.datasets.synthetic import write_log
+
+ROWS = 3000
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("statistics")
+    write_log(folder / "log.tsv", CRITEO, ROWS, seed=5, vocabulary=300, rank=2)
+    return run_example_gen(folder / "examples", CRITEO, folder / "log.tsv", chunk_bytes=200_000)
+
+
+def _features(statistics):
+    (dataset,) = statistics.datasets
+    return dataset.num_examples, {feature.path.step[0]: feature for feature in dataset.features}
+
+
+def test_counts_and_top_values_equal_those_of_tfdv(tmp_path, examples):
+    ours = run_statistics_gen(tmp_path, CRITEO, examples)
+    for split in ("train", "eval"):
+        files = f"{examples.uri}/Split-{split}/*"
+        expected = tfdv.generate_statistics_from_tfrecord(files)
+        rows, features = _features(ours[split])
+        expected_rows, expected_features = _features(expected)
+        assert rows == expected_rows > 0
+        assert features.keys() == expected_features.keys() == {CRITEO.label, *CRITEO.raw_features}
+        for name, feature in features.items():
+            kind = feature.WhichOneof("stats")
+            ours_of, theirs = getattr(feature, kind), getattr(expected_features[name], kind)
+            assert feature.type == expected_features[name].type
+            assert ours_of.common_stats.num_missing == theirs.common_stats.num_missing
+            assert ours_of.common_stats.num_non_missing == theirs.common_stats.num_non_missing
+            assert ours_of.common_stats.tot_num_values == theirs.common_stats.tot_num_values
+            if kind == "num_stats":
+                assert (ours_of.min, ours_of.max, ours_of.num_zeros) == (
+                    theirs.min,
+                    theirs.max,
+                    theirs.num_zeros,
+                )
+                assert ours_of.mean == pytest.approx(theirs.mean)
+                assert ours_of.std_dev == pytest.approx(theirs.std_dev)
+            else:
+                assert ours_of.unique == theirs.unique
+                assert ours_of.rank_histogram == theirs.rank_histogram
+
+
+def test_a_sample_is_drawn_and_is_the_same_again(tmp_path, examples):
+    first, second = (
+        run_statistics_gen(tmp_path / name, CRITEO, examples, sample_rate=0.2) for name in ("a", "b")
+    )
+    rows = _features(first["train"])[0]
+    assert rows == pytest.approx(0.2 * 0.8 * ROWS, rel=0.25)
+    assert first["train"] == second["train"]
+    assert not Path(tmp_path, "a", "statistics", "staging").exists()
