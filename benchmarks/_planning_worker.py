@@ -42,6 +42,8 @@ def main() -> None:
         peaks["built"] = _peak()
         train(model, *splits, config, f"{folder}/work", f"{folder}/board")
         peaks["trained"] = _peak()
+        model.save(f"{folder}/model.keras")
+        peaks["saved"] = _peak()
     print(json.dumps(peaks))
 
 

@@ -97,7 +97,7 @@ class Line:
 
 
 # Measured, see benchmarks/planning.py: a process that has trained tables of nothing, without the buffers counted below.
-BASE_BYTES = 800 << 20
+BASE_BYTES = 690 << 20
 # Rows in a shuffle buffer are tensors of their own.
 _SHUFFLED_ROW_OVERHEAD = 200
 
@@ -136,13 +136,6 @@ def training_memory(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[L
         ),
         Line(
             part,
-            "a checkpoint's copy of both",
-            FLOAT * (tables + state_floats) / workers,
-            "bytes",
-            "tables + state, while a checkpoint is written",
-        ),
-        Line(
-            part,
             "projections and MLPs",
             4 * FLOAT * (projections + dense),
             "bytes",
@@ -160,7 +153,20 @@ def training_memory(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[L
             "activations",
             2 * FLOAT * batch * widths,
             "bytes",
-            "4 B (widths of all layers) * 2: values, gradients",
+            "4 max(B / N, 4096) (widths of all layers) * 2: values, gradients",
+        ),
+        *(
+            [
+                Line(
+                    part,
+                    "exchange of embeddings",
+                    4 * FLOAT * sizes.batch_size * features * d,
+                    "bytes",
+                    "4 B F d * 4: own share, others', sent, received",
+                )
+            ]
+            if workers > 1
+            else []
         ),
         Line(
             part,
@@ -242,8 +248,8 @@ def workers_needed(sizes: Sizes, machine: Machine) -> int:
         ValueError: What is in every worker alone does not fit.
     """
     once = training_memory(sizes, zipf=machine.zipf)
-    divided = sum(line.value for line in once[:3])
-    everywhere = sum(line.value for line in once[3:])
+    divided = sum(line.value for line in once[:2])
+    everywhere = sum(line.value for line in once[2:])
     room = machine.memory_gib * 2**30 - everywhere
     if room <= 0:
         raise ValueError(
@@ -291,7 +297,13 @@ def make_plan(
         ),
         Line("sizes", "training rows", sizes.rows, "count", "given"),
         *_with_sum(memory),
-        Line("workers", "needed by memory", needed, "count", "tables, state and copy / (memory - the rest)"),
+        Line(
+            "workers",
+            "needed by memory",
+            needed,
+            "count",
+            "(tables + state) / (memory - the rest), rounded up",
+        ),
         Line("workers", "planned N", workers, "count", "needed, or --workers"),
         *_with_sum(served),
         *step,

@@ -134,10 +134,12 @@ def result(folder: Path) -> dict:
         return {name: file[name] for name in file.files}
 
 
-def assert_alike(received: dict, expected: dict, tolerance: float = 2e-5) -> None:
+def assert_alike(received: dict, expected: dict, tolerance: float = 2e-5, without: str = "") -> None:
     assert received.keys() == expected.keys()
     histories = [json.loads(str(x["history"])) for x in (received, expected)]
     for got, want in zip(*histories, strict=True):
+        for record in (got, want):
+            record.pop(without, None)
         assert got == pytest.approx(want, rel=tolerance)
     for name in expected.keys() - {"history"}:
         np.testing.assert_allclose(
@@ -174,7 +176,8 @@ def test_a_killed_process_goes_on_from_the_checkpoint(tmp_path, alone, sharded):
     assert codes[0] not in (0, -signal.SIGKILL), "the survivor should have noticed"
     assert "Unavailable" in (tmp_path / "log-0").read_text()
     assert not (tmp_path / "result.npz").exists()
-    assert_alike(run_two(tmp_path, changes), alone)
+    # The loss of an epoch is the mean over the steps since the last start.
+    assert_alike(run_two(tmp_path, changes), alone, without="loss")
     assert (tmp_path / "log-0").read_text().count("epoch 1, step 1/10") == 1, (
         "it should have gone on, not begun anew"
     )
