@@ -65,8 +65,8 @@ def gather_model(sharded: DLRM, whole: DLRM | None) -> DLRM | None:
 
     Args:
         sharded: The model as `build_sharded_dlrm` made it.
-        whole: In the process that wants it, a model that `build_dlrm` made of the same arguments, or such a one
-            collapsed, into which the effective rows go; None in the others.
+        whole: In the process that wants it, a model that `build_dlrm` made of the same arguments, or with
+            `hidden_dim=None`: into direct tables go the effective rows. None in the other processes.
 
     Returns:
         `whole`.

@@ -130,8 +130,8 @@ class RowShardedEmbeddings(keras.layers.Layer):
         """Gathers all rows into a collection of whole tables; every process has to call it.
 
         Args:
-            whole: A built collection of the same features, as it was trained or collapsed: the effective rows go
-                into a collapsed one, so that only they travel. None in the processes that do not need it.
+            whole: A built collection of the same features, with the same hidden dimension or with none: the effective
+                rows go into direct tables, so that only they travel. None in the processes that do not need it.
             block_rows: Rows of each process that are sent at a time.
         """
         wanted = whole is not None and not whole.projections and bool(self._local.projections)

@@ -1,5 +1,6 @@
 """Training by two processes: the same as one, whatever is killed on the way."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from pipeline.training import Checkpoints, total_steps, train
 MODEL = ModelConfig(output_dim=4, hidden_dim=8, bottom_units=(8,), top_units=(8,))
 # An odd number of rows, a factorised and a direct table.
 ROWS = {"a": VOCABULARY + 1, "b": VOCABULARY, "c": 7}
-TIMEOUT = 240
+TIMEOUT = 400
 
 
 def train_part(folder: Path, workers: Workers, changes: dict) -> None:
@@ -55,7 +56,16 @@ def train_part(folder: Path, workers: Workers, changes: dict) -> None:
             int(t.shape[0]) for t in model.get_layer("embeddings").trainable_weights if "table" in t.path
         )
         assert rows <= sum(ROWS.values()) / workers.size + 2 * len(ROWS)
+        narrow = (
+            build_model(dataclasses.replace(MODEL, hidden_dim=None), ROWS, DENSE)
+            if workers.is_chief
+            else None
+        )
+        gather_model(model, narrow)
         model = gather_model(model, build_model(MODEL, ROWS, DENSE) if workers.is_chief else None)
+        for name in ROWS if workers.is_chief else ():
+            tables = [m.get_layer("embeddings").effective_table(name) for m in (narrow, model)]
+            np.testing.assert_allclose(*tables, rtol=1e-5, atol=1e-7)
     if workers.is_chief:
         table = model.get_layer("embeddings").effective_table
         history = [{k: v for k, v in record.items() if k != "seconds"} for record in progress.history]
@@ -212,3 +222,40 @@ def test_ranks_count_the_chief_first():
     cluster = Cluster.from_environment({"TF_CONFIG": text})
     assert (cluster.size, cluster.rank, cluster.is_chief) == (3, 2, False)
     assert Cluster.from_environment({}).is_chief
+
+
+@pytest.mark.slow
+def test_a_pipeline_and_a_worker(tmp_path, finished_run):
+    """`mlet-tf run` and `mlet-tf worker` under one TF_CONFIG give what one process gives."""
+    with socket.socket() as one, socket.socket() as two:
+        for listener in (one, two):
+            listener.bind(("127.0.0.1", 0))
+        addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in (one, two)]
+    arguments = ["--config", str(finished_run.config)]
+    for override in (
+        f"data.train={finished_run.log}",
+        f"output={tmp_path / 'run'}",
+        "train.shard_tables=true",
+    ):
+        arguments += ["--set", override]
+    processes = []
+    for rank, name in enumerate(("run", "worker")):
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+        log = (tmp_path / name).with_suffix(".log").open("wb")
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "mlet_tf.cli", name, *arguments],
+                env={**os.environ, "TF_CONFIG": json.dumps(task), "TF_NUM_INTRAOP_THREADS": "1"},
+                cwd=Path(__file__).parents[2],
+                stdout=log,
+                stderr=log,
+            )
+        )
+    codes = wait(processes, tmp_path)
+    assert codes == [0, 0], "".join(
+        (tmp_path / f"{name}.log").read_text()[-3000:] for name in ("run", "worker")
+    )
+    received = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert received["pushed"]
+    for metric, value in finished_run.result["metrics"]["collapsed"].items():
+        assert received["metrics"]["collapsed"][metric] == pytest.approx(value, rel=1e-3), metric
