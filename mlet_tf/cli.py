@@ -18,7 +18,7 @@ import click
 
 from mlet_tf._version import __version__
 from mlet_tf.commands import kubeflow, plan, sweep, worker
-from mlet_tf.errors import GateError, InputError
+from mlet_tf.errors import GateError, InputError, WorkerLostError
 
 _NOT_PUSHED = 3
 
@@ -330,7 +330,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (InputError, GateError) as error:
+    except (InputError, GateError, WorkerLostError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
     except RuntimeError as error:

@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class GateError(RuntimeError):
     """A check of the pipeline found the data or the model not fit to go on."""
+
+
+class WorkerLostError(RuntimeError):
+    """A process of a training over several went away; started again, all go on from the last checkpoint."""

@@ -16,23 +16,14 @@ import tensorflow as tf
 
 from components.common import join
 from mlet_tf.distributed import Workers
-from mlet_tf.errors import InputError
+from mlet_tf.errors import InputError, WorkerLostError
 
 ARGUMENTS = "training.json"
-_FIELDS = (
-    "custom_config",
-    "transform_output",
-    "train_files",
-    "eval_files",
-    "serving_model_dir",
-    "model_run_dir",
-)
+_INPUTS = ("custom_config", "transform_output", "train_files", "eval_files")
+_OUTPUTS = ("serving_model_dir", "model_run_dir")  # The chief's alone.
 _POLL_SECONDS = 1.0
-_LOST = 4
-
-
-class WorkerLostError(RuntimeError):
-    """A process of the training went away, so the others cannot go on."""
+_REFUSED, _LOST = 2, 4
+_LOSSES = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
 
 
 def train_as_chief(fn_args: Any) -> None:
@@ -40,16 +31,19 @@ def train_as_chief(fn_args: Any) -> None:
 
     Raises:
         WorkerLostError: Another process was lost; the same call goes on from the last checkpoint.
+        InputError: The training refused what it was given.
         RuntimeError: Training failed.
     """
     path = join(fn_args.custom_config["work"], ARGUMENTS)
-    _write(path, {field: getattr(fn_args, field) for field in _FIELDS})
+    _write(path, {field: getattr(fn_args, field) for field in (*_INPUTS, *_OUTPUTS)})
     code = subprocess.run([sys.executable, "-m", "pipeline.worker", path], check=False).returncode
     tf.io.gfile.remove(path)
     if code == _LOST:
         raise WorkerLostError(
             "a process of the training was lost; start all of them again to go on from the last checkpoint"
         )
+    if code == _REFUSED:
+        raise InputError("the training could not be done; the reason is above")
     if code:
         raise RuntimeError(f"training ended with exit code {code}; its error is above")
 
@@ -94,14 +88,20 @@ def main() -> None:
     from pipeline.trainer import fit_and_export
 
     with tf.io.gfile.GFile(sys.argv[1]) as file:
-        text = file.read()
+        arguments = json.load(file)
     try:
         workers = Workers.join()
-        digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        inputs = json.dumps([arguments[field] for field in _INPUTS], sort_keys=True)
+        digest = int.from_bytes(hashlib.sha256(inputs.encode()).digest()[:7], "big")
         if not workers.agree([digest]):
-            raise InputError(f"{sys.argv[1]}: expected the same arguments in all processes")
-        fit_and_export(SimpleNamespace(**json.loads(text)), workers)
-    except tf.errors.UnavailableError as error:
+            raise InputError(
+                f"{sys.argv[1]}: expected the arguments of the chief; a file of an earlier run may have been read"
+            )
+        fit_and_export(SimpleNamespace(**arguments), workers)
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(_REFUSED)
+    except _LOSSES as error:
         print(f"Another process was lost: {error.message.splitlines()[0]}", file=sys.stderr)
         sys.exit(_LOST)
 
