@@ -107,6 +107,7 @@ class TrainingConfig:
         batch_size: Rows a step.
         epochs: Passes over the training rows, each in an order of its own.
         steps_per_execution: Steps a call of the training function.
+        dense_optimizer: Of the dense part; names as for tables.
         initial_accumulator: Starting value of Adagrad's accumulators. Keras's 0.1 is large against the squared
             gradients of a mean over a batch and makes Adagrad a plain gradient descent for rare ids.
     """
@@ -116,6 +117,7 @@ class TrainingConfig:
     batch_size: int = 1024
     epochs: int = 1
     steps_per_execution: int = 25
+    dense_optimizer: Literal["sgd", "adagrad", "lazy_adam"] = "adagrad"
     initial_accumulator: float = 0.1
 
 

@@ -26,7 +26,7 @@ from mlet_tf.layers import DotInteraction, EmbeddingCollection, EmbeddingFeature
 from mlet_tf.metrics import ctr_metrics
 from mlet_tf.models import DLRM
 from mlet_tf.models.dlrm import mlp
-from mlet_tf.optimizers import SparseAdagrad, split_optimizer
+from mlet_tf.optimizers import split_optimizer
 from mlet_tf.optimizers.names import OPTIMIZERS
 
 NESTED_SIZES = (2, 4, 8, 16, 32)
@@ -234,14 +234,15 @@ def _metrics(label: np.ndarray, ctr: np.ndarray) -> dict[str, float]:
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def _optimizer(name: str, rates: tuple[float, float, float], training: TrainingConfig) -> Any:
-    accumulator = {"initial_accumulator_value": training.initial_accumulator}
-    tables, projections, dense = rates
-    options = accumulator if name.endswith("adagrad") else {}
+def _optimizer(tables: str, rates: tuple[float, float, float], training: TrainingConfig) -> Any:
+    def make(name: str, rate: float) -> Any:
+        start = {"initial_accumulator_value": training.initial_accumulator}
+        return OPTIMIZERS[name](rate, **(start if name.endswith("adagrad") else {}))
+
     return split_optimizer(
-        tables=OPTIMIZERS[name](tables, **options),
-        projections=SparseAdagrad(projections, **accumulator),
-        dense=SparseAdagrad(dense, **accumulator),
+        tables=make(tables, rates[0]),
+        projections=make("adagrad", rates[1]),
+        dense=make(training.dense_optimizer, rates[2]),
     )
 
 

@@ -1,0 +1,158 @@
+"""A tiny sweep through the command: what it records, that it resumes, what is made of the records."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from mlet_tf.experiments.config import DataConfig, GeneratedConfig, SplitConfig, load_sweep
+from mlet_tf.experiments.data import SPLITS, prepare, split_of_rows
+from mlet_tf.experiments.statistics import difference, groups
+from mlet_tf.experiments.store import TrialStore, read_records
+
+SWEEP = {
+    "name": "tiny",
+    "data": {
+        "generated": {"rows": 3000, "categoricals": 3, "integers": 1, "rank": 2, "vocabulary": 30},
+        "vocabulary": {"rare_below": 50},
+    },
+    "training": {"bottom_units": [4], "top_units": [8], "batch_size": 64},
+    "tuning": {"trials": 1},
+    "seeds": [0, 1],
+    "workers": 1,
+    "grid": [
+        {"kinds": ["direct"], "output_dims": [4], "truncate_to": [1], "fine_tune": 0.5},
+        {"kinds": ["mlet"], "output_dims": [2], "hidden_dims": [8], "rescaled_control": True},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "output": str(folder / "out")}))
+    return folder
+
+
+def test_sweep_records_resumes_and_draws(folder, command):
+    results = folder / "out" / "trials.jsonl"
+    code, out, err = command("sweep", "--config", folder / "sweep.yaml")
+    assert (code, out.strip()) == (0, str(results)), err
+    records = read_records(results)
+    assert [r["stage"] for r in records].count("tune") == 2
+    found = {group.label: group for group in groups(records)}
+    assert set(found) == {
+        "direct d=4",
+        "direct d=4 -> 1 (common)",
+        "direct d=4 -> 1 (per_table)",
+        "direct d=4 -> 1 (interaction)",
+        "direct d=4 -> 1 (allocated)",
+        "direct d=4 -> 1 (fine_tuned)",
+        "mlet d=2 k=8",
+        "direct_rescaled d=2",
+    }
+    mlet, rescaled = found["mlet d=2 k=8"].record, found["direct_rescaled d=2"].record
+    assert rescaled["learning_rates"]["tables"] == pytest.approx(
+        mlet["learning_rates"]["tables"] / 2, rel=0.01
+    )
+    assert rescaled["bytes"] == mlet["bytes"] == found["direct d=4"].record["bytes"] / 2
+    assert found["direct d=4 -> 1 (fine_tuned)"].mean("logloss") < found["direct d=4 -> 1 (common)"].mean(
+        "logloss"
+    )
+    assert all(0 < r["test_rare"]["rows"] < 300 for r in records if "test" in r)
+
+    # A kill in the middle of a line loses that trial alone; a finished sweep trains nothing.
+    lines = results.read_text().splitlines(keepends=True)
+    last = [line for line in lines if json.loads(line)["key"] != records[-1]["key"]]
+    results.write_text("".join(last) + lines[-1][:40])
+    assert command("sweep", "--config", folder / "sweep.yaml")[0] == 0
+    again = {r["key"]: r for r in read_records(results)}
+    before = {r["key"]: r for r in records}
+    assert again.keys() == before.keys()
+    assert again[records[-1]["key"]]["test"] == before[records[-1]["key"]]["test"], "training is repeatable"
+
+    code, out, _ = command("frontier", "draw", results, "--output", folder / "frontier.png")
+    assert code == 0
+    assert "direct_rescaled d=2" in out
+    assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_mistakes_are_named(folder, command):
+    def run(**changes):
+        (folder / "bad.yaml").write_text(yaml.safe_dump({**SWEEP, "output": str(folder / "bad"), **changes}))
+        code, _, err = command("sweep", "--config", folder / "bad.yaml")
+        assert code == 2
+        assert "Traceback" not in err
+        return err
+
+    assert "'kinds' should be out of" in run(grid=[{"kinds": ["mlett"], "output_dims": [2]}])
+    assert "did you mean 'seeds'" in run(seed=[1]).lower()
+    assert "either 'log' or 'generated'" in run(data={})
+    assert "data.vocabulary" in run(data={"generated": {}, "vocabulary": {"min": 2}})
+    assert "too few" in run(data={"generated": {"rows": 5}})
+    assert "not_there" in run(data={"log": str(folder / "not_there.tsv")})
+    code, _, err = command("frontier", "draw", folder / "none.jsonl")
+    assert code == 2
+    assert "none.jsonl" in err
+
+
+def test_rows_are_split_once_and_vocabularies_come_from_train(tmp_path):
+    config = DataConfig(
+        generated=GeneratedConfig(rows=4000, categoricals=2, integers=1, vocabulary=400, power=0.7),
+        split=SplitConfig("sequential", 0.2, 0.2),
+        vocabulary={"min_count": 1},
+    )
+    data = prepare(config, tmp_path)
+    assert [len(data.rows(split)) for split in SPLITS] == [2400, 800, 800]
+    assert prepare(config, tmp_path).digest == data.digest
+    assert data.best["auc"] > 0.6
+    for i, (name, rows) in enumerate(data.table_rows.items()):
+        oov = rows - 2
+        counts = data.counts()[i]
+        assert counts.sum() == 2400
+        assert counts[oov] == 0, f"{name}: no value of train is out of its own vocabulary"
+        assert (np.diff(counts[:oov]) <= 0).all(), "ids by falling frequency"
+    ids = data.rows("test").sparse_features
+    largest = int(np.argmax(list(data.table_rows.values())))
+    assert (ids[:, largest] == list(data.table_rows.values())[largest] - 2).any(), (
+        "test has values of its own"
+    )
+    rare = data.rare_rows("test")
+    expected = np.zeros(800, bool)
+    for i, counts in enumerate(data.counts()):
+        expected |= counts[ids[:, i]] < 10
+    np.testing.assert_array_equal(rare, expected)
+
+
+def test_sequential_split_trains_on_the_first_rows():
+    split = split_of_rows(1000, SplitConfig("sequential", 0.1, 0.2))
+    assert (split[:700] == 0).all()
+    assert sorted(np.bincount(split[700:])[1:]) == [100, 200]
+    assert (np.diff(split[700:].astype(int)) < 0).any(), "validation and test are mixed"
+
+
+def test_paired_differences_take_out_what_seeds_share(tmp_path):
+    generator = np.random.default_rng(0)
+    store = TrialStore(tmp_path / "trials.jsonl")
+    for seed, common in enumerate(generator.normal(0.8, 0.05, 6)):
+        for kind, gain in (("direct", 0.0), ("mlet", 0.01)):
+            value = common + gain + generator.normal(0, 0.001)
+            record = {"key": f"{kind}{seed}", "study": "s", "stage": "final", "kind": kind, "seed": seed}
+            record |= {"output_dim": 4, "hidden_dim": None, "initialization": None, "optimizer": "adagrad"}
+            store.append([record | {"method": None, "bytes": 1, "test": {"auc": value}}])
+    direct, mlet = groups(read_records(store.path))
+    result = difference(mlet, direct)
+    assert result.low < 0.01 < result.high
+    assert result.high - result.low < 0.005 < mlet.interval()
+    assert result.is_clear
+    assert result.seeds == 6
+
+
+def test_shipped_configurations_load():
+    from pathlib import Path
+
+    files = sorted(Path(__file__).parents[2].glob("configs/sweep_*.yaml"))
+    assert files
+    for file in files:
+        load_sweep(file)
