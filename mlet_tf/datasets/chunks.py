@@ -117,10 +117,15 @@ def _parquet_chunks(path: str, schema: ClickLogSchema, chunk_bytes: int) -> list
     with files_lib.open_binary(path) as source:
         try:
             file = pq.ParquetFile(source)
+            columns = file.schema_arrow
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{path} is not a readable Parquet file: {error}") from error
-        _check_header(path, list(file.schema_arrow.names), schema)
-        _check_parquet_types(path, file.schema_arrow, schema)
+        except RuntimeError:  # From pyarrow_hotfix.
+            raise InputError(
+                f"{path} has a column of a pickled Python type, which could run code: not read"
+            ) from None
+        _check_header(path, list(columns.names), schema)
+        _check_parquet_types(path, columns, schema)
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         sizes = [(group.total_byte_size, group.num_rows) for group in groups]
     chunks, start, held, first_row, rows = [], 0, 0, 0, 0

@@ -38,5 +38,8 @@ def test_code_in_a_parquet_file_is_not_run(tmp_path):
     field = table.schema.field("C1").with_metadata({name: b"arrow.py_extension_type", extension: payload})
     schema = table.schema.set(table.schema.get_field_index("C1"), field)
     pq.write_table(pa.Table.from_arrays(table.columns, schema=schema), log)
-    subprocess.run([sys.executable, "-c", _READ, str(log)], capture_output=True, text=True, check=False)
+    read = subprocess.run(
+        [sys.executable, "-c", _READ, str(log)], capture_output=True, text=True, check=False
+    )
     assert not mark.exists()
+    assert "InputError" in read.stderr and "log.parquet has a column of a pickled Python type" in read.stderr
