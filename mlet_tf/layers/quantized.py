@@ -171,8 +171,8 @@ class QuantizedEmbedding(keras.layers.Layer):
         ids = factors.as_ids(ids)
         rows = factors.gather_rows(self.values, ids)
         if self.table_dtype == "int8":
-            pairs = ops.cast(factors.gather_rows(self.scales_offsets, ids), "float32")
-            rows = (ops.cast(rows, "float32") * pairs[..., :1] + pairs[..., 1:]) * self.unit
+            pairs = ops.cast(factors.gather_rows(self.scales_offsets, ids), "float32") * self.unit
+            rows = ops.cast(rows, "float32") * pairs[..., :1] + pairs[..., 1:]
         return ops.cast(rows, self.compute_dtype)
 
 
