@@ -47,6 +47,7 @@ def sequential():
 
 
 def dlrm():
+    pytest.importorskip("tensorflow_recommenders")  # Not where the layers run without TensorFlow.
     from mlet_tf.models.dlrm import build_dlrm
 
     return build_dlrm(3, FEATURES, 8, 64, [8], [8])
