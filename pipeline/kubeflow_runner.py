@@ -124,6 +124,11 @@ def _check(config: PipelineConfig) -> None:
             raise InputError(
                 f"{key!r} should be a URI or an absolute path, which all containers see alike. Received: {value!r}"
             )
+    if not config.kubeflow.pipeline_root.startswith(("gs://", "s3://")):
+        raise InputError(
+            "'kubeflow.pipeline_root' should be a gs:// or s3:// URI, which Kubeflow and TensorFlow both open. "
+            f"Received: {config.kubeflow.pipeline_root!r}"
+        )
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,126}[a-z0-9])?", config.name):
         raise InputError(
             f"'name' should be lower-case letters, digits and hyphens on Kubeflow. Received: {config.name!r}"

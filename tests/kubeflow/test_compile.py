@@ -128,6 +128,7 @@ def test_a_baseline_is_imported(compiled):
     [
         ("kubeflow.image=null", "'kubeflow.image' is not set"),
         ("data.train=runs/log.tsv", "'data.train' should be a URI or an absolute path"),
+        ("kubeflow.pipeline_root=minio://bucket/root", "should be a gs:// or s3:// URI"),
         ("serving.push_to=null", "'serving.push_to' is not set"),
         ("serving.infra_validation=model_server", "has no InfraValidator"),
         ("kubeflow.nodes={Trainr: {cpu: 1}}", "Did you mean 'Trainer'?"),
