@@ -180,11 +180,12 @@ class _Preparation:
             rows = sum(len(table) for table in read_log(self._log, self._schema, [self._schema.label]))
             split = split_of_rows(rows, self._config.split)
             self._progress(f"vocabularies of {int((split == 0).sum()):,} rows")
-            table_rows = self._write_vocabularies(split, aside / "vocabularies")
+            vocabularies = self._write_vocabularies(split, aside / "vocabularies")
+            extra = self._vocabulary.num_oov_buckets + 1
             self._progress(f"preprocessing {rows:,} rows")
-            best = self._write_arrays(split, aside)
+            best = self._write_arrays(split, vocabularies, aside)
             meta = {
-                "table_rows": table_rows,
+                "table_rows": {name: known["size"] + extra for name, known in vocabularies.items()},
                 "rare_below": self._vocabulary.rare_below,
                 "best": best,
             }
@@ -207,9 +208,9 @@ class _Preparation:
         values = dataclasses.asdict(self._config.generated)
         return {key: values[key] for key in values if key not in ("rows", "categoricals", "integers")}
 
-    def _write_vocabularies(self, split: np.ndarray, folder: Path) -> dict[str, int]:
-        """Writes the vocabularies of the training rows; returns the rows V of each feature's table."""
-        from components.transform.executor import read_vocabulary, write_feature
+    def _write_vocabularies(self, split: np.ndarray, folder: Path) -> dict[str, dict[str, Any]]:
+        """Writes the vocabularies of the training rows; returns what `preprocessing_fn` has to know of them."""
+        from components.transform.executor import write_feature
         from mlet_tf.datasets.counts import RUN_ROWS, ValueCounter, open_run
 
         folder.mkdir()
@@ -226,15 +227,16 @@ class _Preparation:
                 write_run()
         if counter.rows or not runs:
             write_run()
-        table_rows = {}
-        for number, feature in enumerate(self._schema.sparse_features):
-            write_feature((number, feature), runs, dataclasses.asdict(self._vocabulary), str(folder))
-            size = read_vocabulary(str(folder), feature)[1].size
-            table_rows[feature] = size + self._vocabulary.num_oov_buckets + 1
-        return table_rows
+        config = dataclasses.asdict(self._vocabulary)
+        return {
+            feature: write_feature((number, feature), runs, config, str(folder))
+            for number, feature in enumerate(self._schema.sparse_features)
+        }
 
-    def _write_arrays(self, split: np.ndarray, folder: Path) -> dict[str, float] | None:
-        transform = _preprocessing(self._schema, self._vocabulary, folder / "vocabularies")
+    def _write_arrays(
+        self, split: np.ndarray, vocabularies: dict[str, dict[str, Any]], folder: Path
+    ) -> dict[str, float] | None:
+        transform = _preprocessing(self._schema, self._vocabulary, vocabularies, folder / "transform")
         arrays: dict[str, list[np.ndarray]] = {}
         filled = [0, 0, 0]
         sizes = np.bincount(split, minlength=3)
@@ -287,8 +289,10 @@ def _blocks(log: str, schema: ClickLogSchema, split: np.ndarray) -> Iterator[tup
         first += len(table)
 
 
-def _preprocessing(schema: ClickLogSchema, vocabulary: Any, vocabularies: Path) -> Callable[..., Any]:
-    """The pipeline's preprocessing as a function of sparse columns, by way of a transform graph."""
+def _preprocessing(
+    schema: ClickLogSchema, vocabulary: Any, vocabularies: dict[str, dict[str, Any]], folder: Path
+) -> Callable[..., Any]:
+    """The pipeline's preprocessing as a function of sparse columns, by way of a transform graph in `folder`."""
     import tensorflow as tf
     import tensorflow_transform as tft
     from tensorflow_transform.impl_helper import analyze_in_place  # What TFX's Transform calls.
@@ -300,14 +304,13 @@ def _preprocessing(schema: ClickLogSchema, vocabulary: Any, vocabularies: Path) 
     config = {
         "schema": schema.to_dict(),
         **dataclasses.asdict(vocabulary),
-        "vocabularies": str(vocabularies),
+        "vocabularies": vocabularies,
         "frequency_slices": [],
     }
     columns = raw_feature_spec(schema, with_label=True)
     types = {name: tf.SparseTensorSpec([None, None], column.dtype) for name, column in columns.items()}
-    folder = str(vocabularies.with_name("transform"))
-    analyze_in_place(lambda inputs: preprocessing_fn(inputs, config), False, columns, types, folder)
-    return TransformGraph(tft.TFTransformOutput(folder))
+    analyze_in_place(lambda inputs: preprocessing_fn(inputs, config), False, columns, types, str(folder))
+    return TransformGraph(tft.TFTransformOutput(str(folder)))
 
 
 def _sparse_columns(table: Any) -> dict[str, Any]:

@@ -1,0 +1,207 @@
+"""Fills the tables and plots of docs/results.md from stored trials.
+
+    python -m mlet_tf.experiments.results docs/results.md
+
+The page holds pairs of comments `<!-- NAME of STUDY -->` and `<!-- end -->`; what stands between is replaced. NAME is
+`cells`, `same size`, `claim` or `one training`; the trials of STUDY are in `results/STUDY.jsonl` beside the page, and
+its plot is written to `results/STUDY.png`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from mlet_tf.errors import InputError
+from mlet_tf.experiments.frontier import plot_sweep
+from mlet_tf.experiments.statistics import Difference, Group, difference, groups
+from mlet_tf.experiments.store import read_records
+
+TOLERANCE = 0.0005
+_BLOCK = re.compile(r"(<!-- (cells|same size|claim|one training) of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLOT_DPI = 90
+
+
+def fill(page: Path) -> None:
+    """Rewrites the blocks of the page and the plots of the studies it names.
+
+    Raises:
+        InputError: If the results of a study are missing.
+    """
+    text = page.read_text()
+    studies: dict[str, list[Group]] = {}
+    for _, _, study, _ in _BLOCK.findall(text):
+        if study not in studies:
+            studies[study] = groups(read_records(page.parent / "results" / f"{study}.jsonl"))
+            figure = plot_sweep(studies[study], study)
+            figure.savefig(page.parent / "results" / f"{study}.png", dpi=_PLOT_DPI)
+            plt.close(figure)
+    filled = _BLOCK.sub(lambda m: f"{m[1]}\n{_TABLES[m[2]](studies[m[3]])}\n\n{m[4]}", text)
+    aside = page.with_suffix(".unfinished")
+    aside.write_text(filled)
+    aside.replace(page)
+
+
+def reference(found: Sequence[Group]) -> Group:
+    """The tuned direct baseline: the smallest direct cell that is as good as the best of them.
+
+    The best is that of the highest AUC on validation rows, as good is a mean difference of at most `TOLERANCE`.
+    """
+    direct = [g for g in found if g.matches(kind="direct", stage="final", method=None)]
+    best = max(direct, key=lambda group: group.mean(split="validation"))
+    good = [g for g in direct if best.mean(split="validation") - g.mean(split="validation") <= TOLERANCE]
+    return min(good, key=lambda group: group.record["bytes"])
+
+
+def cells_table(found: Sequence[Group]) -> str:
+    """Every cell as it was trained."""
+    rows = []
+    for group in sorted(
+        (g for g in found if g.record["method"] is None), key=lambda g: (g.record["bytes"], g.label)
+    ):
+        record = group.record
+        rare = group.values.get("test_rare", {}).get("auc")
+        rows.append(
+            [
+                group.label,
+                f"{record['bytes']:,}",
+                f"{record['learning_rates']['tables']:g}",
+                f"{group.mean():.4f} ± {group.interval():.4f}",
+                f"{group.mean('logloss'):.4f}",
+                f"{group.mean('normalized_entropy'):.4f}",
+                f"{group.mean(split='test_rare'):.4f}" if rare else "",
+                f"{record['train_cpu_seconds']:.0f}",
+            ]
+        )
+    heads = ["embedding", "bytes", "table rate", "AUC", "logloss", "NE", "AUC, rare ids", "CPU s"]
+    return _table(heads, rows)
+
+
+def same_size_table(found: Sequence[Group]) -> str:
+    """Each kind against the tuned direct table of the same `d`."""
+    rows = []
+    for direct in found:
+        if not direct.matches(kind="direct", stage="final", method=None):
+            continue
+        for other in found:
+            same = other.record["output_dim"] == direct.record["output_dim"] and other is not direct
+            if same and other.record["method"] is None:
+                rows.append([other.label, _signed(difference(other, direct)), _signed(_rare(other, direct))])
+    return _table(["embedding", "AUC against tuned direct, same d", "on rare ids"], rows)
+
+
+def claim_table(found: Sequence[Group]) -> str:
+    """The smallest of each family that is as good as the tuned direct baseline."""
+    base = reference(found)
+    families: dict[str, list[Group]] = {}
+    for group in found:
+        if group.record["stage"] == "final" and group.record["method"] != "common":
+            families.setdefault(_family(group), []).append(group)
+    rows = []
+    for family, members in families.items():
+        pairs = [(group, difference(group, base)) for group in members if group is not base]
+        good = [pair for pair in pairs if pair[1].mean >= -TOLERANCE]
+        if not pairs:
+            continue
+        if good:
+            group, gap = min(good, key=lambda pair: pair[0].record["bytes"])
+        else:
+            group, gap = max(pairs, key=lambda pair: pair[1].mean)
+        ratio = base.record["bytes"] / group.record["bytes"]
+        claim = "yes" if good and ratio >= 4 else "no"
+        size = _size(group) + ("" if good else " (closest)")
+        rows.append([family, size, f"{group.record['bytes']:,}", f"{ratio:.2f}", _signed(gap), claim])
+    heads = [
+        "family",
+        "smallest as good",
+        "bytes",
+        f"times smaller than {base.label} ({base.record['bytes']:,})",
+        "AUC difference",
+        "4 times at equal AUC",
+    ]
+    return _table(heads, rows)
+
+
+def one_training_table(found: Sequence[Group]) -> str:
+    """Sizes taken from one training against the tuned direct table of about the same bytes."""
+    direct = {
+        g.record["output_dim"]: g for g in found if g.matches(kind="direct", stage="final", method=None)
+    }
+    rows = []
+    for group in sorted(
+        (g for g in found if g.record["method"] and g.record["truncated_to"] in direct),
+        key=lambda g: (g.record["truncated_to"], g.record["kind"], g.record["method"]),
+    ):
+        n = group.record["truncated_to"]
+        source = f"{group.record['kind']} d={group.record['output_dim']}"
+        gap = difference(group, direct[n])
+        within = "yes" if gap.mean >= -TOLERANCE else "no"
+        size = f"{group.record['bytes']:,}"
+        rows.append(
+            [str(n), source, group.record["method"], size, f"{group.mean():.4f}", _signed(gap), within]
+        )
+    heads = [
+        "d",
+        "from one training of",
+        "columns",
+        "bytes",
+        "AUC",
+        "against tuned direct of d",
+        "within 0.0005",
+    ]
+    return _table(heads, rows)
+
+
+_TABLES: dict[str, Callable[[Sequence[Group]], str]] = {
+    "cells": cells_table,
+    "same size": same_size_table,
+    "claim": claim_table,
+    "one training": one_training_table,
+}
+
+
+def _family(group: Group) -> str:
+    method = group.record["method"]
+    if method is None:
+        return group.record["kind"]
+    return f"{group.record['kind']} d={group.record['output_dim']}, {method}"
+
+
+def _size(group: Group) -> str:
+    return (
+        f"d={group.record['output_dim'] if group.record['method'] is None else group.record['truncated_to']}"
+    )
+
+
+def _rare(a: Group, b: Group) -> Difference | None:
+    return difference(a, b, split="test_rare") if "auc" in a.values.get("test_rare", {}) else None
+
+
+def _signed(value: Difference | None) -> str:
+    """The difference and its 95 % interval; bold where that leaves zero out."""
+    if value is None:
+        return ""
+    text = f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
+    return f"**{text}**" if value.is_clear else text
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Fills the pages named on the command line."""
+    try:
+        for page in sys.argv[1:]:
+            fill(Path(page))
+    except InputError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()
