@@ -29,7 +29,7 @@ class StatisticsGen(component.StatisticsGen):
     """Statistics of the raw columns, by tensorflow-data-validation's own generators, a file a Beam element.
 
     Counts (rows, values, missing ones, means, extremes) are exact on the rows looked at. Distinct values and the
-    most frequent ones come from sketches: exact below 16,384 distinct values, beyond that about 1 % off.
+    most frequent ones come from sketches: exact below 16,384 distinct values; see the README for more.
 
     Component `outputs` contains:
      - `statistics`: Channel of `standard_artifacts.ExampleStatistics`.

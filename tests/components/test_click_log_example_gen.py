@@ -1,7 +1,6 @@
 """ClickLogExampleGen: no row is lost, splits do not depend on how files are cut, and mistakes are said clearly."""
 
 import collections
-import contextlib
 import gzip
 import json
 import os
@@ -9,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -155,44 +153,6 @@ def test_parquet_gives_the_same_rows(hashed, tmp_path):
     assert all_rows(other.uri) == all_rows(examples.uri)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("runner", ["multi_processing", "job_service"])
-def test_worker_processes_give_the_same_bytes(hashed, tmp_path, runner):
-    folder, _ = hashed
-
-    def digests(name, arguments):
-        examples = ingest(tmp_path / name, TINY, folder / "log", chunk_bytes=5000, beam=arguments)
-        files = sorted(Path(examples.uri).glob("Split-*/*"))
-        return {str(path.relative_to(examples.uri)): path.read_bytes() for path in files}
-
-    with contextlib.ExitStack() as stack:
-        if runner == "multi_processing":
-            arguments = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
-        else:
-            port = stack.enter_context(job_service(tmp_path / "port"))
-            arguments = [
-                "--runner=PortableRunner",
-                f"--job_endpoint=localhost:{port}",
-                "--environment_type=LOOPBACK",
-            ]
-        assert digests("workers", arguments) == digests("one", ["--direct_running_mode=in_memory"])
-
-
-@contextlib.contextmanager
-def job_service(port_file):
-    """Beam's portable job service in a process of its own; yields its port."""
-    module = "apache_beam.runners.portability.local_job_service_main"
-    process = subprocess.Popen([sys.executable, "-m", module, "--port=0", f"--port_file={port_file}"])
-    try:
-        while not (port_file.exists() and port_file.read_text()):
-            assert process.poll() is None
-            time.sleep(0.2)
-        yield int(port_file.read_text())
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def test_counting_agrees_with_tensorflow_and_notices_damage(tmp_path):
     path = tmp_path / "shard.gz"
     records = [b"x" * n for n in (0, 1, 300_000, 7)] * 20
@@ -292,6 +252,34 @@ def test_what_cannot_be_split_or_read_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     log = write_lines(tmp_path / "good.tsv", few)
     assert "cannot be made" in message_of(lambda: ingest(tmp_path / "file" / "out", TINY, log))
+
+
+def test_a_log_of_which_every_row_is_rejected_has_no_rows_left(tmp_path):
+    log = write_lines(tmp_path / "log.tsv", ["2\t1\t5\tx"] * 50)
+    text = message_of(lambda: ingest(tmp_path / "out", TINY, log, max_reject_share=1))
+    assert "Split 'train' should have at least one row. Received: 50 rows read, 50 rejected" in text
+
+
+@pytest.mark.slow
+def test_a_line_of_a_gigabyte_is_one_reject_and_costs_no_memory(tmp_path):
+    log = tmp_path / "log.tsv"
+    write_lines(log, lines_of(0, 1000))
+    with log.open("ab") as file:
+        for _ in range(1024):
+            file.write(b"x" * (1 << 20))
+        file.write(b"\n" + "\n".join(lines_of(1000, 1000)).encode())
+    script = (
+        "import resource, sys; from tests_support import run_example_gen; from test_click_log_example_gen import TINY;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10; before = peak();"
+        "run_example_gen(sys.argv[1], TINY, sys.argv[2]); print(peak() - before)"
+    )
+    folders = [Path(__file__).parents[1], Path(__file__).parent]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    command = [sys.executable, "-c", script, str(tmp_path / "out"), str(log)]
+    printed = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert int(printed.split()[-1]) < 400 << 20
+    rows = read_ingest_report(str(tmp_path / "out"))["rows"]
+    assert (rows["read"], rows["rejected"]) == (2001, 1)
 
 
 def test_a_full_disk_is_said_and_leaves_no_split(tmp_path):

@@ -120,21 +120,30 @@ def test_ids_equal_stock_tft(tmp_path, output):
     np.testing.assert_array_equal(_query(output, rows)["sparse_features"][:, 0], expected)
 
 
-@pytest.mark.parametrize("max_size", [None, 50])
-def test_vocabularies_equal_stock_tft_on_a_log(tmp_path, max_size):
+def test_vocabularies_equal_stock_tft_on_a_log(tmp_path):
     """With counts spread over many runs that are added up a few values at a time."""
-    write_log(tmp_path / "log.tsv", CRITEO, 4000, seed=3, vocabulary=3000, rank=2)
-    examples = run_example_gen(tmp_path / "examples", CRITEO, tmp_path / "log.tsv", chunk_bytes=100_000)
-    assert len(list(Path(examples.uri, COUNTS_FOLDER).iterdir())) > 5
-    ours = run_transform(tmp_path, CRITEO, examples, min_count=2, max_size=max_size, max_values_in_memory=100)
-    assets = Path(ours.transform_savedmodel_dir, "assets")
-    found = {name: (assets / f"vocabulary_{name}.txt").read_bytes() for name in CRITEO.sparse_features}
-    names = sorted(found, key=lambda name: len(found[name]))[::12]
+    write_log(tmp_path / "log.tsv", CRITEO, 1500, seed=3, vocabulary=3000, rank=2)
+    examples = run_example_gen(tmp_path / "examples", CRITEO, tmp_path / "log.tsv", chunk_bytes=60_000)
+    assert len(list(Path(examples.uri, COUNTS_FOLDER).iterdir())) > 4
+    sizes = (None, 50)
+
+    def ours(max_size):
+        output = run_transform(
+            tmp_path / str(max_size), CRITEO, examples, max_size=max_size, max_values_in_memory=100
+        )
+        assets = Path(output.transform_savedmodel_dir, "assets")
+        return {name: (assets / f"vocabulary_{name}.txt").read_bytes() for name in CRITEO.sparse_features}
+
+    found = {max_size: ours(max_size) for max_size in sizes}
+    names = sorted(CRITEO.sparse_features, key=lambda name: len(found[None][name]))[1::12]
     spec = {name: tf.io.VarLenFeature(tf.string) for name in names}
 
     def stock(inputs):
         for name, column in inputs.items():
-            tft.vocabulary(column, top_k=max_size, frequency_threshold=2, vocab_filename=name)
+            for max_size in sizes:
+                tft.vocabulary(
+                    column, top_k=max_size, frequency_threshold=2, vocab_filename=f"{name}_{max_size}"
+                )
         return inputs
 
     files = sorted(str(path) for path in Path(examples.uri, "Split-train").iterdir())
@@ -146,8 +155,25 @@ def test_vocabularies_equal_stock_tft_on_a_log(tmp_path, max_size):
         transform_fn = (data, tft.DatasetMetadata.from_feature_spec(spec)) | tft_beam.AnalyzeDataset(stock)
         _ = transform_fn | tft_beam.WriteTransformFn(str(tmp_path / "out"))
     for name in names:
-        expected = (tmp_path / "out" / "transform_fn" / "assets" / name).read_bytes()
-        assert found[name] == expected
+        for max_size in sizes:
+            expected = (tmp_path / "out" / "transform_fn" / "assets" / f"{name}_{max_size}").read_bytes()
+            assert found[max_size][name] == expected
+
+
+def test_odd_categories_have_ids_like_any_other(tmp_path):
+    """Quotes, tabs, accents; lines that end in CRLF; eval fills a column that train leaves empty."""
+    odd = ['"', 'a"b"', "a\tb", "\u00e9", "0", " ", "\\n"]
+    lines = [f"1,5,{value},,14102100" for value in odd for _ in range(2)]
+    header = ",".join(SCHEMA.columns)
+    (tmp_path / "train.csv").write_bytes("\r\n".join([header, *lines, ""]).encode())
+    (tmp_path / "eval.csv").write_bytes(f"{header}\r\n1,5,f,x,14102100\r\n".encode())
+    examples = run_example_gen(
+        tmp_path / "examples", SCHEMA, tmp_path / "train.csv", str(tmp_path / "eval.csv"), method="files"
+    )
+    output = run_transform(tmp_path, SCHEMA, examples)
+    ids = _query(output, [{**QUERY[0], "c": [value.encode()]} for value in odd])["sparse_features"]
+    assert sorted(ids[:, 0]) == list(range(len(odd)))
+    assert ids[0, 1] == 2  # of a vocabulary without a value: one line for show, one OOV bucket, then missing
 
 
 def test_two_values_in_a_row_are_refused(output):
