@@ -49,6 +49,7 @@ def measure(arguments: argparse.Namespace) -> list[Result]:
         measured = _peak_of_training(sizes)
         ratio = predicted / measured
         note = f"{predicted / 2**30:.2f} / {measured / 2**30:.2f} GiB"
+        print(f"    {rows:,} rows, k={k}, {optimizer}: {note}", file=sys.stderr, flush=True)
         name = f"predicted / measured peak, {rows // _MILLION}M rows, k={k}, {optimizer}"
         results.append(Result(f"{name}: too much", ratio, ratio, ratio, 1 + _TOLERANCE, "lower", note))
         results.append(Result(f"{name}: too little", ratio, ratio, ratio, 1 - _TOLERANCE, "higher"))
