@@ -7,6 +7,7 @@ the signatures of `mlet_tf.export`) and `Format-Keras/model.keras`, which the co
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from mlet_tf.optimizers import (
     WarmupDecay,
     split_optimizer,
 )
+from mlet_tf.storage import is_remote
 from pipeline.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, VocabularyConfig
 from pipeline.examples import pack_examples, vocabulary_sizes
 from pipeline.training import total_steps, train
@@ -96,6 +98,8 @@ def fit_and_export(fn_args: Any, workers: Workers) -> None:
         with tf.io.gfile.GFile(join(uri, HISTORY), "w") as file:
             json.dump(progress.history, file)
     workers.wait()  # A process that ends earlier would look lost.
+    if is_remote(work):  # Else they are removed with the work folder.
+        shutil.rmtree(packed.parent, ignore_errors=True)
 
 
 def work_folder(fn_args: Any, workers: Workers) -> str:
@@ -108,7 +112,7 @@ def work_folder(fn_args: Any, workers: Workers) -> str:
 
 def local_folder(folder: str) -> Path:
     """The folder itself, or one on a local disk where it is remote: rows are read from a local disk."""
-    if "://" not in folder:
+    if not is_remote(folder):
         return Path(folder)
     return Path(tempfile.gettempdir()) / f"mlet-tf-{hashlib.sha256(folder.encode()).hexdigest()[:16]}"
 

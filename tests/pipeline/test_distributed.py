@@ -23,7 +23,7 @@ from pipeline.training import Checkpoints, total_steps, train
 MODEL = ModelConfig(output_dim=4, hidden_dim=8, bottom_units=(8,), top_units=(8,))
 # An odd number of rows, a factorised and a direct table.
 ROWS = {"a": VOCABULARY + 1, "b": VOCABULARY, "c": 7}
-TIMEOUT = 400
+TIMEOUT = 600
 
 
 def train_part(folder: Path, workers: Workers, changes: dict) -> None:
