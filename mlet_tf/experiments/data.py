@@ -194,7 +194,8 @@ class _Preparation:
                 (aside / leftover).unlink(missing_ok=True)
             for leftover in ("vocabularies", "transform"):
                 shutil.rmtree(aside / leftover)
-            aside.rename(target)
+            if not target.exists():  # Another sweep may have been faster.
+                aside.rename(target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

@@ -19,7 +19,7 @@ SWEEP = {
     },
     "training": {"bottom_units": [4], "top_units": [8], "batch_size": 64},
     "tuning": {"trials": 1},
-    "seeds": [0, 1],
+    "seeds": [0],
     "workers": 1,
     "grid": [
         {"kinds": ["direct"], "output_dims": [4], "truncate_to": [1], "fine_tune": 0.5},
