@@ -13,6 +13,8 @@ from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.encoding import encode_examples
 from mlet_tf.datasets.reading import read_log
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run_int8(finished_run, command, tmp_path):
