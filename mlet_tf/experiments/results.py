@@ -99,7 +99,7 @@ def claim_table(found: Sequence[Group]) -> str:
     base = reference(found)
     families: dict[str, list[Group]] = {}
     for group in found:
-        if group.record["stage"] == "final" and group.record["method"] != "common":
+        if group.record["stage"] == "final" and group.record["method"] not in ("common", "per_table"):
             families.setdefault(_family(group), []).append(group)
     rows = []
     for family, members in families.items():
