@@ -1,27 +1,17 @@
 """A DLRM whose tables are divided over processes."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
-import keras
-
 from mlet_tf.distributed.sharded_embeddings import RowShardedEmbeddings
 from mlet_tf.distributed.workers import Workers
-from mlet_tf.layers import DotInteraction, EmbeddingFeature
-from mlet_tf.models.dlrm import DLRM, mlp
+from mlet_tf.layers import EmbeddingFeature
+from mlet_tf.models.dlrm import DLRM, build_dlrm
 
 
 def build_sharded_dlrm(
-    num_dense: int,
-    features: Sequence[EmbeddingFeature],
-    workers: Workers,
-    output_dim: int,
-    hidden_dim: int | Sequence[int] | None = None,
-    bottom_units: Sequence[int] = (512, 256),
-    top_units: Sequence[int] = (512, 256),
-    *,
-    dtype: Any = None,
-    **embedding_options: Any,
+    num_dense: int, features: Sequence[EmbeddingFeature], workers: Workers, *args: Any, **kwargs: Any
 ) -> DLRM:
     """Makes what `build_dlrm` makes, of the same initial values, with this process's share of the tables.
 
@@ -29,35 +19,14 @@ def build_sharded_dlrm(
         num_dense: See `build_dlrm`.
         features: See `build_dlrm`.
         workers: The processes. Their optimizer should be `averaged`.
-        output_dim: See `build_dlrm`.
-        hidden_dim: See `build_dlrm`.
-        bottom_units: See `build_dlrm`.
-        top_units: See `build_dlrm`.
-        dtype: See `build_dlrm`.
-        **embedding_options: Further arguments of `RowShardedEmbeddings`.
+        *args: See `build_dlrm`.
+        **kwargs: See `build_dlrm`; embedding options are those of `RowShardedEmbeddings`.
 
     Returns:
         The model, not compiled. It is not saved as it is: see `gather_model`.
     """
-    dtype = keras.dtype_policies.get(dtype)
-    model = DLRM(
-        embedding_layer=RowShardedEmbeddings(
-            features,
-            output_dim,
-            hidden_dim,
-            workers=workers,
-            dtype=dtype,
-            name="embeddings",
-            **embedding_options,
-        ),
-        bottom_stack=mlp([*bottom_units, output_dim], "relu", dtype, name="bottom"),
-        feature_interaction=DotInteraction(dtype=dtype, name="interaction"),
-        top_stack=mlp([*top_units, 1], "sigmoid", dtype, name="top"),
-        dtype=dtype,
-        name="dlrm",
-    )
-    model.build({"dense_features": (None, num_dense), "sparse_features": (None, len(features))})
-    return model
+    embeddings = functools.partial(RowShardedEmbeddings, workers=workers)
+    return build_dlrm(num_dense, features, *args, embedding_class=embeddings, **kwargs)
 
 
 def gather_model(sharded: DLRM, whole: DLRM | None) -> DLRM | None:

@@ -16,11 +16,12 @@ from mlet_tf.layers.initializers import (
     projection_initializer,
     validate_initialization,
 )
+from mlet_tf.layers.lookup import Lookup
 from mlet_tf.layers.roles import mark
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
-class MLETEmbedding(keras.layers.Layer):
+class MLETEmbedding(Lookup):
     """Embedding whose table is a product of matrices while it is trained.
 
     The embedding of id `i` is `W1[i] @ W2`, with a table `W1: [V, k]` and a projection `W2: [k, d]`. Only
@@ -113,9 +114,7 @@ class MLETEmbedding(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         """See the class."""
-        super().__init__(**kwargs)
-        self.input_dim = factors.positive_int("input_dim", input_dim)
-        self.output_dim = factors.positive_int("output_dim", output_dim)
+        super().__init__(input_dim, output_dim, mask_zero, **kwargs)
         self.hidden_dims = factors.hidden_chain(hidden_dim)
         self.initialization = validate_initialization(initialization)
         self.table_initializer = keras.initializers.get(table_initializer)
@@ -128,11 +127,8 @@ class MLETEmbedding(keras.layers.Layer):
         self.projection_trainable = bool(projection_trainable)
         self.table_learning_rate_multiplier = float(table_learning_rate_multiplier)
         self.projection_learning_rate_multiplier = float(projection_learning_rate_multiplier)
-        self.mask_zero = bool(mask_zero)
-        self.supports_masking = self.mask_zero
         self.oov = factors.validate_oov(oov)
         self.deduplicate = deduplicate
-        self.autocast = False  # Ids which arrive as floats would lose digits.
         self.supports_jit = not factors.on_tensorflow()  # XLA scatters into the whole table.
         self._slices = factors.SliceTracker()
 
@@ -166,28 +162,6 @@ class MLETEmbedding(keras.layers.Layer):
             mark(projection, self.projection_learning_rate_multiplier)
             self.projections.append(projection)
         self.built = True
-
-    def call(self, inputs: Any) -> Any:
-        """Returns the embeddings of the ids."""
-        if factors.on_tensorflow():
-            import tensorflow as tf
-
-            if isinstance(inputs, tf.RaggedTensor):
-                return tf.ragged.map_flat_values(self._embed, inputs)
-        return self._embed(inputs)
-
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """Returns where ids are not 0, with `mask_zero`."""
-        return ops.not_equal(inputs, 0) if self.mask_zero else None
-
-    def compute_output_shape(self, input_shape: Any) -> tuple:
-        """Returns the input shape with `output_dim` appended."""
-        return (*input_shape, self.output_dim)
-
-    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
-        """Returns the symbolic output."""
-        shape = self.compute_output_shape(inputs.shape)
-        return keras.KerasTensor(shape, dtype=self.compute_dtype, ragged=getattr(inputs, "ragged", False))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -10,6 +10,7 @@ from keras import ops
 from mlet_tf.errors import InputError
 from mlet_tf.layers import factors
 from mlet_tf.layers.embedding_collection import EmbeddingCollection, EmbeddingFeature
+from mlet_tf.layers.lookup import Lookup
 
 TABLE_DTYPES = ("float16", "bfloat16", "int8")
 
@@ -32,7 +33,7 @@ def validate_table_dtype(dtype: str) -> str:
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
-class QuantizedEmbedding(keras.layers.Layer):
+class QuantizedEmbedding(Lookup):
     """Embedding that is not trained, with a table in a narrow dtype.
 
     Only gathered rows are widened. `"float16"` and `"bfloat16"` tables are rounded. `"int8"` tables have a
@@ -74,13 +75,8 @@ class QuantizedEmbedding(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         """See the class."""
-        super().__init__(**kwargs)
-        self.input_dim = factors.positive_int("input_dim", input_dim)
-        self.output_dim = factors.positive_int("output_dim", output_dim)
+        super().__init__(input_dim, output_dim, mask_zero, **kwargs)
         self.table_dtype = validate_table_dtype(table_dtype)
-        self.mask_zero = bool(mask_zero)
-        self.supports_masking = self.mask_zero
-        self.autocast = False  # Ids which arrive as floats would lose digits.
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -101,28 +97,6 @@ class QuantizedEmbedding(keras.layers.Layer):
             self.scales_offsets = self._add("scales_offsets", (self.input_dim, 2), "float16")
             self.unit = self._add("unit", (), "float32")
         self.built = True
-
-    def call(self, inputs: Any) -> Any:
-        """Returns the embeddings of the ids."""
-        if factors.on_tensorflow():
-            import tensorflow as tf
-
-            if isinstance(inputs, tf.RaggedTensor):
-                return tf.ragged.map_flat_values(self._rows, inputs)
-        return self._rows(inputs)
-
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """Returns where ids are not 0, with `mask_zero`."""
-        return ops.not_equal(inputs, 0) if self.mask_zero else None
-
-    def compute_output_shape(self, input_shape: Any) -> tuple:
-        """Returns the input shape with `output_dim` appended."""
-        return (*input_shape, self.output_dim)
-
-    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
-        """Returns the symbolic output."""
-        shape = self.compute_output_shape(inputs.shape)
-        return keras.KerasTensor(shape, dtype=self.compute_dtype, ragged=getattr(inputs, "ragged", False))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -167,7 +141,7 @@ class QuantizedEmbedding(keras.layers.Layer):
             )
         return block  # Written, it is rounded to the nearest.
 
-    def _rows(self, ids: Any) -> Any:
+    def _embed(self, ids: Any) -> Any:
         ids = factors.as_ids(ids)
         rows = factors.gather_rows(self.values, ids)
         if self.table_dtype == "int8":

@@ -1,6 +1,6 @@
 """DLRM: bottom MLP, embeddings, dot interaction, top MLP."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -261,6 +261,7 @@ def build_dlrm(
     task: tfrs.tasks.Task | None = None,
     dtype: Any = None,
     name: str = "dlrm",
+    embedding_class: Callable[..., keras.layers.Layer] = EmbeddingCollection,
     **embedding_options: Any,
 ) -> DLRM:
     """Makes a DLRM, with its weights, from dimensions.
@@ -276,7 +277,8 @@ def build_dlrm(
         task: See `DLRM`.
         dtype: Dtype policy of all layers, such as `"mixed_bfloat16"`. Probabilities are float32.
         name: Name of the model.
-        **embedding_options: Further arguments of `EmbeddingCollection`, such as `direct_threshold` and
+        embedding_class: Makes the embeddings; it takes the arguments of `EmbeddingCollection`.
+        **embedding_options: Further arguments of `embedding_class`, such as `direct_threshold` and
             `initialization`.
 
     Returns:
@@ -284,7 +286,7 @@ def build_dlrm(
     """
     dtype = keras.dtype_policies.get(dtype)
     model = DLRM(
-        embedding_layer=EmbeddingCollection(
+        embedding_layer=embedding_class(
             features, output_dim, hidden_dim, dtype=dtype, name="embeddings", **embedding_options
         ),
         bottom_stack=mlp([*bottom_units, output_dim], "relu", dtype, name="bottom"),
