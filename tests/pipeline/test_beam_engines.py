@@ -1,6 +1,7 @@
 """Ingestion and vocabularies on several Beam engines: the same bytes as from one process."""
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -21,7 +22,9 @@ ROWS = 3000
 
 @contextlib.contextmanager
 def _process(module: str, *arguments: str):
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
+    # A worker pool starts its workers as `python`, as found on the path.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments], env={**os.environ, "PATH": path})
     try:
         yield process
     finally:
