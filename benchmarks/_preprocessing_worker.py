@@ -26,7 +26,10 @@ def stock_preprocessing_fn(inputs: dict[str, Any], custom_config: dict[str, Any]
     schema = ClickLogSchema.from_dict(custom_config["schema"])
     outputs = {schema.label: inputs[schema.label]}
     for name in schema.integers:
-        values = tf.cast(tf.reshape(tf.sparse.to_dense(inputs[name]), [-1, 1]), tf.float32)
+        column = inputs[name]
+        shape = tf.stack([column.dense_shape[0], 1])
+        values = tf.sparse.to_dense(tf.SparseTensor(column.indices, column.values, shape))
+        values = tf.ensure_shape(tf.cast(values, tf.float32), [None, 1])
         outputs[name] = tf.sign(values) * tf.math.log1p(tf.abs(values))
     for name in schema.categoricals:
         outputs[name] = tft.compute_and_apply_vocabulary(
