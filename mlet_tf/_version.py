@@ -1,3 +1,3 @@
 """The version, in one place: setup, the command and the stored models read it here."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
