@@ -23,14 +23,8 @@ from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.distributed import Cluster, Workers, averaged, build_sharded_dlrm, gather_model
 from mlet_tf.layers import EmbeddingFeature
 from mlet_tf.models import DLRM, build_dlrm
-from mlet_tf.optimizers import (
-    LazyAdam,
-    RowWiseAdagrad,
-    SparseAdagrad,
-    SparseSGD,
-    WarmupDecay,
-    split_optimizer,
-)
+from mlet_tf.optimizers import WarmupDecay, split_optimizer
+from mlet_tf.optimizers.names import OPTIMIZERS
 from mlet_tf.storage import is_remote
 from pipeline.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, VocabularyConfig
 from pipeline.examples import pack_examples, vocabulary_sizes
@@ -38,13 +32,6 @@ from pipeline.training import total_steps, train
 from pipeline.worker import train_as_chief
 
 HISTORY = "history.json"
-
-_OPTIMIZERS = {
-    "sgd": SparseSGD,
-    "adagrad": SparseAdagrad,
-    "row_wise_adagrad": RowWiseAdagrad,
-    "lazy_adam": LazyAdam,
-}
 
 
 def run_fn(fn_args: Any) -> None:
@@ -184,7 +171,7 @@ def compile_model(
 
 def _optimizer(config: OptimizerConfig, schedule: ScheduleConfig, steps: int) -> keras.optimizers.Optimizer:
     if schedule.decay == "none" and not schedule.warmup_steps:
-        return _OPTIMIZERS[config.name](learning_rate=config.learning_rate)
-    return _OPTIMIZERS[config.name](
+        return OPTIMIZERS[config.name](learning_rate=config.learning_rate)
+    return OPTIMIZERS[config.name](
         learning_rate=WarmupDecay(config.learning_rate, schedule.warmup_steps, schedule.decay, steps)
     )
