@@ -126,10 +126,22 @@ class OptimizerConfig:
     Attributes:
         name: `sgd`, `adagrad`, `row_wise_adagrad` or `lazy_adam`.
         learning_rate: Peak learning rate.
+        initial_accumulator: Starting value of the accumulators of `adagrad` and `row_wise_adagrad`; null takes the
+            optimizer's own, 0.1 and 0. Adagrad's 0.1 is large against the squared gradients of an embedding row: try
+            1.0e-6 for tables, see `docs/results.md`.
     """
 
     name: Literal["sgd", "adagrad", "row_wise_adagrad", "lazy_adam"] = "adagrad"
     learning_rate: float = 0.02
+    initial_accumulator: float | None = None
+
+    def __post_init__(self) -> None:
+        value = self.initial_accumulator
+        if value is not None and (value < 0 or not self.name.endswith("adagrad")):
+            raise InputError(
+                "'initial_accumulator' should be at least 0, and is for adagrad and row_wise_adagrad only. "
+                f"Received: {value} for {self.name}"
+            )
 
 
 @dataclass(frozen=True)

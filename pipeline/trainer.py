@@ -170,8 +170,9 @@ def compile_model(
 
 
 def _optimizer(config: OptimizerConfig, schedule: ScheduleConfig, steps: int) -> keras.optimizers.Optimizer:
-    if schedule.decay == "none" and not schedule.warmup_steps:
-        return OPTIMIZERS[config.name](learning_rate=config.learning_rate)
-    return OPTIMIZERS[config.name](
-        learning_rate=WarmupDecay(config.learning_rate, schedule.warmup_steps, schedule.decay, steps)
-    )
+    rate: Any = config.learning_rate
+    if schedule.decay != "none" or schedule.warmup_steps:
+        rate = WarmupDecay(rate, schedule.warmup_steps, schedule.decay, steps)
+    start = config.initial_accumulator
+    more = {} if start is None else {"initial_accumulator_value": start}
+    return OPTIMIZERS[config.name](learning_rate=rate, **more)

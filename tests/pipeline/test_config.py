@@ -43,6 +43,11 @@ def test_overrides_reach_into_groups(tmp_path):
         ({"batch_size": True}, "'batch_size' should be an integer"),
         ({"tables": {"name": "adam"}}, "'tables.name' should be 'sgd' or"),
         ({"tables": 3}, "tables: expected a mapping"),
+        (
+            {"dense": {"name": "lazy_adam", "initial_accumulator": 0.1}},
+            "'initial_accumulator' should be .* lazy_adam",
+        ),
+        ({"dense": {"initial_accumulator": -0.1}}, "'initial_accumulator' should be at least 0"),
         ({"epochs": "two"}, "'epochs' should be an integer"),
     ],
 )

@@ -128,6 +128,16 @@ def test_fewer_rows_than_a_batch():
         total_steps(TrainConfig(), 10)
 
 
+def test_tables_get_the_initial_accumulator_of_the_configuration():
+    model = build_model(ModelConfig(bottom_units=(4,), top_units=(4,)), {"a": 100}, 2)
+    tables = OptimizerConfig("adagrad", 0.02, initial_accumulator=1e-6)
+    compile_model(model, TrainConfig(tables=tables), 10)
+    model.optimizer.build(model.trainable_variables)
+    starts = {v.path: float(v.numpy().max()) for v in model.optimizer.variables if "accumulator" in v.path}
+    assert {round(value, 7) for path, value in starts.items() if "embeddings_table" in path} == {1e-6}
+    assert {round(value, 7) for path, value in starts.items() if "embeddings_table" not in path} == {0.1}
+
+
 def test_schedule_warms_up_and_decays_to_zero():
     schedule = WarmupDecay(0.1, 10, "linear", 110)
     assert [round(float(schedule(step)), 6) for step in (0, 9, 10, 60, 110)] == [0.01, 0.1, 0.1, 0.05, 0.0]
