@@ -9,7 +9,7 @@ from typing import Any
 import apache_beam as beam
 import tensorflow as tf
 
-from components.common import join
+from components.common import join, remove_folder
 
 
 def run_tasks(
@@ -43,7 +43,7 @@ def run_tasks(
             | "Run" >> beam.Map(functools.partial(_run_task, function=function, folder=folder))
         )
     results = [_load(index, task, folder) for index, task in enumerate(tasks)]
-    tf.io.gfile.rmtree(folder)
+    remove_folder(folder)
     return results
 
 

@@ -89,6 +89,12 @@ def example_dataset(files: Sequence[str], batch_size: int) -> tf.data.Dataset:
     return tf.data.TFRecordDataset(list(files), compression_type=compression).batch(batch_size)
 
 
+def remove_folder(folder: str) -> None:
+    """Removes a folder; on an object store it is gone already once the last file has been moved away."""
+    if tf.io.gfile.isdir(folder):
+        tf.io.gfile.rmtree(folder)
+
+
 def join(*parts: str) -> str:
     """Joins the parts of a path or URI."""
     return os.path.join(*parts)  # noqa: PTH118 (pathlib would break URIs)

@@ -21,6 +21,7 @@ from components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig, i
 from components.click_log_example_gen.report import COUNTS_FOLDER, write_ingest_report
 from components.click_log_example_gen.shards import Result, Task, write_chunk
 from components.click_log_example_gen.times import choose_cut, count_times
+from components.common import remove_folder
 from mlet_tf.datasets.reading import Reject, check_reject_share, lines_before, plan_chunks
 from mlet_tf.errors import InputError
 
@@ -71,7 +72,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         results = self._run(tasks, write, f"{staging}/results")
         rows = _check(tasks, results, config)
         _move_into_place(examples, tasks, results, config)
-        tf.io.gfile.rmtree(staging)
+        remove_folder(staging)
 
         shards = [split for result in results for split, _, _ in result.shards]
         report = {

@@ -17,7 +17,7 @@ from tfx.utils import import_utils, io_utils, json_utils
 
 from components.beam import run_tasks
 from components.click_log_example_gen import value_counts
-from components.common import join
+from components.common import join, remove_folder
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.datasets.counts import Run, merge_counts
 from mlet_tf.datasets.vocabulary import rank, vocabulary_file, write_vocabulary
@@ -65,7 +65,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             exec_properties[standard_component_specs.PREPROCESSING_FN_KEY]
         )
         _write_graph(functools.partial(function, custom_config=config), schema, graph)
-        tf.io.gfile.rmtree(folder)
+        remove_folder(folder)
 
 
 def _write_graph(preprocess: Callable[..., dict[str, tf.Tensor]], schema: str, graph: str) -> None:
