@@ -1,7 +1,9 @@
 """`mlet-tf sweep` and `mlet-tf frontier`."""
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,22 @@ def sweep(config_path: str, workers: int | None) -> None:
     config = load_sweep(config_path)
     if workers is not None:
         config = dataclasses.replace(config, workers=workers)
-    logging.disable(logging.WARNING)  # Of TFX and TensorFlow, which have nothing to say to the user here.
-    from mlet_tf.experiments.sweep import run_sweep
+    with _quiet(), _Display(config.name) as display:
+        from mlet_tf.experiments.sweep import run_sweep
 
-    with _Display(config.name) as display:
         path = run_sweep(config, display.note, display.progress)
     click.echo(path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes of TFX and TensorFlow, which have nothing to say to the user here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Display:
@@ -119,11 +131,11 @@ def shrink(run_folder: str, output: str | None, max_auc_drop: float) -> None:
     evaluation rows choose, the other half confirm. Writes the smallest model that passes, with its
     signatures, ready for `mlet-tf push`.
     """
-    logging.disable(logging.WARNING)
-    from mlet_tf.experiments.frontier import shrink_run
-
     target = Path(output) if output else Path(run_folder) / "frontier"
-    report = shrink_run(Path(run_folder), target, max_auc_drop, lambda line: click.echo(line, err=True))
+    with _quiet():
+        from mlet_tf.experiments.frontier import shrink_run
+
+        report = shrink_run(Path(run_folder), target, max_auc_drop, lambda line: click.echo(line, err=True))
     before, after = report["points"][0], report["chosen"]
     click.echo(
         f"tables  {before['bytes']:,} -> {after['bytes']:,} bytes ({before['bytes'] / after['bytes']:.2f} times)"

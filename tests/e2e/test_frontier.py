@@ -1,6 +1,7 @@
 """Truncating the tables of a finished run."""
 
 import json
+import logging
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +21,7 @@ def test_shrink_writes_the_smallest_model_that_passes(finished_run, command, tmp
     assert report["chosen"]["bytes"] == min(sizes) < report["points"][0]["bytes"] == max(sizes)
     assert f"-> {min(sizes):,} bytes" in out
     assert (output / "frontier.png").stat().st_size > 1000
+    assert logging.getLogger().isEnabledFor(logging.WARNING)  # A pipeline that runs next shows its progress.
 
     model = tf.saved_model.load(str(output / "Format-Serving"))
     rows = next(iter(read_log(str(finished_run.log), CRITEO, columns=CRITEO.raw_features)))[:7]
