@@ -148,7 +148,7 @@ class Checkpoints:
 
     def __init__(self, model: keras.Model, progress: Progress, work: str, workers: Workers) -> None:
         """See the class."""
-        # Their variables, one by one: tracking does not reach the parts of a MultiOptimizer.
+        # By number, so that the names a Keras release gives to its attributes do not matter.
         state = {"model": model.variables, "optimizer": model.optimizer.variables}
         self._checkpoint = tf.train.Checkpoint(
             **{name: [variable.value for variable in variables] for name, variables in state.items()},

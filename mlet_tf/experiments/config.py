@@ -11,9 +11,9 @@ import yaml
 from mlet_tf._mapping import from_mapping, nearest
 from mlet_tf.errors import InputError
 
-FACTORISED = ("mlet", "mlet_frozen", "mlet_projected", "nested")
-WIDENED = ("projected", "mlet_projected", "hash", "qr")
-KINDS = ("direct", "mlet", "mlet_frozen", "nested", "projected", "mlet_projected", "hash", "qr")
+FACTORISED = ("mlet", "mlet_frozen", "nested")
+WIDENED = ("projected", "hash", "qr")
+KINDS = ("direct", "mlet", "mlet_frozen", "nested", "projected", "hash", "qr")
 
 
 @dataclass(frozen=True)
@@ -161,14 +161,14 @@ class GridConfig:
     Attributes:
         kinds: `direct`; `mlet`, and `mlet_frozen` with a projection that stays as it was drawn; `nested`, which is
             `mlet` trained for every size at once; `projected`, tables of `d` columns behind a projection to
-            `reference_dim` that is served too, and `mlet_projected`, such tables trained as products; `hash` and
-            `qr`, references that keep `reference_dim` columns and share rows.
+            `reference_dim` that is served too; `hash` and `qr`, references that keep `reference_dim` columns and
+            share rows.
         output_dims: Embedding dims `d`. For `hash` and `qr` the `d` whose bytes they may take.
         hidden_dims: Hidden dims `k`; of factorised kinds.
         initializations: Of factorised kinds.
         optimizers: Of the tables: `adagrad`, `row_wise_adagrad`, `sgd` or `lazy_adam`.
         direct_threshold: Features with at most this many rows stay direct; null means `k`.
-        reference_dim: Width that `projected`, `mlet_projected`, `hash` and `qr` give to the rest of the model.
+        reference_dim: Width that `projected`, `hash` and `qr` give to the rest of the model.
         rescaled_control: Whether each `mlet` cell is followed by `direct` with its table learning rate times
             `0.0625 k`.
         truncate_to: Ranks to which every final model is also truncated after training.

@@ -26,7 +26,6 @@ _COLORS = {
     "mlet_frozen": "#e2a395",
     "nested": "#8a4fa0",
     "projected": "#5b8c5a",
-    "mlet_projected": "#2f6f8f",
     "hash": "#c9a227",
     "qr": "#8c6d1f",
 }

@@ -123,12 +123,10 @@ def embedding_layer(cell: Cell, table_rows: dict[str, int]) -> keras.layers.Laye
     if cell.kind in ("hash", "qr"):
         layer = HashedEmbeddings if cell.kind == "hash" else QuotientRemainderEmbeddings
         return layer(table_rows, cell.reference_dim, cell.output_dim / cell.reference_dim)
-    hidden_dim: Any = cell.hidden_dim
-    threshold = cell.direct_threshold
-    if cell.reference_dim is not None:
-        hidden_dim = (cell.hidden_dim, cell.output_dim) if cell.hidden_dim else cell.output_dim
+    hidden_dim, threshold = cell.hidden_dim, cell.direct_threshold
+    if cell.kind == "projected":
         # A table that a projection would not make smaller stays as it is.
-        threshold = _largest_useless(cell.output_dim, cell.reference_dim) if threshold is None else threshold
+        hidden_dim, threshold = cell.output_dim, _largest_useless(cell.output_dim, cell.reference_dim)
     collection = EmbeddingCollection(
         [EmbeddingFeature(name, size) for name, size in table_rows.items()],
         cell.reference_dim or cell.output_dim,

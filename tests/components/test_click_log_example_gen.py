@@ -374,11 +374,8 @@ def test_tfx_caches_until_files_or_settings_change(tmp_path):
         ("avazu_sample.csv.gz", AVAZU, 205_855, {"method": "time"}),
     ],
 )
-def test_all_rows_of_the_real_samples_are_in_the_artifact(tmp_path, name, schema, rows, kwargs):
-    path = Path(os.environ.get("MLET_TF_SAMPLES", "")) / name
-    if not path.is_file():
-        pytest.skip("MLET_TF_SAMPLES does not name the folder with the samples")
-    examples = ingest(tmp_path, schema, path, max_reject_share=0, **kwargs)
+def test_all_rows_of_the_real_samples_are_in_the_artifact(tmp_path, samples, name, schema, rows, kwargs):
+    examples = ingest(tmp_path, schema, samples / name, max_reject_share=0, **kwargs)
     counted = count_rows(examples.uri)
     assert sum(counted.values()) == rows
     assert abs(counted["eval"] / rows - 0.2) < 0.02

@@ -4,7 +4,6 @@ import dataclasses
 import gzip
 import os
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -426,8 +425,5 @@ def test_numbers_that_are_no_times_are_found():
     ("name", "schema", "rows"),
     [("criteo_sample.tsv.gz", CRITEO, 13_513), ("avazu_sample.csv.gz", AVAZU, 205_855)],
 )
-def test_every_row_of_the_real_samples_is_read(name, schema, rows):
-    path = Path(os.environ.get("MLET_TF_SAMPLES", "")) / name
-    if not path.is_file():
-        pytest.skip("MLET_TF_SAMPLES does not name the folder with the samples")
-    assert sum(map(len, read_log(str(path), schema, max_reject_share=0))) == rows
+def test_every_row_of_the_real_samples_is_read(samples, name, schema, rows):
+    assert sum(map(len, read_log(str(samples / name), schema, max_reject_share=0))) == rows

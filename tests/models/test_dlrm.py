@@ -8,14 +8,14 @@ import pytest
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("tensorflow-recommenders runs on TensorFlow", allow_module_level=True)
-tfrs = pytest.importorskip("tensorflow_recommenders")
 
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
 
-from mlet_tf.collapse import collapse_model  # noqa: E402
-from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature  # noqa: E402
-from mlet_tf.models import DLRM, build_dlrm  # noqa: E402
-from mlet_tf.optimizers import RowWiseAdagrad, SparseAdagrad, SparseSGD, split_optimizer  # noqa: E402
+from mlet_tf.collapse import collapse_model
+from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
+from mlet_tf.models import DLRM, build_dlrm
+from mlet_tf.optimizers import RowWiseAdagrad, SparseAdagrad, SparseSGD, split_optimizer
 
 ROWS = [300, 12, 50, 3]
 FEATURES = [EmbeddingFeature(f"c{i}", rows) for i, rows in enumerate(ROWS)]

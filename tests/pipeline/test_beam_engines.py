@@ -74,7 +74,8 @@ def _job_server_and_worker_pool(_: Path):
 
 @contextlib.contextmanager
 def _dask(_: Path):
-    distributed = pytest.importorskip("dask.distributed")
+    from dask import distributed
+
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         yield BeamConfig(
             runner="apache_beam.runners.dask.dask_runner.DaskRunner",

@@ -1,6 +1,5 @@
 """The object store S3, from a local server: data, artifacts, push, client."""
 
-import importlib.util
 import json
 import os
 import socket
@@ -9,12 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import boto3
+import fsspec
 import numpy as np
 import pytest
-
-fsspec = pytest.importorskip("fsspec")
-boto3 = pytest.importorskip("boto3")
-pytest.importorskip("moto")
 
 BUCKET = "mlet"
 
@@ -68,9 +65,6 @@ def reader(request, monkeypatch):
     if request.param == "fsspec":
         for module in ("mlet_tf.datasets.files", "mlet_tf.serving.files"):
             monkeypatch.setattr(f"{module}.tensorflow_opens", lambda path: False)
-    else:
-        if importlib.util.find_spec("tensorflow_io") is None:
-            pytest.skip("tensorflow-io is not installed")
     return request.param
 
 

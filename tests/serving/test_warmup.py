@@ -1,16 +1,12 @@
 import pytest
+import tensorflow as tf
 
 from mlet_tf.errors import InputError
 from mlet_tf.serving import write_warmup
 
 
 @pytest.fixture(scope="module")
-def tf():
-    return pytest.importorskip("tensorflow")
-
-
-@pytest.fixture(scope="module")
-def model(tf, tmp_path_factory):
+def model(tmp_path_factory):
     class Echo(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
         def lengths(self, examples):
@@ -26,16 +22,16 @@ def model(tf, tmp_path_factory):
     return folder
 
 
-def logs(tf, folder):
+def logs(folder):
     from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
     path = folder / "assets.extra" / "tf_serving_warmup_requests"
     return [PredictionLog.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))]
 
 
-def test_the_file_holds_requests_of_the_rows(tf, model):
+def test_the_file_holds_requests_of_the_rows(model):
     assert write_warmup(model, (b"row%d" % i for i in range(5)), batch_size=2) == 3
-    found = [log.predict_log.request for log in logs(tf, model)]
+    found = [log.predict_log.request for log in logs(model)]
     assert [list(request.inputs["examples"].string_val) for request in found] == [
         [b"row0", b"row1"],
         [b"row2", b"row3"],
@@ -46,14 +42,14 @@ def test_the_file_holds_requests_of_the_rows(tf, model):
     assert [d.size for d in found[2].inputs["examples"].tensor_shape.dim] == [1]
 
 
-def test_no_more_than_a_server_takes(tf, model):
+def test_no_more_than_a_server_takes(model):
     rows = iter([b"row"] * 1200)
     assert write_warmup(model, rows) == 1000
-    assert len(logs(tf, model)) == 1000
+    assert len(logs(model)) == 1000
     assert len(list(rows)) == 200
 
 
-def test_a_failure_leaves_the_old_file(tf, model):
+def test_a_failure_leaves_the_old_file(model):
     write_warmup(model, [b"old"])
 
     def rows():
@@ -64,11 +60,11 @@ def test_a_failure_leaves_the_old_file(tf, model):
         write_warmup(model, rows())
     with pytest.raises(InputError, match="at least one example"):
         write_warmup(model, [])
-    assert logs(tf, model)[0].predict_log.request.inputs["examples"].string_val == [b"old"]
+    assert logs(model)[0].predict_log.request.inputs["examples"].string_val == [b"old"]
     assert len(list((model / "assets.extra").iterdir())) == 1
 
 
-def test_mistakes_are_named(tf, model, tmp_path):
+def test_mistakes_are_named(model, tmp_path):
     with pytest.raises(InputError, match=r"no signature 'nope', only .*serving_default"):
         write_warmup(model, [b"row"], signature_name="nope")
     with pytest.raises(InputError, match="one vector of strings, it takes ids"):
