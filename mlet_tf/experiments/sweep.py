@@ -7,18 +7,13 @@ sweep that is killed goes on where it was.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import logging
 import math
-import multiprocessing
 import os
-import threading
-import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +21,13 @@ import optuna
 
 from mlet_tf.experiments.config import Cell, GridConfig, SweepConfig, TuningConfig, cells
 from mlet_tf.experiments.data import PreparedData, prepare
+from mlet_tf.experiments.processes import Processes, processes
 from mlet_tf.experiments.store import TrialStore
 from mlet_tf.experiments.trial import Trial
 
 Records = list[dict[str, Any]]
 _Chain = Generator[list[Trial], list[Records], None]
 _RATES = ("tables", "projections", "dense")
-_TRIALS_A_PROCESS = 50  # Graphs of earlier trials stay in a process: one had come to 4.4 GB.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +156,7 @@ class _Runner:
     def run(self, chains: list[_Chain]) -> None:
         self._report(Progress(0, self._total))
         workers = self._config.workers or os.cpu_count() or 1
-        with _pool(workers) as pool:
+        with processes(workers) as pool:
             waiting = [_Waiting(chain, next(chain)) for chain in chains]
             while waiting:
                 # As many chains as processes: the order of the grid is the order of what gets finished.
@@ -172,7 +167,7 @@ class _Runner:
                 if running:
                     wait(running, return_when=FIRST_COMPLETED)
 
-    def _advance(self, state: _Waiting, pool: ProcessPoolExecutor) -> bool:
+    def _advance(self, state: _Waiting, pool: Processes) -> bool:
         """Takes what is finished, starts what can be; whether the chain goes on."""
         while True:
             for number, trial in enumerate(state.trials):
@@ -185,7 +180,7 @@ class _Runner:
             except StopIteration:
                 return False
 
-    def _look(self, state: _Waiting, number: int, trial: Trial, pool: ProcessPoolExecutor) -> None:
+    def _look(self, state: _Waiting, number: int, trial: Trial, pool: Processes) -> None:
         key = trial.key(self._config.training, self._data.digest)
         fresh = key not in self._finished
         if fresh:
@@ -216,43 +211,6 @@ class _Waiting:
         records = [self.records[number] for number in range(len(self.trials))]
         self.records = {}
         self.trials = self.chain.send(records)
-
-
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        _start_worker,
-        (os.getpid(),),
-        max_tasks_per_child=_TRIALS_A_PROCESS,
-    )
-    try:
-        yield pool
-        pool.shutdown()
-    except BaseException:
-        processes = list(pool._processes.values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-        raise
-
-
-def _start_worker(parent: int) -> None:
-    """One thread a process, and none that outlives the sweep."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    logging.disable(logging.WARNING)
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(trial: Trial, training: Any, data: PreparedData) -> Records:

@@ -35,7 +35,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_sweep_records_resumes_and_draws(folder, command):
+def test_sweep_records_resumes_and_draws(folder, command, monkeypatch):
+    monkeypatch.setattr(
+        "mlet_tf.experiments.processes.TASKS_A_PROCESS", 3
+    )  # Processes are replaced on the way.
     results = folder / "out" / "trials.jsonl"
     code, out, err = command("sweep", "--config", folder / "sweep.yaml")
     assert (code, out.strip()) == (0, str(results)), err
