@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from components.click_log_example_gen import read_ingest_report
 from components.common import example_dataset, example_files, join
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.datasets.vocabulary import vocabulary_file
@@ -122,7 +123,7 @@ def pack_examples(
     A folder that an earlier call finished is used as it is.
 
     Args:
-        patterns: File patterns of the shards.
+        patterns: `<uri>/Split-<split>/*` of artifacts of ClickLogExampleGen.
         schema: Schema of the log.
         transform: The transform graph, see `components.common.TransformGraph`.
         folder: Where to write, on a local disk.
@@ -131,7 +132,7 @@ def pack_examples(
         The packed rows.
 
     Raises:
-        InputError: If no file matches or the files hold no row.
+        InputError: If no file matches, the files hold no row, or not as many as ClickLogExampleGen wrote.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -167,7 +168,16 @@ def _write_packed(
                 rows, dense, sparse = rows + len(words), int(dense_width), int(sparse_width)
         if not rows:
             raise InputError(f"the examples in {', '.join(patterns)} hold no row")
+        written = sum(map(_rows_written, patterns))
+        if rows != written:
+            raise InputError(f"{', '.join(patterns)}: {written} rows were written, {rows} can be read")
         (aside / "meta.json").write_text(json.dumps({"rows": rows, "dense": dense, "sparse": sparse}))
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _rows_written(pattern: str) -> int:
+    """Rows that ClickLogExampleGen says are in the files of one split."""
+    uri, split, _ = pattern.rsplit("/", 2)
+    return read_ingest_report(uri)["rows"][split.removeprefix("Split-")]

@@ -1,12 +1,14 @@
 """Each mistake ends with one line that says what is wrong and where; no traceback, nothing half-written."""
 
 import gzip
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mlet_tf.datasets import AVAZU, CRITEO
 from mlet_tf.datasets.synthetic import write_log
+from mlet_tf.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +175,24 @@ def test_disk_full_while_rows_are_packed(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "example_dataset", lambda *_: Batches())
     with pytest.raises(OSError, match="No space left"):
         examples.pack_examples([str(tmp_path / "data")], CRITEO, None, tmp_path / "packed" / "train")
+    assert list((tmp_path / "packed").iterdir()) == []
+
+
+def test_rows_that_got_lost_are_noticed_by_the_trainer(finished_run, tmp_path):
+    import tensorflow_transform as tft
+
+    from components.click_log_example_gen.report import read_ingest_report, write_ingest_report
+    from components.common import TransformGraph
+    from pipeline.examples import pack_examples
+
+    artifacts = finished_run.result["artifacts"]
+    shutil.copytree(artifacts["examples"], tmp_path / "examples")
+    report = read_ingest_report(tmp_path / "examples")
+    report["rows"]["eval"] += 1
+    write_ingest_report(tmp_path / "examples", report)
+    transform = TransformGraph(tft.TFTransformOutput(artifacts["transform_graph"]))
+    with pytest.raises(InputError, match=rf"{report['rows']['eval']} rows were written, \d+ can be read"):
+        pack_examples([f"{tmp_path}/examples/Split-eval/*"], CRITEO, transform, tmp_path / "packed" / "eval")
     assert list((tmp_path / "packed").iterdir()) == []
 
 
