@@ -114,6 +114,7 @@ class Worker:
             env={
                 **os.environ,
                 "TF_CPP_MIN_LOG_LEVEL": "3",
+                "PYTHONWARNINGS": "ignore::FutureWarning",  # About the end of life of Python 3.11, of each library.
                 "CUDA_VISIBLE_DEVICES": "",
                 **single,
                 **(env or {}),

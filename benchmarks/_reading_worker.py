@@ -38,7 +38,7 @@ def main() -> None:
             return 0.0
 
     else:
-        model = build_ours({"k": 64, "d": 16}, sizes)
+        model = build_ours({**spec, "k": 64, "d": 16}, sizes)
         inputs, label = next(batches)
 
         def step(runs: int) -> float:
