@@ -38,7 +38,7 @@ class Run:
 
 def measure(arguments: argparse.Namespace) -> list[Result]:
     """Runs what `--only` names, or everything."""
-    parts = {"stock": _stock, "growth": _growth, "reading": _reading}
+    parts = {"stock": _stock, "growth": _growth, "counting": _counting, "reading": _reading}
     chosen = parts.values() if arguments.only is None else [parts[arguments.only]]
     return [result for part in chosen for result in part(arguments)]
 
@@ -81,6 +81,36 @@ def _growth(arguments: argparse.Namespace) -> list[Result]:
             ours, limit = runs["ours", count], runs[frame, count]
             name = f"ours / {frame}, {count:,} rows"
             results.append(_once(name, ours.total / limit.total, 3, "lower", str(limit)))
+    return results
+
+
+def _counting(arguments: argparse.Namespace) -> list[Result]:
+    """Memory of adding up counts, a part of the values at a time against all at once."""
+    runs = 4 if arguments.quick else 40
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+
+        def run(max_values: int | None) -> tuple[dict[str, float], int]:
+            worker = Worker("_counting_worker", {"folder": folder, "runs": runs, "max_values": max_values})
+            try:
+                before = worker.read()["peak_bytes"]
+                answer = worker.run(1)
+            finally:
+                worker.close()
+            return answer, answer["peak_bytes"] - before
+
+        _, counting = run(None)
+        whole, limit = run(1 << 62)
+        results = []
+        for max_values in (4_000_000, 500_000):
+            part, peak = run(max_values)
+            if part["loss"] != whole["loss"]:
+                raise RuntimeError(f"{part['loss']:.0f} distinct values, expected {whole['loss']:.0f}")
+            note = (
+                f"{part['loss']:,.0f} distinct values; {peak / 1e6:.0f} MB and {part['seconds']:.1f} s against "
+                f"{limit / 1e6:.0f} MB and {whole['seconds']:.1f} s; counting had {counting / 1e6:.0f} MB"
+            )
+            name = f"peak memory of adding up, {max_values:,} values at a time / all at once"
+            results.append(_once(name, peak / limit, None, "lower", note))
     return results
 
 
@@ -143,6 +173,6 @@ if __name__ == "__main__":
         rows={"type": int, "help": "rows of the smaller log (200,000; with --quick 10,000)"},
         growth={"type": int, "default": 25, "help": "how many times larger the second log is (25)"},
         vocabulary={"type": int, "default": 20_000, "help": "categories of the largest column (20,000)"},
-        only={"choices": ("stock", "growth", "reading"), "help": "one part"},
+        only={"choices": ("stock", "growth", "counting", "reading"), "help": "one part"},
         scratch={"help": "folder for the generated logs and examples"},
     )

@@ -166,7 +166,9 @@ class GridConfig:
         output_dims: Embedding dims `d`. For `hash` and `qr` the `d` whose bytes they may take.
         hidden_dims: Hidden dims `k`; of factorised kinds.
         initializations: Of factorised kinds.
-        optimizers: Of the tables: `adagrad`, `row_wise_adagrad`, `sgd` or `lazy_adam`.
+        optimizers: Of the tables: `adagrad`, `row_wise_adagrad`, `sgd` or `lazy_adam`. Projections have Adagrad,
+            with `sgd` SGD too.
+        dtypes: Dtype policies of the model: `float32`, or `mixed_bfloat16` (tables stay float32).
         direct_threshold: Features with at most this many rows stay direct; null means `k`.
         reference_dim: Width that `projected`, `hash` and `qr` give to the rest of the model.
         rescaled_control: Whether each `mlet` cell is followed by `direct` with its table learning rate times
@@ -180,6 +182,7 @@ class GridConfig:
     hidden_dims: tuple[int, ...] = (64,)
     initializations: tuple[str, ...] = ("authors",)
     optimizers: tuple[str, ...] = ("adagrad",)
+    dtypes: tuple[Literal["float32", "mixed_bfloat16"], ...] = ("float32",)
     direct_threshold: int | None = None
     reference_dim: int = 16
     rescaled_control: bool = False
@@ -230,6 +233,7 @@ class Cell:
         hidden_dim: `k`; None for kinds without factors.
         initialization: Of the factors; None likewise.
         optimizer: Of the tables.
+        dtype: Dtype policy of the model.
         direct_threshold: See `GridConfig`.
         reference_dim: See `GridConfig`; None for other kinds.
     """
@@ -239,6 +243,7 @@ class Cell:
     hidden_dim: int | None = None
     initialization: str | None = None
     optimizer: str = "adagrad"
+    dtype: str = "float32"
     direct_threshold: int | None = None
     reference_dim: int | None = None
 
@@ -249,7 +254,7 @@ class Cell:
 
 def cells(grid: GridConfig) -> Iterator[Cell]:
     """The cells of a grid, those of one kind by growing `d`."""
-    for kind, optimizer in itertools.product(grid.kinds, grid.optimizers):
+    for kind, optimizer, dtype in itertools.product(grid.kinds, grid.optimizers, grid.dtypes):
         factorised = kind in FACTORISED
         hidden_dims = grid.hidden_dims if factorised else (None,)
         initializations = grid.initializations if factorised else (None,)
@@ -262,6 +267,7 @@ def cells(grid: GridConfig) -> Iterator[Cell]:
                 hidden_dim,
                 initialization,
                 optimizer,
+                dtype,
                 grid.direct_threshold if factorised else None,
                 grid.reference_dim if kind in WIDENED else None,
             )

@@ -3,8 +3,8 @@
     python -m mlet_tf.experiments.results docs/results.md
 
 The page holds pairs of comments `<!-- NAME of STUDY -->` and `<!-- end -->`; what stands between is replaced. NAME is
-`cells`, `same size`, `claim` or `one training`; the trials of STUDY are in `results/STUDY.jsonl` beside the page, and
-its plot is written to `results/STUDY.png`.
+`cells`, `same size`, `variants`, `claim` or `one training`; the trials of STUDY are in `results/STUDY.jsonl` beside
+the page, and its plot is written to `results/STUDY.png`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,16 @@ from mlet_tf.experiments.statistics import Difference, Group, difference, groups
 from mlet_tf.experiments.store import read_records
 
 TOLERANCE = 0.0005
-_BLOCK = re.compile(r"(<!-- (cells|same size|claim|one training) of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- (cells|same size|variants|claim|one training) of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 _PLOT_DPI = 90
+_PLAIN = {
+    "initialization": (None, "authors"),
+    "optimizer": ("adagrad",),
+    "dtype": (None, "float32"),
+    "hidden_dim": (None, 64),
+}
 
 
 def fill(page: Path) -> None:
@@ -94,6 +102,21 @@ def same_size_table(found: Sequence[Group]) -> str:
     return _table(["embedding", "AUC against tuned direct, same d", "on rare ids"], rows)
 
 
+def variants_table(found: Sequence[Group]) -> str:
+    """Each cell that departs from `_PLAIN` against the one of the same kind and size that does not."""
+
+    def is_plain(group: Group) -> bool:
+        return all(group.record.get(key) in values for key, values in _PLAIN.items())
+
+    rows = []
+    for plain in filter(is_plain, found):
+        same = {key: plain.record[key] for key in ("kind", "output_dim", "stage", "method")}
+        for other in found:
+            if other.matches(**same) and not is_plain(other):
+                rows.append([other.label, plain.label, _signed(difference(other, plain))])
+    return _table(["embedding", "against", "AUC"], rows)
+
+
 def claim_table(found: Sequence[Group]) -> str:
     """The smallest of each family that is as good as the tuned direct baseline."""
     base = reference(found)
@@ -159,6 +182,7 @@ def one_training_table(found: Sequence[Group]) -> str:
 _TABLES: dict[str, Callable[[Sequence[Group]], str]] = {
     "cells": cells_table,
     "same size": same_size_table,
+    "variants": variants_table,
     "claim": claim_table,
     "one training": one_training_table,
 }

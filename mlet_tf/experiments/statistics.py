@@ -13,6 +13,7 @@ _CELL = (
     "hidden_dim",
     "initialization",
     "optimizer",
+    "dtype",
     "direct_threshold",
     "reference_dim",
 )
@@ -109,6 +110,8 @@ def label(record: Mapping[str, Any]) -> str:
         parts.append(record["initialization"])
     if record["optimizer"] != "adagrad":
         parts.append(record["optimizer"])
+    if record.get("dtype", "float32") != "float32":
+        parts.append(record["dtype"])
     if record["method"] is not None:
         parts.append(f"-> {record['truncated_to']} ({record['method']})")
     return " ".join(parts)

@@ -61,8 +61,11 @@ class Trial:
     def key(self, training: TrainingConfig, data_digest: str) -> str:
         """Names the trial, however the sweep it belongs to is ordered."""
         values = dataclasses.asdict(self) | {"training": dataclasses.asdict(training), "data": data_digest}
+        # Keys of trials that were stored before there was a choice.
         if not self.fine_tune:
             del values["fine_tune"]
+        if self.cell.dtype == "float32":
+            del values["cell"]["dtype"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -100,6 +103,7 @@ def build_model(trial: Trial, training: TrainingConfig, data: PreparedData) -> D
     """The compiled DLRM of a trial."""
     keras.utils.set_random_seed(trial.seed)
     cell = trial.cell
+    keras.config.set_dtype_policy(cell.dtype)
     width = cell.reference_dim or cell.output_dim
     model = DLRM(
         embedding_layer=embedding_layer(cell, data.table_rows),
@@ -239,7 +243,7 @@ def _optimizer(tables: str, rates: tuple[float, float, float], training: Trainin
 
     return split_optimizer(
         tables=make(tables, rates[0]),
-        projections=make("adagrad", rates[1]),
+        projections=make("sgd" if tables == "sgd" else "adagrad", rates[1]),
         dense=make(training.dense_optimizer, rates[2]),
     )
 

@@ -1,0 +1,45 @@
+"""Counts the values of one column into runs, or adds the runs up with so many values in memory at a time."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks import _harness
+from mlet_tf.datasets.counts import RUN_ROWS, ValueCounter, merge_counts, open_run
+from mlet_tf.datasets.schema import ClickLogSchema
+
+SCHEMA = ClickLogSchema("one", label="label", integers=(), categoricals=("id",))
+
+
+def write_runs(folder: Path, runs: int) -> float:
+    """Writes runs of `RUN_ROWS` rows of a power law without an end."""
+    rng = np.random.default_rng(0)
+    for number in range(runs):
+        ids = pa.array((rng.zipf(1.1, RUN_ROWS) % 10**9).astype(str)).cast(pa.binary())
+        counter = ValueCounter(SCHEMA)
+        counter.add(pa.table({"id": ids}), np.ones(RUN_ROWS, bool))
+        (folder / f"{number}.arrow").write_bytes(counter.take_run())
+    return 0.0
+
+
+def add_up(folder: Path, max_values: int) -> float:
+    """Returns the number of distinct values."""
+    runs = [open_run(str(path)) for path in sorted(folder.glob("*.arrow"))]
+    return float(sum(table.num_rows for table in merge_counts(runs, 0, max_values)))
+
+
+def main() -> None:
+    """Serves what the command line names."""
+    spec = json.loads(sys.argv[1])
+    folder = Path(spec["folder"])
+    if spec["max_values"] is None:
+        _harness.serve(lambda _: write_runs(folder, spec["runs"]))
+    else:
+        _harness.serve(lambda _: add_up(folder, spec["max_values"]))
+
+
+if __name__ == "__main__":
+    main()
