@@ -1,5 +1,6 @@
 """Counts the values of one column into runs, or adds the runs up with so many values in memory at a time."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -8,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks import _harness
+from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.counts import RUN_ROWS, ValueCounter, merge_counts, open_run
-from mlet_tf.datasets.schema import ClickLogSchema
 
-SCHEMA = ClickLogSchema("one", label="label", integers=(), categoricals=("id",))
+SCHEMA = dataclasses.replace(CRITEO, categoricals=("id",), integers=(), columns=("label", "id"))
 
 
 def write_runs(folder: Path, runs: int) -> float:
