@@ -238,10 +238,7 @@ class LocalServer:
 
     def _poll_forever(self) -> None:
         while not self._stopping.wait(self.options.file_system_poll_wait_seconds):
-            try:
-                self._models.poll()
-            except Exception:  # A folder that cannot be listed now may be there at the next look.
-                _log.exception("looking for versions failed")
+            self._models.poll()
 
 
 def _tls_credentials(options: ServeOptions) -> object | None:
@@ -301,8 +298,8 @@ class ModelServer:
             (config,) = options.model_configs()
             flags += [f"--model_name={config.name}", f"--model_base_path={config.base_path}"]
         poll = max(1, round(options.file_system_poll_wait_seconds))
-        flags += [f"--file_system_poll_wait_seconds={poll}", "--max_num_load_retries=0"]
-        flags.append("--enable_grpc_healthcheck_service=true")
+        # Loading is retried as the server does by itself: a version on an object store may be half-way there.
+        flags += [f"--file_system_poll_wait_seconds={poll}", "--enable_grpc_healthcheck_service=true"]
         if self.kind == "binary":
             return [self.path, *flags]
         return [self.path, "run", "--rm", "--init", *self._docker_flags(options), _DOCKER_IMAGE, *flags]

@@ -1,5 +1,6 @@
-"""Two little models, and a server of them: the stand-in, or a real one named by TENSORFLOW_MODEL_SERVER."""
+"""Little models, and servers of them: the stand-in, or a real one named by TENSORFLOW_MODEL_SERVER."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -201,39 +202,70 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def served(two_models, tmp_path_factory):
-    """A server of the two models: an object with `grpc` and `rest` addresses and `real`."""
-    from mlet_tf.serving.server import MODEL_SERVER_VARIABLE, LocalServer, ServeOptions, find_model_server
+def serving(tmp_path_factory):
+    """Starts a server of some `ServeOptions`: the stand-in, or the real one that TENSORFLOW_MODEL_SERVER names.
 
-    if os.environ.get(MODEL_SERVER_VARIABLE):
-        options = ServeOptions(model_config_file=str(two_models), port=free_port(), rest_api_port=free_port())
-        log = (tmp_path_factory.mktemp("log") / "server.log").open("wb")
-        process = subprocess.Popen(find_model_server().command(options), stdout=log, stderr=log)
+    A context manager of an object with the addresses `grpc` and `rest`, their ports, the options and `real`.
+    """
+    from mlet_tf.serving.server import MODEL_SERVER_VARIABLE, LocalServer, ServeOptions
+
+    @contextlib.contextmanager
+    def start(**options):
+        if os.environ.get(MODEL_SERVER_VARIABLE):
+            options = ServeOptions(**options, port=free_port(), rest_api_port=free_port())
+            with real_server(options, tmp_path_factory.mktemp("log") / "server.log"):
+                yield described(options, options.port, options.rest_api_port, real=True)
+        else:
+            options = ServeOptions(**options, port=0, rest_api_port=0)
+            with LocalServer(options) as server:
+                yield described(options, server.port, server.rest_api_port, real=False)
+
+    return start
+
+
+def described(options, port, rest_api_port, *, real):
+    return SimpleNamespace(
+        grpc=f"127.0.0.1:{port}",
+        rest=f"127.0.0.1:{rest_api_port}",
+        port=port,
+        rest_api_port=rest_api_port,
+        options=options,
+        real=real,
+    )
+
+
+@contextlib.contextmanager
+def real_server(options, log):
+    from mlet_tf.serving.server import find_model_server
+
+    with log.open("wb") as output:
+        process = subprocess.Popen(find_model_server().command(options), stdout=output, stderr=output)
         try:
-            wait_for_rest(f"http://127.0.0.1:{options.rest_api_port}/v1/models/ctr")
-            yield SimpleNamespace(
-                grpc=f"127.0.0.1:{options.port}", rest=f"127.0.0.1:{options.rest_api_port}", real=True
-            )
+            name = options.model_configs()[0].name
+            url = f"http://127.0.0.1:{options.rest_api_port}/v1/models/{name}"
+            end = time.monotonic() + 60
+            while not answers(url):
+                assert process.poll() is None and time.monotonic() < end, log.read_text()
+                time.sleep(0.1)
+            yield
         finally:
             process.terminate()
             process.wait()
-        return
-    options = ServeOptions(model_config_file=str(two_models), port=0, rest_api_port=0)
-    with LocalServer(options) as server:
-        yield SimpleNamespace(
-            grpc=f"127.0.0.1:{server.port}", rest=f"127.0.0.1:{server.rest_api_port}", real=False
-        )
 
 
-def wait_for_rest(url, seconds=60):
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return urllib.request.urlopen(url, timeout=5).read()
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
+def answers(url):
+    try:
+        urllib.request.urlopen(url, timeout=5).read()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def served(two_models, serving):
+    """A server of the two models."""
+    with serving(model_config_file=str(two_models)) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -227,11 +227,13 @@ def test_grpc_multi_inference(stub):
     assert answer.results[0].regression_result.regressions[0].value == 6.0
     assert answer.results[1].classification_result.classifications[0].classes[0].score == 5.0
     task = ("hp2", "regress_x_to_y", "regress")
+    other_input = ("hp2", "regress_x2_to_y3", "regress")
     for tasks, code, words in (
         ((), "INVALID_ARGUMENT", "ModelSpec has no name specified."),
         ((task, task), "INVALID_ARGUMENT", "Duplicate evaluation of signature: regress_x_to_y"),
         ((task, ("ctr", "regress", "regress")), "INVALID_ARGUMENT",
          "All ModelSpecs in a MultiInferenceRequest must access the same model name."),
+        ((task, other_input), "INVALID_ARGUMENT", "Input tensor must be the same for all Signatures."),
         ((("hp2", "nope", "regress"),), "INVALID_ARGUMENT", "Requested signature not found in model graph: nope"),
         ((("hp2", "regress_x_to_y", "predict"),), "UNIMPLEMENTED",
          "Unsupported signature method_name: tensorflow/serving/predict"),
@@ -239,3 +241,14 @@ def test_grpc_multi_inference(stub):
         with pytest.raises(grpc.RpcError) as caught:
             stub.MultiInference(multi(*tasks), timeout=60)
         assert (caught.value.code().name, caught.value.details()) == (code, words)
+
+
+def test_grpc_methods_that_the_stand_in_lacks(served):
+    from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
+
+    if served.real:
+        pytest.skip("a real server has them")
+    with grpc.insecure_channel(served.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
+        service = model_service_pb2_grpc.ModelServiceStub(channel)
+        service.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest(), timeout=60)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED

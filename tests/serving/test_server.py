@@ -97,8 +97,12 @@ class Load:
             thread.join()
 
 
-def test_no_request_fails_while_versions_come_and_go(base, models):
-    with serve(base) as server, grpc_client(server, retries=0) as one, rest_client(server, retries=0) as two:
+def test_no_request_fails_while_versions_come_and_go(base, models, serving):
+    with (
+        serving(model_base_path=str(base), file_system_poll_wait_seconds=POLL) as server,
+        grpc_client(server, retries=0) as one,
+        rest_client(server, retries=0) as two,
+    ):
         with Load(one, one, two, two) as load:
             wait_for(lambda: len(load.answers) > 50)
             push(models[1], base, keep=2)
@@ -133,6 +137,29 @@ def test_a_corrupt_version_leaves_the_old_one_serving(base, models, tmp_path):
         assert state["state"] == "END"
         assert state["status"]["error_code"] != "OK"
         assert state["status"]["error_message"]
+
+
+def test_the_newest_versions_that_load_serve_from_the_start(models, tmp_path):
+    for name in ("a", "b"):
+        push(models[0], tmp_path / name)
+        shutil.copytree(models[1], tmp_path / name / "2")
+    (tmp_path / "a" / "2" / "saved_model.pb").write_bytes(b"\x08\x01garbage")
+    (tmp_path / "a" / "3").mkdir()
+    (tmp_path / "a" / "3" / "saved_model.pb").symlink_to(tmp_path / "gone")
+    (tmp_path / "models.config").write_text(
+        "model_config_list {"
+        + "".join(f' config {{ name: "{name}" base_path: "{tmp_path}/{name}" }}' for name in ("a", "b"))
+        + " }"
+    )
+    options = ServeOptions(model_config_file=str(tmp_path / "models.config"), port=0, rest_api_port=0)
+    with LocalServer(options) as server:
+        for name, states, ctr in (
+            ("a", {3: "END", 2: "END", 1: "AVAILABLE"}, sigmoid(0.1)),
+            ("b", {2: "AVAILABLE"}, sigmoid(0.2)),
+        ):
+            with grpc_client(server, model_name=name) as client:
+                assert client.status() == states
+                assert client.predict([{"I1": 1}])[0] == pytest.approx(ctr, rel=1e-5)
 
 
 def test_a_version_copied_slowly_is_served_once_it_is_whole(base, models):
@@ -186,15 +213,26 @@ def test_limits(base):
         assert len(bomb) < 20_000
         connection.request("POST", "/v1/models/ctr:predict", bomb, {"Content-Encoding": "gzip"})
         assert connection.getresponse().status == 413
+        chunked = b"POST /v1/models/ctr:predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        body = b'{"inputs": [{"b64": ""}]}'
+        chunk = b"%x;of=it\r\n%s\r\n0\r\n\r\n" % (len(body), body)
         for request, status in (
-            (b"POST /v1/models/ctr:predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+            (chunked + chunk, 200),
+            (chunked + b"ffff\r\n", 413),
+            *(
+                (chunked + b"%s\r\n" % size + b"x" * 1000, 400)
+                for size in (b"zz", b"-1", b"+1", b"0x10", b"1_0")
+            ),
+            (chunked + b"\r\n" + chunk, 400),
+            (chunked + b"3\r\nabcdef", 400),
             (b"POST /v1/models/ctr:predict HTTP/1.1\r\nContent-Length: 30000\r\n\r\n", 413),
             (b"no HTTP at all\r\n\r\n", 400),
             (b"TRACE / HTTP/1.1\r\n\r\n", 501),
         ):
             with socket.create_connection(("127.0.0.1", server.rest_api_port)) as plain:
+                plain.settimeout(20)
                 plain.sendall(request)
-                assert plain.recv(4096).startswith(b"HTTP/1.1 %d " % status)
+                assert plain.recv(4096).startswith(b"HTTP/1.1 %d " % status), request
 
 
 def test_a_request_that_computes_too_long_is_cut_off(tmp_path):
@@ -371,6 +409,8 @@ def test_model_config_file(tmp_path, models):
         LocalServer(ServeOptions())
     with pytest.raises(InputError, match="expected a folder named as an integer, found none"):
         serve(tmp_path / "nowhere").start(wait_seconds=0.2)
+    with pytest.raises(InputError, match="expected a folder named as an integer, found none"):
+        serve(tmp_path / ("x" * 300)).start(wait_seconds=0.2)  # No file system can be asked for such a name.
 
 
 def test_finding_a_real_server(tmp_path, monkeypatch):
@@ -406,6 +446,8 @@ def test_finding_a_real_server(tmp_path, monkeypatch):
         "--model_name=m",
         f"--model_base_path={tmp_path}",
     ]
+    # `push` relies on the server's own retries where a version cannot appear at once.
+    assert not any("retries" in flag for flag in command)
     command = ModelServer("docker", docker).command(options)
     assert f"--volume={tmp_path}:{tmp_path}:ro" in command
     assert "--publish=127.0.0.1:1:1" in command

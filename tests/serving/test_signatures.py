@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.serving import CTRClient, LocalServer, ServeOptions, push
+from mlet_tf.serving import CTRClient, push
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 SCHEMA = ClickLogSchema(
@@ -28,7 +28,7 @@ COMMANDS = re.findall(r"```sh\n(curl .*?)```\n(?:\n```json\n(.*?)```)?", PAGE.re
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, serving):
     import keras
     import tensorflow as tf
 
@@ -55,7 +55,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     export_model(model, SCHEMA, transform, folder / "model")
     push(folder / "model", folder / "ctr")
-    with LocalServer(ServeOptions(model_base_path=str(folder / "ctr"), port=0, rest_api_port=0)) as running:
+    with serving(model_base_path=str(folder / "ctr")) as running:
         yield running
 
 

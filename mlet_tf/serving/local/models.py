@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 
-from mlet_tf.serving.files import files_of, tree
+from mlet_tf.errors import InputError
+from mlet_tf.serving.files import Files, files_of, tree
 from mlet_tf.serving.local.servable import CODES, Servable
 from mlet_tf.serving.local.status import Code, StatusError, invalid
 from mlet_tf.serving.push import list_versions
@@ -80,7 +81,14 @@ class Models:
         """Looks at the folders once, loads what is new, then drops what is no longer wanted."""
         with self._polling:
             for config in self._configs.values():
-                self._poll_model(config)
+                try:
+                    self._poll_model(config)
+                except InputError:
+                    raise
+                except Exception as error:  # The other models go on; the next look may find the folder.
+                    _log.warning(
+                        "%s: cannot look for versions in %s: %s", config.name, config.base_path, error
+                    )
 
     def ready(self) -> bool:
         """Whether each model has a version that answers."""
@@ -245,5 +253,11 @@ def _explain(error: Exception) -> tuple[Code, str]:
 def _fingerprint(path: str) -> tuple:
     """The names of a version's files, and their sizes and times where the file system is local."""
     files, folder = files_of(path)
-    names = tree(files, folder)
-    return (folder, *((name, *files.stamp(f"{folder}/{name}")) for name in names))
+    return (folder, *((name, *_stamp(files, f"{folder}/{name}")) for name in tree(files, folder)))
+
+
+def _stamp(files: Files, path: str) -> tuple:
+    try:
+        return files.stamp(path)
+    except (OSError, tf.errors.OpError):  # Gone since the folder was listed, or a link to nowhere.
+        return ()

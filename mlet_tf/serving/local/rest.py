@@ -37,6 +37,7 @@ _POST = re.compile(
 _GET = re.compile(
     rf"/v1/models(?:/(?P<name>[^/:]+))?{_VERSION}(?:/(?P<method>metadata))?", re.ASCII | re.IGNORECASE
 )
+_HEX = re.compile(rb"[0-9a-fA-F]+")
 _HTTP_STATUS = {
     Code.CANCELLED: 499,
     Code.INVALID_ARGUMENT: 400,
@@ -313,7 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _chunks(self) -> bytes | None:
         parts, total = [], 0
         while True:
-            size = int(self.rfile.readline(100).split(b";")[0] or b"0", 16)
+            size = self._chunk_size()
             total += size
             if total > self.limit:
                 return None
@@ -322,7 +323,14 @@ class _Handler(BaseHTTPRequestHandler):
                     pass
                 return b"".join(parts)
             parts.append(self.rfile.read(size))
-            self.rfile.readline(100)
+            if self.rfile.read(2) != b"\r\n":
+                raise ValueError("a chunk is not as long as it says")
+
+    def _chunk_size(self) -> int:
+        text = self.rfile.readline(100).split(b";")[0].rstrip()
+        if not _HEX.fullmatch(text):  # `int` takes a sign, a prefix and underscores as well.
+            raise ValueError(f"not the size of a chunk: {text!r}")
+        return int(text, 16)
 
     def _send(self, answer: Answer) -> None:
         if self.busy.stopping:

@@ -168,6 +168,8 @@ class Servable:
                 raise StatusError(
                     Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
                 )
+            if len({signature.inputs["inputs"].name for signature in found.values()}) > 1:
+                raise invalid("Input tensor must be the same for all Signatures.")
         return list(found.values())
 
     def _signature(self, spec: model_pb2.ModelSpec, complaint: str) -> SignatureDef:
