@@ -215,15 +215,15 @@ def test_limits(base):
         assert connection.getresponse().status == 413
         chunked = b"POST /v1/models/ctr:predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
         body = b'{"inputs": [{"b64": ""}]}'
-        chunk = b"%x;of=it\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+        tail = b"\r\n%s\r\n0\r\n\r\n" % body
+        good = b"%x" % len(body)
         for request, status in (
-            (chunked + chunk, 200),
-            (chunked + b"ffff\r\n", 413),
+            (chunked + good + b";of=it" + tail, 200),
+            (chunked + b"ffff" + tail, 413),
             *(
-                (chunked + b"%s\r\n" % size + b"x" * 1000, 400)
-                for size in (b"zz", b"-1", b"+1", b"0x10", b"1_0")
+                (chunked + size + tail, 400)
+                for size in (b"", b"-1", b"+" + good, b"0x" + good, b"1_9", b" 19")
             ),
-            (chunked + b"\r\n" + chunk, 400),
             (chunked + b"3\r\nabcdef", 400),
             (b"POST /v1/models/ctr:predict HTTP/1.1\r\nContent-Length: 30000\r\n\r\n", 413),
             (b"no HTTP at all\r\n\r\n", 400),
