@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,9 +13,12 @@ import pyarrow.compute as pc
 from mlet_tf.datasets.schema import ClickLogSchema
 from mlet_tf.datasets.times import valid_times
 
+CATEGORY = "UTF-8 text without a NUL byte"
 _TEXT_SHOWN = 200
 # What Arrow's own conversion takes, so that both ways through a block of text agree.
 _INTEGER = r"^(-?[0-9]{1,100}|0[xX][0-9a-fA-F]{1,16})$"
+_INTEGER_BYTES = re.compile(_INTEGER.encode())
+_SPACES = " \t"
 _INT64 = np.iinfo(np.int64)
 
 
@@ -62,10 +66,10 @@ def convert(
         raw = _without_missing(raw, schema.missing)
         check = checks.get(field.name)
         if field.type == pa.binary():
-            values, bad = _to_categories(raw)
-            expected = "UTF-8 text without a NUL byte"
+            values, bad = to_categories(raw)
+            expected = CATEGORY
         else:
-            values, bad = _to_int64(raw)
+            values, bad = to_int64(raw)
             expected = check.expected if check else "an integer"
         if check:
             bad |= ~check.valid(values.fill_null(-1).to_numpy()) | np.asarray(values.is_null())
@@ -97,7 +101,8 @@ def _without_missing(raw: pa.Array, missing: Sequence[str]) -> pa.Array:
     return raw
 
 
-def _to_categories(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
+def to_categories(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Converts to binary; also which values are no categories."""
     if not pa.types.is_binary(raw.type):
         return raw.cast(pa.string()).cast(pa.binary()), np.zeros(len(raw), bool)
     bad = np.asarray(pc.fill_null(pc.greater_equal(pc.find_substring(raw, b"\0"), 0), False))
@@ -108,16 +113,15 @@ def _to_categories(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
     return raw, bad
 
 
-def _to_int64(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
+def to_int64(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """Converts to int64; values that are no such integer become null and are marked."""
     present = np.asarray(raw.is_valid())
     if pa.types.is_binary(raw.type):
-        text = pc.utf8_trim(raw.cast(pa.string()), characters=" \t")
+        text = pc.utf8_trim(raw.cast(pa.string()), characters=_SPACES)
         fits = np.array(pc.fill_null(pc.match_substring_regex(text, _INTEGER), False))
         long = fits & np.asarray(pc.fill_null(pc.greater(pc.binary_length(text), 17), False))
         for i in np.flatnonzero(long).tolist():
-            digits = text[i].as_py()
-            fits[i] = _INT64.min <= int(digits, 16 if digits[:2] in ("0x", "0X") else 10) <= _INT64.max
+            fits[i] = is_int64(text[i].as_py().encode())
         raw = text
     elif pa.types.is_floating(raw.type):
         numbers = raw.fill_null(0).to_numpy()
@@ -130,6 +134,35 @@ def _to_int64(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
         )
     values = pc.if_else(pa.array(fits), raw, pa.scalar(None, raw.type)).cast(pa.int64())
     return values, present & ~fits
+
+
+def is_int64(text: bytes) -> bool:
+    """Whether `to_int64` converts a text."""
+    try:
+        parse_int64(text)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_int64(text: bytes) -> int:
+    """One text as `to_int64` converts it.
+
+    Raises:
+        ValueError: It is no integer of 64 bits.
+    """
+    digits = text.strip(_SPACES.encode())
+    if not _INTEGER_BYTES.fullmatch(digits):
+        raise ValueError(f"expected an integer, received {text!r}")
+    number = int(digits, 16 if digits[:2] in (b"0x", b"0X") else 10)
+    if not _INT64.min <= number <= _INT64.max:
+        raise ValueError(f"expected an integer of 64 bits, received {text!r}")
+    return number
+
+
+def is_category(text: bytes) -> bool:
+    """Whether `to_categories` takes a text."""
+    return is_utf8(text) and b"\0" not in text
 
 
 def is_text(kind: pa.DataType) -> bool:
