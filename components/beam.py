@@ -3,7 +3,7 @@
 import functools
 import pickle
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -20,8 +20,6 @@ def run_tasks(
 ) -> list[Any]:
     """Calls a function on each task, on Beam's workers.
 
-    The runners differ in what they do with results, and some lose them; a file a result is the same everywhere.
-
     Args:
         make_pipeline: Makes the pipeline, as of TFX's Beam executors.
         function: Called with a task, wherever a worker is; its result is pickled.
@@ -34,6 +32,22 @@ def run_tasks(
     Raises:
         RuntimeError: The result of a task is not there.
     """
+    return list(stream_tasks(make_pipeline, function, tasks, folder))
+
+
+def stream_tasks(
+    make_pipeline: Callable[[], beam.Pipeline],
+    function: Callable[[Any], Any],
+    tasks: Sequence[Any],
+    folder: str,
+) -> Iterator[Any]:
+    """`run_tasks` for results that are too large to be held together: each one is loaded when it is asked for.
+
+    The runners differ in what they do with results, and some lose them; a file a result is the same everywhere.
+
+    Yields:
+        The results, in the order of the tasks; nothing runs before the first one is asked for.
+    """
     tf.io.gfile.makedirs(folder)
     with make_pipeline() as pipeline:
         _ = (
@@ -42,9 +56,9 @@ def run_tasks(
             | "Spread" >> beam.Reshuffle()
             | "Run" >> beam.Map(functools.partial(_run_task, function=function, folder=folder))
         )
-    results = [_load(index, task, folder) for index, task in enumerate(tasks)]
+    for index, task in enumerate(tasks):
+        yield _load(index, task, folder)
     remove_folder(folder)
-    return results
 
 
 def _run_task(numbered: tuple[int, Any], function: Callable[[Any], Any], folder: str) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils
 
-from components.beam import run_tasks
+from components.beam import stream_tasks
 from components.common import example_dataset, join, split_files
 
 _BATCH_ROWS = 16_384
@@ -86,10 +86,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             spec=schema_utils.schema_as_feature_spec(schema).feature_spec,
             sample_rate=exec_properties["sample_rate"],
         )
-        results = run_tasks(self._make_beam_pipeline, summarize, tasks, join(output.uri, "staging"))
+        results = stream_tasks(self._make_beam_pipeline, summarize, tasks, join(output.uri, "staging"))
         pairs = zip(tasks, results, strict=True)
         for split, group in itertools.groupby(pairs, key=lambda pair: pair[0].split):
-            content = merge([accumulators for _, accumulators in group]).SerializeToString()
+            content = merge(accumulators for _, accumulators in group).SerializeToString()
             folder = artifact_utils.get_split_uri([output], split)
             tf.io.gfile.makedirs(folder)
             with tf.io.gfile.GFile(join(folder, executor.DEFAULT_FILE_NAME), "wb") as file:
@@ -111,14 +111,20 @@ def summarize_file(task: Task, spec: dict[str, tf.io.VarLenFeature], sample_rate
     ]
 
 
-def merge(results: list[list[Any]]) -> Any:
-    """Statistics (`DatasetFeatureStatisticsList`) out of the accumulators of several files."""
+def merge(results: Iterable[list[Any]]) -> Any:
+    """Statistics (`DatasetFeatureStatisticsList`) out of the accumulators of several files.
+
+    A file's accumulators have tens of megabytes, so they are merged one after the other as they come.
+    """
     generators = _generators()
-    merged = [
-        generator.merge_accumulators(accumulators)
-        for generator, accumulators in zip(generators, zip(*results, strict=True), strict=True)
-    ]
-    return stats_impl.extract_statistics_output(merged, generators)
+
+    def add(merged: list[Any], accumulators: list[Any]) -> list[Any]:
+        return [
+            generator.merge_accumulators(pair)
+            for generator, *pair in zip(generators, merged, accumulators, strict=True)
+        ]
+
+    return stats_impl.extract_statistics_output(functools.reduce(add, results), generators)
 
 
 def _generators() -> list[Any]:
@@ -140,13 +146,24 @@ def _record_batches(
 ) -> Iterator[pa.RecordBatch]:
     # The draw depends on nothing but the file, however it is run.
     rng = np.random.default_rng(zlib.crc32(path.rsplit("/", 1)[-1].encode()))
-    parse = tf.function(lambda records: tf.io.parse_example(records, spec), autograph=False)
+    parse = _parser(tuple(spec.items()))
     for records in example_dataset([path], _BATCH_ROWS).as_numpy_iterator():
         sample = records if sample_rate >= 1 else records[rng.random(len(records)) < sample_rate]
         if len(sample):
             columns = parse(tf.constant(sample))
             arrays = [_list_array(columns[name], len(sample)) for name in spec]
             yield pa.RecordBatch.from_arrays(arrays, list(spec))
+
+
+@functools.cache
+def _parser(
+    spec: tuple[tuple[str, tf.io.VarLenFeature], ...],
+) -> Callable[[tf.Tensor], dict[str, tf.SparseTensor]]:
+    """Parses serialised examples; traced once a process."""
+    signature = [tf.TensorSpec([None], tf.string)]
+    return tf.function(
+        lambda records: tf.io.parse_example(records, dict(spec)), input_signature=signature, autograph=False
+    )
 
 
 def _list_array(column: tf.SparseTensor, rows: int) -> pa.ListArray:

@@ -1,11 +1,15 @@
 """StatisticsGen against tensorflow-data-validation's own pass over the same examples."""
 
+import weakref
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import tensorflow_data_validation as tfdv
 from tests_support import run_example_gen, run_statistics_gen
 
+from components.statistics_gen import executor
+from components.statistics_gen.executor import summarize_file
 from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.synthetic import write_log
 
@@ -16,7 +20,7 @@ ROWS = 3000
 def examples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("statistics")
     write_log(folder / "log.tsv", CRITEO, ROWS, seed=5, vocabulary=300, rank=2)
-    return run_example_gen(folder / "examples", CRITEO, folder / "log.tsv", chunk_bytes=200_000)
+    return run_example_gen(folder / "examples", CRITEO, folder / "log.tsv", chunk_bytes=100_000)
 
 
 def _features(statistics):
@@ -61,3 +65,35 @@ def test_a_sample_is_drawn_and_is_the_same_again(tmp_path, examples):
     assert rows == pytest.approx(0.2 * 0.8 * ROWS, rel=0.25)
     assert first["train"] == second["train"]
     assert not Path(tmp_path, "a", "statistics", "staging").exists()
+
+
+class _Tracked(list):
+    """The accumulators of a file, which know how many of them are held at once."""
+
+    alive: ClassVar[weakref.WeakSet] = weakref.WeakSet()
+    most = 0
+    __hash__ = object.__hash__
+
+    def __new__(cls, *args):
+        self = super().__new__(cls)
+        cls.alive.add(self)
+        _Tracked.most = max(cls.most, len(cls.alive))
+        return self
+
+
+def _summarize_tracked(task, **kwargs):
+    return _Tracked(summarize_file(task, **kwargs))
+
+
+def test_results_of_files_are_merged_one_at_a_time_and_parsed_by_one_graph(
+    tmp_path, monkeypatch, caplog, examples
+):
+    files = sorted(Path(examples.uri, "Split-train").iterdir())
+    assert len(files) > 5
+    expected = run_statistics_gen(tmp_path / "a", CRITEO, examples)
+    monkeypatch.setattr(executor, "summarize_file", _summarize_tracked)
+    with caplog.at_level("WARNING"):
+        assert run_statistics_gen(tmp_path / "b", CRITEO, examples) == expected
+    # One merged, one loaded, and the one before it that a loop may still name.
+    assert 0 < _Tracked.most <= 3
+    assert "retracing" not in caplog.text
