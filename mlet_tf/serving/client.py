@@ -190,13 +190,20 @@ class _Client:
 
 def _read_target(target: str, protocol: str) -> tuple[str, bool]:
     """Host, port and path without the scheme, and whether the scheme asks for TLS."""
-    scheme, separator, rest = target.partition("://")
-    if not separator:
+    scheme, rest = target.split("://", 1) if "://" in target else ("http", target)
+    if protocol == "grpc" and rest == target:
         return target, False
-    if protocol == "rest" and scheme in ("http", "https"):
+    if protocol == "rest" and scheme in ("http", "https") and _has_valid_port(rest):
         return rest.rstrip("/"), scheme == "https"
     wanted = "host:port" if protocol == "grpc" else "host:port or http(s)://host:port"
     raise InputError(f"target: expected {wanted} for {protocol}. Received: {target!r}")
+
+
+def _has_valid_port(target: str) -> bool:
+    try:
+        return urlsplit(f"//{target}").port != 0
+    except ValueError:
+        return False
 
 
 def _is_loopback(target: str) -> bool:

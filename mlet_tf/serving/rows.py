@@ -1,14 +1,16 @@
 """Rows in any of the forms that callers have them in, as serialised tf.Examples of raw columns."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlet_tf.datasets import ClickLogSchema
+from mlet_tf.datasets.convert import CATEGORY, is_category, parse_int64, to_categories, to_int64
 from mlet_tf.datasets.encoding import encode_examples
 from mlet_tf.errors import InputError
 
@@ -20,6 +22,7 @@ class Rows:
     """Rows to be predicted.
 
     A missing value is None, NaN, the schema's marks for it, or an absent key: the feature is then absent.
+    With a schema, texts are read as the pipeline reads its logs.
 
     Args:
         rows: A list of dicts (column to value), a pandas frame, an Arrow table or batch, or, with a
@@ -35,7 +38,8 @@ class Rows:
         self._rows = rows
         self._schema = schema
         self._integers = {*schema.integers, *([schema.time.name] if schema.time else [])} if schema else set()
-        self._missing = set(schema.missing) | {""} if schema else {""}
+        marks = {"", *schema.missing} if schema else {""}
+        self._missing = marks | {mark.encode() for mark in marks}
         table = self._columns()
         self._check_names(table)
         wanted = schema.raw_features if schema else list(table)
@@ -52,8 +56,7 @@ class Rows:
             found = rows.slice(row, 1).to_pylist()[0]
         else:
             found = rows[row]
-        text = repr(found)
-        return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+        return _shown(found)
 
     def _encode_few(self, columns: Mapping[str, Any]) -> list[bytes]:
         """Row by row, which for few rows is quicker than a column at a time."""
@@ -72,9 +75,11 @@ class Rows:
     def _columns(self) -> dict[str, Any]:
         """Columns by name: Arrow arrays, or lists of the values as they came."""
         rows = self._rows
-        if hasattr(rows, "iloc"):
+        if hasattr(rows, "iloc") and hasattr(rows, "columns"):
+            _check_unique(rows.columns)
             return {name: _pandas_column(rows[name]) for name in rows.columns}
         if isinstance(rows, pa.Table | pa.RecordBatch):
+            _check_unique(rows.schema.names)
             return dict(zip(rows.schema.names, rows.columns, strict=True))
         if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Sequence):
             raise InputError(
@@ -98,8 +103,7 @@ class Rows:
         unlabelled = tuple(name for name in columns if name != self._schema.label)
         records = []
         for number, line in enumerate(lines):
-            text = line.decode() if isinstance(line, bytes) else line
-            fields = text.rstrip("\r\n").split(self._schema.separator)
+            fields = _fields(line, self._schema.separator)
             names = {len(columns): columns, len(unlabelled): unlabelled}.get(len(fields))
             if names is None:
                 raise InputError(
@@ -133,15 +137,17 @@ class Rows:
 
     def _values(self, name: str, values: Sequence[Any]) -> list[int | bytes | None] | None:
         """A column as integers or bytes, None for a missing value; None where no row has a value."""
-        convert = self._integer if self._is_integer(name, values) else self._bytes
+        if self._is_integer(name, values):
+            convert, expected = _integer, "an integer"
+        else:
+            convert, expected = (_category, CATEGORY) if self._schema else (_bytes, "a text")
         found = []
         for row, value in enumerate(values):
             try:
                 found.append(None if self._is_missing(value) else convert(value))
             except (ValueError, TypeError, OverflowError):
-                expected = "an integer" if convert == self._integer else "a text"
                 raise InputError(
-                    f"row {row}: column {name!r} should be {expected} or missing. Received: {value!r}"
+                    f"row {row}: column {name!r} should be {expected} or missing. Received: {_shown(value)}"
                 ) from None
         return found if any(value is not None for value in found) else None
 
@@ -151,15 +157,16 @@ class Rows:
             return values.cast(pa.int64())
         if not pa.types.is_string(values.type) and not pa.types.is_binary(values.type):
             return None
-        marks = pa.array([mark.encode() for mark in self._missing], pa.binary())
+        marks = pa.array([mark for mark in self._missing if isinstance(mark, bytes)], pa.binary())
         column = values.cast(pa.binary())
         column = pc.if_else(pc.is_in(column, marks), pa.scalar(None, pa.binary()), column)
-        if name not in self._integers:
+        if self._schema is None:
             return column
         try:
-            return column.cast(pa.string()).cast(pa.int64())
+            column, bad = (to_int64 if name in self._integers else to_categories)(column)
         except pa.ArrowInvalid:
             return None
+        return None if bad.any() else column
 
     def _is_integer(self, name: str, values: Sequence[Any]) -> bool:
         if self._schema is not None:
@@ -170,28 +177,62 @@ class Rows:
     def _is_missing(self, value: Any) -> bool:
         if value is None or (isinstance(value, Real) and math.isnan(value)):
             return True
-        if isinstance(value, bytes):
-            return value.decode("utf-8", "replace") in self._missing
-        return isinstance(value, str) and value in self._missing
+        return isinstance(value, str | bytes) and value in self._missing
 
-    @staticmethod
-    def _integer(value: Any) -> int:
-        is_text = isinstance(value, str | bytes)
-        if not is_text and not (isinstance(value, Real) and float(value).is_integer()):
-            raise ValueError
-        number = int(value)
-        if not -(2**63) <= number < 2**63 or (is_text and b"_" in _as_bytes(value)):
-            raise ValueError
-        return number
 
-    @staticmethod
-    def _bytes(value: Any) -> bytes:
-        if isinstance(value, str | bytes):
-            return _as_bytes(value)
-        # A category that is a number, as pandas reads it: a missing one beside it makes it a float.
-        if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
-            raise ValueError
-        return str(int(value)).encode()
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes no integer of more than 4300 digits.
+        text = type(value).__name__
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def _check_unique(names: Iterable[Any]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"columns: expected each name once. Received: {name!r} {count} times")
+
+
+def _fields(line: str | bytes, separator: str) -> Sequence[str | bytes]:
+    if isinstance(line, bytes):
+        return line.rstrip(b"\r\n").split(separator.encode())
+    return line.rstrip("\r\n").split(separator)
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return parse_int64(_as_bytes(value))
+    number = _whole(value)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError
+    return number
+
+
+def _category(value: Any) -> bytes:
+    text = _bytes(value)
+    if not is_category(text):
+        raise ValueError
+    return text
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, str | bytes):
+        return _as_bytes(value)
+    # A category that is a number, as pandas reads it: a missing one beside it makes it a float.
+    if isinstance(value, bool):
+        raise ValueError
+    return str(_whole(value)).encode()
+
+
+def _whole(value: Any) -> int:
+    """A number as an integer, where it is one; a large float may have been another before it was one."""
+    if isinstance(value, Integral):
+        return int(value)
+    if not isinstance(value, Real) or not float(value).is_integer() or abs(value) >= 2.0**53:
+        raise ValueError
+    return int(value)
 
 
 def _as_bytes(text: str | bytes) -> bytes:
@@ -248,5 +289,5 @@ def _pandas_column(series: Any) -> Any:
     """As an Arrow array, in which NaN and NA are null; a list where the column mixes types."""
     try:
         return pa.array(series, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
         return series.tolist()

@@ -4,12 +4,13 @@ import asyncio
 import base64
 import contextlib
 import http.client
+import io
 import json
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ _HTTP_CODES = {
     504: "DEADLINE_EXCEEDED",
 }
 _OUTPUT = "ctr"
+_MAX_CONNECTIONS = 64
+_SHOWN = 200
 
 # By signature, `inputs` and `outputs`: type and shape by name; None stands for a shape of any rank.
 Metadata = dict[str, dict[str, dict[str, tuple[str, list[int] | None]]]]
@@ -90,10 +93,17 @@ class Settings:
     token: str | Callable[[], str] | None
 
     def headers(self) -> dict[str, str]:
-        """What goes with each request."""
+        """What goes with each request.
+
+        Raises:
+            InputError: The token cannot be sent, such as one with a line end.
+        """
         if self.token is None:
             return {}
-        return {"authorization": f"Bearer {self.token() if callable(self.token) else self.token}"}
+        token = self.token() if callable(self.token) else self.token
+        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+            raise InputError("token: expected printable ASCII characters. Received: others beside them")
+        return {"authorization": f"Bearer {token}"}
 
 
 @dataclass(frozen=True)
@@ -118,10 +128,14 @@ class Request:
         Raises:
             ServingError: Nothing is.
         """
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise ServingError("DEADLINE_EXCEEDED", "the time for the request is over")
-        return left
+        return _seconds_until(self.deadline)
+
+
+def _seconds_until(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise ServingError("DEADLINE_EXCEEDED", "the time for the request is over")
+    return left
 
 
 def _chosen(outputs: Mapping[str, Any]) -> Any:
@@ -133,6 +147,18 @@ def _chosen(outputs: Mapping[str, Any]) -> Any:
     return outputs[_OUTPUT]
 
 
+@contextlib.contextmanager
+def _reading(answer: Any) -> Iterator[None]:
+    """Whatever fails inside does so because the answer is none of a model server's."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        shown = (
+            answer[:_SHOWN].decode("utf-8", "replace") if isinstance(answer, bytes) else str(answer)[:_SHOWN]
+        )
+        raise ServingError("INTERNAL", f"expected a model server's answer, received {shown!r}") from error
+
+
 def _type_name(name: str) -> str:
     return name.removeprefix("DT_").lower()
 
@@ -141,7 +167,7 @@ def _type_name(name: str) -> str:
 
 
 class RestTransport:
-    """HTTP/1.1, one kept connection for each thread.
+    """HTTP/1.1 over kept connections, shared by all threads.
 
     Args:
         settings: Where to.
@@ -153,37 +179,30 @@ class RestTransport:
         self._host, _, prefix = settings.target.partition("/")
         self._prefix = f"/{prefix}" if prefix else ""
         self._context = _ssl_context(settings.tls) if settings.tls else None
-        self._local = threading.local()
-        self._open: list[http.client.HTTPConnection] = []
-        self._lock = threading.Lock()
+        self._pool = _Pool(self._new_connection, _MAX_CONNECTIONS)
 
     def send(self, request: Request) -> Any:
         """Sends a request; the answer is an array, a dict of states or the metadata.
 
         Raises:
-            ServingError: The server refused, or cannot be reached.
+            ServingError: The server refused, cannot be reached, or answers what no model server does.
         """
         model = f"/v1/models/{quote(self._settings.model_name, safe='')}"
         if request.kind == "status":
-            found = self._exchange(request, "GET", model)["model_version_status"]
-            return {int(version["version"]): version["state"] for version in found}
+            return self._exchange(request, _states_of_json, "GET", model)
         model += self._version_path(request.version)
         if request.kind == "metadata":
-            return _metadata_of_json(self._exchange(request, "GET", f"{model}/metadata"))
+            return self._exchange(request, _metadata_of_json, "GET", f"{model}/metadata")
         examples = [{"b64": base64.b64encode(example).decode()} for example in request.examples]
         body = {
             "signature_name": self._settings.signature,
             "inputs": {self._settings.input_name: examples},
         }
-        outputs = self._exchange(request, "POST", f"{model}:predict", json.dumps(body).encode())["outputs"]
-        return np.array(_chosen(outputs) if isinstance(outputs, dict) else outputs, np.float32)
+        return self._exchange(request, _values_of_json, "POST", f"{model}:predict", json.dumps(body).encode())
 
     def close(self) -> None:
-        """Closes all connections."""
-        with self._lock:
-            for connection in self._open:
-                connection.close()
-            self._open.clear()
+        """Closes the connections; one that is in use, after its answer."""
+        self._pool.close()
 
     def _version_path(self, version: int | None) -> str:
         version = self._settings.version if version is None else version
@@ -191,74 +210,179 @@ class RestTransport:
             return f"/versions/{version}"
         return f"/labels/{quote(self._settings.label, safe='')}" if self._settings.label else ""
 
-    def _exchange(self, request: Request, method: str, path: str, body: bytes | None = None) -> Any:
+    def _exchange(
+        self,
+        request: Request,
+        read: Callable[[Any], Any],
+        method: str,
+        path: str,
+        body: bytes | None = None,
+    ) -> Any:
         status, text = self._roundtrip(request, method, self._prefix + path, body)
         try:
             answer = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
-        if status == 200 and isinstance(answer, dict):
-            return answer
+        if status == 200:
+            with _reading(text):
+                return read(answer)
         words = answer.get("error") if isinstance(answer, dict) else None
-        details = words or f"HTTP status {status}: {text[:200].decode('utf-8', 'replace')}"
+        details = str(words) if words else f"HTTP status {status}: {text[:_SHOWN].decode('utf-8', 'replace')}"
         raise ServingError(_HTTP_CODES.get(status, "UNKNOWN"), details)
 
     def _roundtrip(self, request: Request, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json", **self._settings.headers()}
-        kept = getattr(self._local, "connection", None) is not None
-        while True:
-            connection = self._connection(request.seconds())
-            try:
-                connection.request(method, path, body, headers)
-                response = connection.getresponse()
-                return response.status, response.read()
-            except TimeoutError as error:
-                self._drop(connection)
-                raise ServingError("DEADLINE_EXCEEDED", f"no answer from {self._host} in time") from error
-            except (OSError, http.client.HTTPException) as error:
-                self._drop(connection)
-                # A server may close a connection that was idle; that tells nothing about the server.
-                if not kept:
-                    raise ServingError(
-                        "UNAVAILABLE", f"{self._host}: {error or type(error).__name__}"
-                    ) from error
-                kept = False
+        with self._pool.lend(request.deadline) as connection:
+            while True:
+                kept = connection.sock is not None
+                try:
+                    connection.request(method, path, body, headers)
+                    response = connection.getresponse()
+                    return response.status, response.read()
+                except TimeoutError as error:
+                    raise ServingError("DEADLINE_EXCEEDED", f"no answer from {self._host} in time") from error
+                except (OSError, UnicodeError, http.client.HTTPException) as error:
+                    connection.close()
+                    # A server may close a connection that was idle; that tells nothing about the server.
+                    if not kept:
+                        raise ServingError(
+                            "UNAVAILABLE", f"{self._host}: {error or type(error).__name__}"
+                        ) from error
 
-    def _connection(self, seconds: float) -> http.client.HTTPConnection:
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = self._new_connection()
+    def _new_connection(self) -> "_Connection":
+        return _Connection(self._host, self._context, self._settings.tls and self._settings.tls.server_name)
+
+
+class _Pool:
+    """Connections that are lent to one request at a time, the one that was used last first.
+
+    Args:
+        make: Makes a connection.
+        size: How many there may be; beyond them, requests wait for one.
+    """
+
+    def __init__(self, make: Callable[[], "_Connection"], size: int) -> None:
+        self._make = make
+        self._size = size
+        self._free = threading.BoundedSemaphore(size)
+        self._lock = threading.Lock()
+        self._idle: list[_Connection] = []
+        self._closed = False
+
+    @contextlib.contextmanager
+    def lend(self, deadline: float) -> "Iterator[_Connection]":
+        """A connection on which all steps end by the deadline.
+
+        Raises:
+            ServingError: None became free in time.
+        """
+        if not self._free.acquire(timeout=_seconds_until(deadline)):
+            raise ServingError("DEADLINE_EXCEEDED", f"all {self._size} connections were in use")
+        try:
             with self._lock:
-                self._open.append(connection)
-        connection.timeout = seconds
-        if connection.sock is not None:
-            connection.sock.settimeout(seconds)
-        return connection
+                connection = self._idle.pop() if self._idle else self._make()
+            connection.deadline = deadline
+            try:
+                yield connection
+            except BaseException:
+                # The rest of an answer may still be to come: it must not be taken for the next one.
+                connection.close()
+                raise
+            finally:
+                self._take_back(connection)
+        finally:
+            self._free.release()
 
-    def _new_connection(self) -> http.client.HTTPConnection:
-        if self._context is None:
-            return http.client.HTTPConnection(self._host)
-        return _NamedHttps(self._host, self._context, self._settings.tls.server_name)
+    def close(self) -> None:
+        """Closes the idle connections now, and the others when they come back."""
+        with self._lock:
+            self._closed = True
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
 
-    def _drop(self, connection: http.client.HTTPConnection) -> None:
-        connection.close()
-        self._local.connection = None
-        with self._lock, contextlib.suppress(ValueError):
-            self._open.remove(connection)
+    def _take_back(self, connection: "_Connection") -> None:
+        with self._lock:
+            if self._closed:
+                connection.close()
+            elif connection.sock is not None:
+                self._idle.append(connection)
 
 
-class _NamedHttps(http.client.HTTPSConnection):
-    """HTTPS to a host whose certificate may be for another name."""
+class _Connection(http.client.HTTPConnection):
+    """HTTP or HTTPS, where a deadline bounds all steps together and not each of them.
 
-    def __init__(self, host: str, context: ssl.SSLContext, server_name: str | None) -> None:
-        super().__init__(host, context=context)
-        self._ssl = context
+    Args:
+        host: Host and port.
+        context: Settings of TLS; None for none.
+        server_name: The name that the server's certificate is for, where it is not the host's.
+    """
+
+    def __init__(self, host: str, context: ssl.SSLContext | None, server_name: str | None) -> None:
+        self.default_port = 443 if context else 80
+        super().__init__(host)
+        self.deadline = 0.0
+        self._context = context
         self._server_name = server_name
 
     def connect(self) -> None:
-        plain = socket.create_connection((self.host, self.port), self.timeout)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock = self._ssl.wrap_socket(plain, server_hostname=self._server_name or self.host)
+        """Connects to the first of the host's addresses that answers."""
+        self.sock = self._reach()
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._context is not None:
+            self.sock.settimeout(_seconds_until(self.deadline))
+            self.sock = self._context.wrap_socket(self.sock, server_hostname=self._server_name or self.host)
+
+    def send(self, data: bytes) -> None:
+        """Sends bytes, of the head or of the body."""
+        if self.sock is None:
+            self.connect()
+        left = memoryview(data)
+        while left:
+            self.sock.settimeout(_seconds_until(self.deadline))
+            left = left[self.sock.send(left) :]
+
+    def response_class(self, sock: socket.socket, **options: Any) -> http.client.HTTPResponse:
+        """The answer, read within the deadline."""
+        response = http.client.HTTPResponse(sock, **options)
+        response.fp = io.BufferedReader(_TimedReader(response.fp.detach(), sock, self.deadline))
+        return response
+
+    def _reach(self) -> socket.socket:
+        failure = OSError(f"{self.host} has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            self.host, self.port, type=socket.SOCK_STREAM
+        ):
+            seconds = _seconds_until(self.deadline)
+            made = socket.socket(family, kind, protocol)
+            try:
+                made.settimeout(seconds)
+                made.connect(address)
+                return made
+            except OSError as error:
+                made.close()
+                failure = error
+        raise failure
+
+
+class _TimedReader(io.RawIOBase):
+    """What comes from a socket until a deadline."""
+
+    def __init__(self, stream: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
+        self._stream = stream
+        self._socket = sock
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._socket.settimeout(_seconds_until(self._deadline))
+        return self._stream.readinto(buffer)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def _ssl_context(tls: Tls) -> ssl.SSLContext:
@@ -269,6 +393,19 @@ def _ssl_context(tls: Tls) -> ssl.SSLContext:
     except OSError as error:
         raise InputError(f"tls: cannot read {tls.ca or tls.certificate} ({error})") from error
     return context
+
+
+def _states_of_json(answer: Mapping[str, Any]) -> dict[int, str]:
+    return {int(version["version"]): version["state"] for version in answer["model_version_status"]}
+
+
+def _values_of_json(answer: Mapping[str, Any]) -> np.ndarray:
+    outputs = answer["outputs"]
+    values = np.array(_chosen(outputs) if isinstance(outputs, dict) else outputs)
+    # NumPy would make NaN of null and a number of a text.
+    if values.dtype.kind not in "fiu":
+        raise ValueError
+    return values.astype(np.float32)
 
 
 def _metadata_of_json(answer: Mapping[str, Any]) -> Metadata:
@@ -394,16 +531,25 @@ def _channel_credentials(tls: Tls) -> "grpc.ChannelCredentials":
 
 
 def _answer(request: Request, message: Any) -> Any:
-    if request.kind == "predict":
-        proto = _chosen(message.outputs)
-        if proto.tensor_content:
-            return np.frombuffer(proto.tensor_content, np.float32)
-        return np.array(proto.float_val, np.float32)
-    if request.kind == "metadata":
-        return _metadata_of_message(message)
-    states = type(message).DESCRIPTOR.fields_by_name["model_version_status"].message_type
-    names = states.fields_by_name["state"].enum_type.values_by_number
-    return {found.version: names[found.state].name for found in message.model_version_status}
+    with _reading(message):
+        if request.kind == "predict":
+            return _values_of_message(message)
+        if request.kind == "metadata":
+            return _metadata_of_message(message)
+        states = type(message).DESCRIPTOR.fields_by_name["model_version_status"].message_type
+        names = states.fields_by_name["state"].enum_type.values_by_number
+        return {found.version: names[found.state].name for found in message.model_version_status}
+
+
+def _values_of_message(message: Any) -> np.ndarray:
+    from tensorflow.core.framework import types_pb2
+
+    proto = _chosen(message.outputs)
+    if proto.dtype != types_pb2.DT_FLOAT:
+        raise ValueError
+    if proto.tensor_content:
+        return np.frombuffer(proto.tensor_content, np.float32)
+    return np.array(proto.float_val, np.float32)
 
 
 def _metadata_of_message(message: Any) -> Metadata:

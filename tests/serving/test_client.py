@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlet_tf.datasets import ClickLogSchema
+from mlet_tf.datasets.convert import arrow_schema, convert
 from mlet_tf.errors import InputError
 from mlet_tf.serving import (
     AsyncCTRClient,
@@ -44,32 +45,65 @@ ROWS = [{"I1": 7, "C1": "ab"}, {"C1": "x"}, {"I1": -3}, {"I1": None, "C1": None}
 EXPECTED = 1 / (1 + np.exp(-np.array([0.7 + 2, 1.0, -0.3, 0.0, 0.0])))
 
 
-CELLS = (
-    st.none()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+TEXTS = (
+    st.sampled_from(
+        ["", "NA", " ", "x", "a\0", "\ud800", "\udcff", "7\n", "\u0667", "\u00a07", "1_0", "1e3", "7.0"]
+    )
+    | st.sampled_from(
+        ["0x7", "0X1f", "-0x7", "0x", " 7\t", "+7", "-0", "007", "9" * 20, "0x" + "f" * 16, "0" * 101]
+    )
+    | st.integers(-(2**63), 2**63).map(str)
+    | st.integers(0, 2**64).map(hex)
+    | st.text(max_size=4)
+)
+BYTES = TEXTS.map(lambda text: text.encode("utf-8", "surrogatepass")) | st.just(b"\xff")
+INTEGERS = st.integers(-(2**63), 2**63 - 1)
+COLUMN = st.one_of(
+    *(st.lists(st.none() | cells, max_size=4) for cells in (TEXTS, BYTES, INTEGERS, TEXTS | BYTES | INTEGERS))
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.fixed_dictionaries({}, optional={"I1": CELLS.filter(lambda v: not isinstance(v, str)),
-                                                    "C1": CELLS, "id": CELLS}), max_size=8))  # fmt: skip
-def test_few_rows_and_many_are_encoded_alike(rows):
+def ingested(column, cell):
+    """What the pipeline's reader makes of a cell, None for a missing value; raises ValueError if nothing."""
+    if not isinstance(cell, str | bytes):
+        return cell if column == "I1" or cell is None else str(cell).encode()
+    text = cell if isinstance(cell, bytes) else cell.encode()
+    text.decode()
+    wanted = arrow_schema(SCHEMA, (column,))
+    (values,), bad = convert(pa.table({column: pa.array([text], pa.binary())}), wanted, SCHEMA)
+    if bad:
+        raise ValueError
+    return values[0].as_py()
+
+
+@settings(max_examples=300, deadline=None)
+@given(COLUMN, COLUMN)
+def test_few_rows_and_many_are_read_as_the_pipeline_reads_its_logs(integers, categories):
     import tensorflow as tf
 
-    few = Rows(rows, SCHEMA).examples
-    many = Rows(rows + [{}] * 100, SCHEMA).examples
-    assert len(few) == len(rows)
-    for row, one, other in zip(rows, few, many[: len(rows)], strict=True):
-        features = tf.train.Example.FromString(one).features.feature
-        assert features == tf.train.Example.FromString(other).features.feature
-        expected = {name: value for name in ("I1", "C1") if (value := row.get(name)) not in (None, "", "NA")}
-        assert set(features) == set(expected)
-        if "I1" in expected:
-            assert list(features["I1"].int64_list.value) == [expected["I1"]]
-        if "C1" in expected:
-            assert list(features["C1"].bytes_list.value) == [str(expected["C1"]).encode()]
-    assert not any(tf.train.Example.FromString(example).features.feature for example in many[len(rows) :])
+    columns = {"I1": integers, "C1": categories, "id": [b"\xff"]}
+    count = max(map(len, columns.values()))
+    rows = [{name: cells[n] for name, cells in columns.items() if n < len(cells)} for n in range(count)]
+    expected = [{} for _ in rows]
+    bad = []
+    for name in ("I1", "C1"):
+        for n, cell in enumerate(columns[name]):
+            try:
+                expected[n][name] = ingested(name, cell)
+            except ValueError:
+                bad.append(f"row {n}: column {name!r} should be ")
+    for sent in (rows, rows + [{}] * 100):
+        if bad:
+            with pytest.raises(InputError) as caught:
+                Rows(sent, SCHEMA)
+            assert str(caught.value).startswith(bad[0])
+            continue
+        examples = Rows(sent, SCHEMA).examples
+        assert len(examples) == len(sent)
+        for example, row in zip(examples, expected + [{}] * 100, strict=False):
+            features = tf.train.Example.FromString(example).features.feature
+            found = {name: [*f.int64_list.value, *f.bytes_list.value] for name, f in features.items()}
+            assert found == {name: [value] for name, value in row.items() if value is not None}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +134,7 @@ def client(request, server):
 FORMS = {
     "dicts": ROWS,
     "texts": [
-        {"I1": "7", "C1": b"ab"},
+        {"I1": "0x7", "C1": b"ab"},
         {"C1": "x", "I1": "NA"},
         {"I1": -3.0, "C1": ""},
         {"I1": float("nan")},
@@ -188,13 +222,28 @@ def test_the_row_that_the_server_refuses_is_named(server, protocol, at):
             [{"I1": 1}] * 150 + [{"I1": "1_0"}],
             "row 150: column 'I1' should be an integer or missing. Received: '1_0'",
         ),
-        ([{"C1": ["a"]}], "row 0: column 'C1' should be a text"),
+        ([{"C1": ["a"]}], "row 0: column 'C1' should be UTF-8 text without a NUL byte or missing"),
         ([{"C2": "a"}], "columns: expected names of schema 'little' (I1, C1). Received: 'C2'"),
         (["1\t2\t3"], None),
         (["1\t2"], "row 0: expected 4 columns, or 3 without the label. Received: 2"),
         ({"I1": 1}, "rows: expected a list of dicts or of lines"),
         ("line", "rows: expected a list of dicts or of lines"),
         ([1], "row 0: expected a dict or a line. Received: int"),
+        (
+            ["\t\t", b"7\tq\t\xff"],
+            "row 1: column 'C1' should be UTF-8 text without a NUL byte or missing. Received: b'\\xff'",
+        ),
+        (
+            pd.DataFrame([[1, 2]], columns=["I1", "I1"]),
+            "columns: expected each name once. Received: 'I1' 2 times",
+        ),
+        (
+            pa.table([["a"], ["b"]], names=["C1", "C1"]),
+            "columns: expected each name once. Received: 'C1' 2 times",
+        ),
+        (pd.DataFrame({"I1": [2**70]}), "row 0: column 'I1' should be an integer"),
+        (pd.DataFrame({"C1": ["\ud800"]}), "row 0: column 'C1' should be UTF-8 text"),
+        (pd.Series([1]), "rows: expected a list of dicts or of lines, a pandas frame or an Arrow table"),
     ],
 )
 def test_rows_that_do_not_fit_are_not_sent(server, rows, words):
@@ -245,6 +294,7 @@ def test_errors_carry_the_servers_words(server, protocol):
         ("h:1", {"max_batch": 0}, "max_batch: expected an integer of at least 1. Received: 0"),
         ("h:1", {"timeout": 0}, "Received: 0, 5, 0.1"),
         ("http://h:1", {}, "target: expected host:port for grpc"),
+        ("h:x", {"protocol": "rest"}, "target: expected host:port or http(s)://host:port for rest"),
         ("h:1", {"token": "t"}, "h:1 is another machine"),
         ("http://h:1", {"token": "t", "protocol": "rest"}, "token: expected tls"),
     ],
