@@ -56,9 +56,11 @@ def sum_duplicates(slices: tf.IndexedSlices, promised: bool = False) -> tf.Index
     return tf.IndexedSlices(values, rows, slices.dense_shape)
 
 
-def scale(slices: tf.IndexedSlices, factor: Any) -> tf.IndexedSlices:
-    """Multiplies the values of a gradient."""
-    return tf.IndexedSlices(slices.values * tf.cast(factor, slices.dtype), slices.indices, slices.dense_shape)
+def divide(gradient: Any, divisor: float) -> Any:
+    """Divides a gradient of either kind."""
+    if not is_slices(gradient):
+        return gradient / divisor
+    return tf.IndexedSlices(gradient.values / divisor, gradient.indices, gradient.dense_shape)
 
 
 def clip_by_value(gradients: Sequence[Any], limit: float) -> list[Any]:

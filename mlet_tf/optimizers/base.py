@@ -47,7 +47,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         if factor is None or _rows is None:
             return super().apply(grads, trainable_variables)
         # Keras divides with `/`, which tf.IndexedSlices does not have.
-        grads = [_rows.scale(g, 1.0 / factor) if _rows.is_slices(g) else g and g / factor for g in grads]
+        grads = [None if g is None else _rows.divide(g, factor) for g in grads]
         self.loss_scale_factor = None
         try:
             return super().apply(grads, trainable_variables)

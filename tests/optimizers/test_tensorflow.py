@@ -136,15 +136,25 @@ def test_a_promise_of_unique_rows_holds_for_one_use_only(uses, reference):
 @pytest.mark.parametrize("scaled", ["factor", "wrapper"])
 def test_loss_scaling_cancels(rule, scaled):
     def run(scale):
-        table = keras.Variable(np.ones((5, 2), "float32"), name="table")
+        table, kernel, idle = (
+            keras.Variable(np.ones((5, 2), "float32"), name=n) for n in ("table", "kernel", "idle")
+        )
         optimizer = make(rule, loss_scale_factor=8.0 if scale and scaled == "factor" else None)
         if scale and scaled == "wrapper":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0)
-        optimizer.build([table])
+        optimizer.build([table, kernel, idle])
         factor = 8.0 if scale else 1.0
         values = factor * np.array([[1, 2], [3, 4], [5, 6]], "float32")
-        tf.function(lambda: optimizer.apply([slices([0, 2, 0], values, 5)], [table]))()
-        return table.numpy()
+        dense = factor * np.arange(10, dtype="float32").reshape(5, 2)
+
+        @tf.function
+        def step():
+            gradients = [slices([0, 2, 0], values, 5), tf.constant(dense), None]
+            optimizer.apply_gradients(zip(gradients, [table, kernel, idle], strict=True))
+
+        step()
+        assert (idle.numpy() == 1).all()
+        return np.stack([table.numpy(), kernel.numpy()])
 
     np.testing.assert_allclose(run(True), run(False), rtol=1e-6)
 
