@@ -533,14 +533,14 @@ class EmbeddingCollection(keras.layers.Layer):
         if missing or len(inputs) != len(self._index):
             raise ValueError(f"`inputs` should have the keys {list(self._index)}. Received: {list(inputs)}")
         columns = [inputs[feature.name] for feature in self.features]
-        if any(_is_bag(x) for x in columns):
+        if any(_is_bag(feature, x) for feature, x in zip(self.features, columns, strict=True)):
             return columns
         return ops.stack([ops.reshape(factors.as_ids(x), (-1,)) for x in columns], axis=1)
 
     def _embed_bags(self, columns: list[Any]) -> Any:
         """Embeds columns of which some have several ids a row."""
         for feature, column in zip(self.features, columns, strict=True):
-            if _is_bag(column) and feature.combiner is None:
+            if _is_bag(feature, column) and feature.combiner is None:
                 raise ValueError(
                     f"Feature '{feature.name}' should have one id a row, or a `combiner`. "
                     f"Received shape: {tuple(column.shape)}"
@@ -552,7 +552,7 @@ class EmbeddingCollection(keras.layers.Layer):
     def _padded_bag(self, slot: int, column: Any) -> Any:
         """Embeds one `[B]` or `[B, L]` column, where negative ids are padding."""
         ids = factors.as_ids(column)
-        bag = _is_bag(ids)
+        bag = _is_bag(self.features[slot], ids)
         ids = ids if bag else ops.reshape(ids, (-1, 1))
         present = ids >= 0 if bag else ops.ones_like(ids, dtype="bool")
         ids, invalid = self._guard(ops.where(present, ids, ops.zeros_like(ids)), [slot])
@@ -561,18 +561,19 @@ class EmbeddingCollection(keras.layers.Layer):
         chain = self._plan[number].chain
         if chain:
             rows = ops.matmul(rows, self._stack_of(chain, [block.projection])[0])
+        rows = _wide_enough_to_sum(rows) if bag else rows
         weights = ops.cast(present, rows.dtype)
         if invalid is not None:
             weights = ops.where(invalid, ops.cast(float("nan"), rows.dtype), weights)
         if self.features[slot].combiner == "mean":
             weights = weights / ops.maximum(ops.sum(weights, axis=1, keepdims=True), 1)
-        return ops.sum(rows * weights[..., None], axis=1)
+        return ops.cast(ops.sum(rows * weights[..., None], axis=1), self.compute_dtype)
 
     def _unique_bags(self, columns: list[Any]) -> Any:
         """Embeds columns, ragged ones too, after making their ids distinct (TensorFlow)."""
         import tensorflow as tf
 
-        flat = [_flatten_bag(column) for column in columns]
+        flat = [_flatten_bag(*pair) for pair in zip(self.features, columns, strict=True)]
         batch = columns[0].nrows() if isinstance(columns[0], tf.RaggedTensor) else tf.shape(columns[0])[0]
         batch = tf.cast(batch, tf.int32)
         results: list[Any] = [None] * len(columns)
@@ -587,21 +588,23 @@ class EmbeddingCollection(keras.layers.Layer):
             # Numbered in the order of the blocks, so the blocks of the distinct ids come sorted.
             block_of = tf.searchsorted(starts, unique, side="right")
             ends = tf.searchsorted(block_of, np.arange(1, len(starts) + 1, dtype="int32"), side="right")
-            rows = factors.spread(self._project_distinct(number, unique, ends), where)
+            # Widened before they are spread, so that the gradient is summed over occurrences in float32 too.
+            rows = _wide_enough_to_sum(self._project_distinct(number, unique, ends))
+            rows = factors.spread(rows, where)
             pieces = tf.split(rows, tf.stack([tf.size(x) for x in ids]), num=len(ids))
             for slot, piece in zip(lookup.slots, pieces, strict=True):
                 results[slot] = _combine(piece, flat[slot][1], batch, self.features[slot].combiner)
-        return tf.stack(results, axis=1)
+        return tf.cast(tf.stack(results, axis=1), self.compute_dtype)
 
 
-def _flatten_bag(column: Any) -> tuple[Any, Any | None]:
+def _flatten_bag(feature: EmbeddingFeature, column: Any) -> tuple[Any, Any | None]:
     """Returns the ids of a column in one line, and the row of each where rows have several."""
     import tensorflow as tf
 
     if isinstance(column, tf.RaggedTensor):
         return factors.as_ids(column.flat_values), tf.cast(column.value_rowids(), tf.int32)
     ids = factors.as_ids(column)
-    if not _is_bag(ids):
+    if not _is_bag(feature, ids):
         return tf.reshape(ids, [-1]), None
     positions = tf.where(ids >= 0)
     return tf.gather_nd(ids, positions), tf.cast(positions[:, 0], tf.int32)
@@ -627,6 +630,11 @@ def _starts(lookup: _Lookup) -> np.ndarray:
     return np.cumsum([0] + [block.rows for block in lookup.blocks[:-1]])
 
 
-def _is_bag(column: Any) -> bool:
-    """Whether a column has several ids a row."""
-    return len(column.shape) == 2 and column.shape[1] != 1
+def _is_bag(feature: EmbeddingFeature, column: Any) -> bool:
+    """Whether the rows of a column are lists of ids, which may be padded even where they have one entry."""
+    return len(column.shape) == 2 and (feature.combiner is not None or column.shape[1] != 1)
+
+
+def _wide_enough_to_sum(rows: Any) -> Any:
+    """Casts half precision to float32: bfloat16 cannot count beyond 256, nor float16 beyond 2048."""
+    return ops.cast(rows, keras.backend.result_type(rows.dtype, "float32"))

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlet_tf.errors import InputError
@@ -110,8 +110,14 @@ def test_gradients_are_those_of_the_product(gradients, to_numpy, deduplicate, se
 
 
 @settings(max_examples=3 if SLOW_TO_COMPILE else 5, deadline=None)
-@given(seed=st.integers(0, 99), batch=st.sampled_from([1, 5]), deduplicate=st.booleans())
-def test_bags_are_combined(to_numpy, seed, batch, deduplicate):
+@given(
+    seed=st.integers(0, 99),
+    batch=st.sampled_from([1, 5]),
+    width=st.sampled_from([1, 3]),
+    deduplicate=st.booleans(),
+)
+@example(seed=0, batch=5, width=1, deduplicate=True)
+def test_bags_are_combined(to_numpy, seed, batch, width, deduplicate):
     features = [
         EmbeddingFeature("single", 30),
         EmbeddingFeature("summed", 20, combiner="sum"),
@@ -123,7 +129,7 @@ def test_bags_are_combined(to_numpy, seed, batch, deduplicate):
     inputs = {"single": rng.integers(0, 30, batch)}
     expected = [layer.effective_table("single")[inputs["single"]]]
     for feature in features[1:]:
-        ids = rng.integers(-feature.input_dim, feature.input_dim, (batch, 3))
+        ids = rng.integers(-feature.input_dim, feature.input_dim, (batch, width))
         ids = np.maximum(ids, -1)  # -1 is padding.
         inputs[feature.name] = ids
         rows = layer.effective_table(feature.name)[ids] * (ids >= 0)[..., None]
@@ -136,6 +142,30 @@ def test_bags_are_combined(to_numpy, seed, batch, deduplicate):
         for name in ("summed", "averaged"):
             inputs[name] = tf.ragged.constant([row[row >= 0].tolist() for row in inputs[name]], tf.int64)
         np.testing.assert_allclose(tf.function(layer)(inputs), np.stack(expected, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_long_bags_are_summed_in_full_precision(gradients, to_numpy, policy):
+    """In the compute dtype itself a count of 5000 would end at 256 or 2048, and so would sums and gradients."""
+    features = [EmbeddingFeature("mean", 20, combiner="mean"), EmbeddingFeature("sum", 20, combiner="sum")]
+    layer = built(features, 4, 6, dtype=policy)
+    inputs = {name: np.full((2, 5000), 3) for name in ("mean", "sum")}
+    one = to_numpy(layer(dict.fromkeys(inputs, np.array([[3]]))))[0]
+    outputs = layer(inputs)
+    assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
+    for row in to_numpy(outputs):
+        np.testing.assert_allclose(row, one * [[1], [5000]], rtol=1e-2)
+    of_long = gradients(layer, inputs, np.ones((2, 2, 4), "float32"))
+    # The same totals for a bag of one id.
+    upstream = np.repeat(np.array([[[2], [10_000]]], "float32"), 4, axis=2)
+    of_one = gradients(layer, dict.fromkeys(inputs, np.array([[3]])), upstream)
+    for long, short in zip(of_long, of_one, strict=True):
+        np.testing.assert_allclose(long, short, rtol=2e-2)
+    if ON_TENSORFLOW:
+        import tensorflow as tf
+
+        compiled = tf.function(layer, jit_compile=True)(inputs)
+        np.testing.assert_allclose(to_numpy(compiled), to_numpy(outputs), rtol=1e-2)
 
 
 def test_small_vocabularies_are_direct():
