@@ -31,7 +31,7 @@ class Files(Protocol):
         """Opens a file for writing bytes."""
 
     def move_file(self, source: str, target: str) -> None:
-        """Moves one file."""
+        """Moves one file, over what is at `target`."""
 
     def remove(self, path: str) -> None:
         """Removes a file or a whole folder."""
@@ -131,7 +131,7 @@ class GFiles:
 
     def move_file(self, source: str, target: str) -> None:
         """See `Files`."""
-        self._gfile.rename(source, target)
+        self._gfile.rename(source, target, overwrite=True)
 
     def remove(self, path: str) -> None:
         """See `Files`."""
@@ -157,9 +157,9 @@ class FsspecFiles:
 
     def names(self, folder: str) -> list[str]:
         """See `Files`."""
+        self._fs.invalidate_cache()
         if not self._fs.isdir(folder):
             return []
-        self._fs.invalidate_cache()
         return sorted({entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(folder, detail=False)})
 
     def is_folder(self, path: str) -> bool:

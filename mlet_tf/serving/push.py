@@ -6,8 +6,9 @@ lands before its variables is loaded, replaces the good version, and then answer
 
 On local folders the version is copied under a name that is not a number, flushed to disk, and renamed:
 it appears whole or not at all, whatever kills the push. Object stores cannot rename a folder. There the
-files are copied under such a name too, then moved one by one, `saved_model.pb` last: a server that looks
-meanwhile cannot load the version (TF Serving then tries again after a minute), but it never loads half.
+files are copied under such a name too, then moved one by one, `saved_model.pb` last, and taken away with
+`saved_model.pb` first: a server that looks meanwhile cannot load the version, but it never loads half. So
+a folder without that file is no version to keep or to go back to; its number is taken all the same.
 """
 
 import contextlib
@@ -16,13 +17,15 @@ import fcntl
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mlet_tf.errors import InputError
 from mlet_tf.serving.files import Files, LocalFiles, files_of, tree
+from mlet_tf.serving.warmup import WARMUP_FILE, write_warmup
 
 MODEL_FILE = "saved_model.pb"
 _LARGEST = 2**63 - 1
@@ -43,13 +46,21 @@ def version_number(name: str) -> int | None:
 
 
 def list_versions(base_path: str | Path) -> dict[int, str]:
-    """The versions under `base_path`, smallest first, and their paths, as a model server sees them."""
+    """The versions under `base_path`, smallest first, and their paths, as a model server sees them.
+
+    A server goes by the names alone, so folders that cannot be loaded are among them.
+    """
     files, base = files_of(os.fspath(base_path))
     return _versions(files, base)
 
 
 def push(
-    saved_model_dir: str | Path, base_path: str | Path, *, keep: int = 3, version: int | None = None
+    saved_model_dir: str | Path,
+    base_path: str | Path,
+    *,
+    keep: int = 3,
+    version: int | None = None,
+    warmup: Sequence[bytes] = (),
 ) -> str:
     """Copies a SavedModel to `base_path/<version>`, whole or not at all.
 
@@ -60,37 +71,50 @@ def push(
     Args:
         saved_model_dir: the SavedModel to push; it stays as it is.
         base_path: the folder that the model server watches: local, or a `tf.io.gfile` or fsspec address.
-        keep: how many versions to keep, the new one among them. With 1 there is nothing to roll back to.
+        keep: how many whole versions to keep, the new one among them. With 1 there is nothing to roll
+            back to.
         version: the version's number. It must be larger than any used before; left out, it is the next one.
+        warmup: serialised tf.Examples to put into the new version as warm-up requests, see `write_warmup`;
+            left out, it has those that the SavedModel has.
 
     Returns:
         The path of the new version.
 
     Raises:
         InputError: if there is no SavedModel, the version is not the largest, the place cannot be written,
-            or the disk is full. Nothing is left behind in these cases.
+            the disk is full, or the model takes no examples to warm up with. Nothing is left behind in
+            these cases.
     """
     source_files, source = files_of(os.fspath(saved_model_dir))
     files, base = files_of(os.fspath(base_path))
     if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
         raise InputError(f"keep: expected an integer of at least 1, received {keep!r}")
-    names = _saved_model_files(source_files, source)
+    sources = {name: (source_files, f"{source}/{name}") for name in _saved_model_files(source_files, source)}
     _refuse_nesting(source, base)
 
-    with _explained(f"pushing {source} to {base}", base), _only_pusher(files, base) as locked:
+    with (
+        _explained(f"pushing {source} to {base}", base),
+        tempfile.TemporaryDirectory() as scratch,
+        _only_pusher(files, base) as locked,
+    ):
+        if warmup:
+            sources[WARMUP_FILE] = LocalFiles(), f"{scratch}/requests"
+            write_warmup(source, warmup, output=f"{scratch}/requests")
         _clear_unfinished(files, base, locked)
         number = _next_version(files, base, version)
         final = f"{base}/{number}"
         staging = f"{base}/{_unfinished_name('push', number)}"
         try:
-            for name in names:
-                _copy(source_files, f"{source}/{name}", files, f"{staging}/{name}")
-            _publish(files, staging, final, names)
+            for name, (kept_in, path) in sources.items():
+                _copy(kept_in, path, files, f"{staging}/{name}")
+            _publish(files, staging, final, sources)
         except BaseException:
             _discard(files, staging, final)
             raise
-        for old in list(_versions(files, base))[:-keep]:
-            _remove_version(files, base, old)
+        for old, path in list(_whole_versions(files, base).items())[:-keep]:
+            doomed = f"{base}/{_unfinished_name('remove', old)}"
+            _move_folder(files, path, doomed, model_file_first=True)
+            files.remove(doomed)
         for name in files.names(base):
             if _ROLLED_BACK.fullmatch(name):
                 files.remove(f"{base}/{name}")
@@ -98,9 +122,11 @@ def push(
 
 
 def rollback(base_path: str | Path) -> str:
-    """Takes the newest version out of service, so that servers go back to the one before it.
+    """Takes the newest whole version out of service, so that servers go back to the whole one before it.
 
     The version is set aside as `rolled-back-<version>` until the next push, and its number is not used again.
+    So are folders without a `saved_model.pb` that are newer than the version to go back to, for which a
+    server would wait in vain.
 
     Args:
         base_path: the folder that the model server watches.
@@ -114,14 +140,18 @@ def rollback(base_path: str | Path) -> str:
     files, base = files_of(os.fspath(base_path))
     with _explained(f"rolling back {base}", base), _only_pusher(files, base, create=False) as locked:
         _clear_unfinished(files, base, locked)
-        versions = _versions(files, base)
-        if len(versions) < 2:
-            held = ", ".join(map(str, versions)) or "none"
-            raise InputError(f"{base}: expected at least two versions to roll back, found {held}")
-        *_, earlier, newest = versions
-        aside = f"{base}/rolled-back-{newest}"
-        files.remove(aside)
-        _move_folder(files, versions[newest], aside, model_file_first=True)
+        versions, whole = _versions(files, base), list(_whole_versions(files, base))
+        if len(whole) < 2:
+            held = ", ".join(map(str, whole)) or "none"
+            raise InputError(
+                f"{base}: expected at least two versions with a {MODEL_FILE} to roll back, found {held}"
+            )
+        *_, earlier, newest = whole
+        # The newest last: until then servers have it.
+        for number in sorted((n for n in versions if n > earlier), key=lambda n: n == newest):
+            aside = f"{base}/rolled-back-{number}"
+            files.remove(aside)
+            _move_folder(files, versions[number], aside, model_file_first=True)
     return versions[earlier]
 
 
@@ -130,14 +160,23 @@ def _versions(files: Files, base: str) -> dict[int, str]:
     return {number: numbered[number] for number in sorted(n for n in numbered if n is not None)}
 
 
+def _whole_versions(files: Files, base: str) -> dict[int, str]:
+    return {number: path for number, path in _versions(files, base).items() if _is_whole(files, path)}
+
+
+def _is_whole(files: Files, path: str) -> bool:
+    """Whether a version can be loaded: its model file comes last and goes first."""
+    return files.exists(f"{path}/{MODEL_FILE}")
+
+
 def _saved_model_files(files: Files, source: str) -> list[str]:
-    """The files to copy, `saved_model.pb` last."""
+    """The files to copy."""
     if not files.is_folder(source):
         raise InputError(f"{source}: expected the folder of a SavedModel, found no such folder")
     names = tree(files, source)
     if MODEL_FILE not in names:
         raise InputError(f"{source}: expected a SavedModel, found no {MODEL_FILE} in it")
-    return sorted(names, key=lambda name: (name == MODEL_FILE, name))
+    return names
 
 
 def _refuse_nesting(source: str, base: str) -> None:
@@ -174,7 +213,7 @@ def _copy(source_files: Files, source: str, files: Files, target: str) -> None:
             os.fsync(writer.fileno())
 
 
-def _publish(files: Files, staging: str, final: str, names: list[str]) -> None:
+def _publish(files: Files, staging: str, final: str, names: Iterable[str]) -> None:
     if isinstance(files, LocalFiles):
         for folder in {parent for name in names for parent in Path(name).parents}:
             files.flush_folder(f"{staging}/{folder}")
@@ -194,28 +233,27 @@ def _move_folder(files: Files, source: str, target: str, *, model_file_first: bo
     files.remove(source)
 
 
-def _remove_version(files: Files, base: str, number: int) -> None:
-    doomed = f"{base}/{_unfinished_name('remove', number)}"
-    _move_folder(files, _versions(files, base)[number], doomed, model_file_first=True)
-    files.remove(doomed)
-
-
 def _discard(files: Files, staging: str, final: str) -> None:
     """Clears an attempt away; one that got as far as its `saved_model.pb` is whole and stays."""
     with contextlib.suppress(Exception):
-        if not isinstance(files, LocalFiles) and not files.exists(f"{final}/{MODEL_FILE}"):
+        if not isinstance(files, LocalFiles) and not _is_whole(files, final):
             files.remove(final)
         files.remove(staging)
 
 
 def _clear_unfinished(files: Files, base: str, locked: bool) -> None:
+    """Removes what killed pushes and removals left, and ends killed rollbacks."""
+    half = {n: path for n, path in _versions(files, base).items() if not _is_whole(files, path)}
+    if isinstance(files, LocalFiles):  # Whose versions come and go at once: such a folder is somebody else's.
+        half = {}
     for name in files.names(base):
-        match = _UNFINISHED.fullmatch(name)
-        if match and (locked or time.time() - int(match["time"]) > _STALE_SECONDS):
-            final = f"{base}/{match['version']}"
-            if files.is_folder(final) and not files.exists(f"{final}/{MODEL_FILE}"):
-                files.remove(final)
-            files.remove(f"{base}/{name}")
+        if match := _UNFINISHED.fullmatch(name):
+            if locked or time.time() - int(match["time"]) > _STALE_SECONDS:
+                if path := half.pop(int(match["version"]), None):
+                    files.remove(path)
+                files.remove(f"{base}/{name}")
+        elif (match := _ROLLED_BACK.fullmatch(name)) and (path := half.pop(int(match["version"]), None)):
+            _move_folder(files, path, f"{base}/{name}", model_file_first=True)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ def write_warmup(
     signature_name: str = "serving_default",
     model_name: str = "ctr",
     batch_size: int = 1,
+    output: str | None = None,
 ) -> int:
-    """Writes warm-up requests into a SavedModel that is not yet pushed.
+    """Writes warm-up requests for a SavedModel, into it if it is not yet pushed.
 
     A server refuses a version (and, if it is the only one, ends) over a broken file, so the file
     appears whole or not at all.
@@ -30,6 +31,7 @@ def write_warmup(
         signature_name: the signature to warm up; its one input must be a vector of strings.
         model_name: the name in the requests.
         batch_size: examples in one request.
+        output: the file to write; left out, the one in the SavedModel where a server looks for it.
 
     Returns:
         How many requests were written.
@@ -43,7 +45,7 @@ def write_warmup(
     folder = os.fspath(saved_model_dir).rstrip("/")
     input_name = _string_input(folder, signature_name)
     rows = iter(examples)
-    target = f"{folder}/{WARMUP_FILE}"
+    target = output or f"{folder}/{WARMUP_FILE}"
     tf.io.gfile.makedirs(target.rsplit("/", 1)[0])
     unfinished = f"{target}.unfinished"
     written = 0

@@ -3,10 +3,12 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from mlet_tf.errors import InputError
 from mlet_tf.serving import files as files_module
@@ -75,11 +77,28 @@ def test_rollback_goes_to_the_version_before_and_its_number_is_not_used_again(mo
     assert names(base) == ["1", "2", "4"]
     rollback(base)
     rollback(base)
-    with pytest.raises(InputError, match="at least two versions to roll back, found 1"):
+    with pytest.raises(
+        InputError, match=r"at least two versions with a saved_model\.pb to roll back, found 1"
+    ):
         rollback(base)
     with pytest.raises(InputError, match="found none"):
         rollback(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_is_no_whole_version_is_neither_kept_nor_gone_back_to(model, tmp_path):
+    base = tmp_path / "b"
+    push(model, base)
+    push(model, base)
+    (base / "7").mkdir()
+    assert push(model, base, keep=2) == f"{base}/8"
+    assert names(base) == ["2", "7", "8"]
+    (base / "9").mkdir()
+    assert rollback(base) == f"{base}/2"
+    assert list(list_versions(base)) == [2]
+    with pytest.raises(InputError, match="to roll back, found 2"):
+        rollback(base)
+    assert contents(base / "rolled-back-8") == FILES
 
 
 @pytest.mark.parametrize("keep", [0, -1, True, 2.0])
@@ -232,6 +251,112 @@ def test_object_stores_get_the_model_file_last_and_lose_it_first(model, scheme, 
         assert reader.read() == FILES["variables/variables.index"]
     assert rollback(base) == f"{base}/2"
     assert list(list_versions(base)) == [2]
+
+
+class Killed(BaseException):
+    """The process is dead: nothing that it would still do has an effect."""
+
+
+class Store:
+    """The object store of fsspec in memory, from which a push can be cut off after some changes."""
+
+    base = "memory://bucket/ctr"
+
+    def __init__(self, monkeypatch):
+        self.left = None
+        self.files, _ = files_module.files_of(self.base)
+        for name in ("cp_file", "_rm", "rmdir", "mkdir", "_open"):
+            self._guard(monkeypatch, name)
+
+    def _guard(self, monkeypatch, name):
+        original = getattr(MemoryFileSystem, name)
+
+        def guarded(fs, *args, **kwargs):
+            reads = name == "_open" and "rb" in (*args, *kwargs.values())
+            if self.left is not None and not reads:
+                if self.left == 0:
+                    raise Killed
+                self.left -= 1
+            return original(fs, *args, **kwargs)
+
+        monkeypatch.setattr(MemoryFileSystem, name, guarded)
+
+    def killed(self, action, after):
+        self.left = after
+        try:
+            action()
+        except Killed:
+            return True
+        finally:
+            self.left = None
+        return False
+
+    def snapshot(self):
+        return dict(MemoryFileSystem.store), list(MemoryFileSystem.pseudo_dirs)
+
+    def restore(self, snapshot):
+        MemoryFileSystem.store.clear()
+        MemoryFileSystem.store.update(snapshot[0])
+        MemoryFileSystem.pseudo_dirs[:] = snapshot[1]
+
+    def whole(self):
+        """The versions that can be loaded; each has to have all its files."""
+        found = []
+        for number, path in list_versions(self.base).items():
+            have = {
+                name: self.files.read(f"{path}/{name}").read() for name in files_module.tree(self.files, path)
+            }
+            if "saved_model.pb" in have:
+                assert have == FILES, (number, sorted(have))
+                found.append(number)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("action", "states"),
+    [
+        (lambda model, base: push(model, base, keep=2), [[1, 2, 3], [1, 2, 3, 5], [2, 3, 5], [3, 5]]),
+        (lambda _, base: rollback(base), [[1, 2, 3], [1, 2]]),
+    ],
+    ids=["push", "rollback"],
+)
+def test_an_object_store_survives_a_kill_at_any_step(model, monkeypatch, action, states):
+    store = Store(monkeypatch)
+    base = store.base
+    untouched = store.snapshot()
+    try:
+        for _ in range(3):
+            push(model, base, keep=3)
+        steps = 0
+        while 4 not in list_versions(base):
+            assert store.killed(lambda: push(model, base), steps)
+            steps += 1
+        assert store.whole() == [1, 2, 3]
+        start, steps, seen = store.snapshot(), 0, []
+        while store.killed(lambda: action(model, base), steps):
+            left, before = store.snapshot(), store.whole()
+            seen += [before] if before not in seen else []
+            # Until the version in service goes, the half one that would come up in its place has gone.
+            assert before != [1, 2] or 4 not in list_versions(base)
+
+            assert rollback(base) == f"{base}/{before[-2]}"
+            assert max(list_versions(base)) == before[-2], (steps, store.files.names(base))
+            assert store.whole() == before[:-1]
+
+            store.restore(left)
+            new = int(push(model, base, keep=2).rsplit("/", 1)[1])
+            assert max(list_versions(base)) == new
+            assert store.whole() == [before[-1], new]
+            with monkeypatch.context() as later:
+                later.setattr(time, "time", lambda: 2**40)
+                push(model, base, keep=2)
+            assert store.files.names(base) == [str(new), str(new + 1)]
+
+            store.restore(start)
+            steps += 1
+        assert seen == states
+    finally:
+        store.restore(untouched)
 
 
 def test_an_interrupted_upload_is_cleared_later(model, monkeypatch):
