@@ -67,7 +67,9 @@ class ValidationConfig:
             but one value.
         max_drift: Largest L-infinity distance between the value shares of `train` and `eval`, per
             categorical column.
-        sample_rate: Share of the rows the statistics are computed on; row counts stay exact.
+        sample_rate: Share of the rows the statistics are computed on, and so of those that are validated; of
+            each split at least about 100,000 rows are looked at, or all that it has. The counts in `run.json`
+            and those behind the vocabularies are of all rows.
     """
 
     fail_on_anomalies: bool = True

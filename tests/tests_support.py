@@ -68,7 +68,7 @@ def run_transform(uri, schema, examples, beam=None, **config):
     graph = standard_artifacts.TransformGraph()
     graph.uri = f"{uri}/graph"
     context = executor.Executor.Context(beam_pipeline_args=beam)
-    inputs = {"examples": [examples], "schema": [_write_schema(uri, schema)]}
+    inputs = {"examples": [examples], "schema": [write_schema(uri, schema)]}
     executor.Executor(context).Do(inputs, {"transform_graph": [graph]}, _properties(node))
     return tft.TFTransformOutput(graph.uri)
 
@@ -78,6 +78,18 @@ def run_statistics_gen(uri, schema, examples, beam=None, **kwargs):
     from pathlib import Path
 
     from tensorflow_metadata.proto.v0 import statistics_pb2
+
+    statistics = make_statistics(uri, schema, examples, beam, **kwargs)
+    return {
+        split: statistics_pb2.DatasetFeatureStatisticsList.FromString(
+            Path(statistics.uri, f"Split-{split}", "FeatureStats.pb").read_bytes()
+        )
+        for split in ("train", "eval")
+    }
+
+
+def make_statistics(uri, schema, examples, beam=None, **kwargs):
+    """Runs StatisticsGen's executor on examples; returns the artifact."""
     from tfx import types
     from tfx.types import standard_artifacts
 
@@ -91,18 +103,13 @@ def run_statistics_gen(uri, schema, examples, beam=None, **kwargs):
     statistics = standard_artifacts.ExampleStatistics()
     statistics.uri = f"{uri}/statistics"
     context = executor.Executor.Context(beam_pipeline_args=beam)
-    inputs = {"examples": [examples], "schema": [_write_schema(uri, schema)]}
-    properties = {"sample_rate": node.exec_properties["sample_rate"]}
+    inputs = {"examples": [examples], "schema": [write_schema(uri, schema)]}
+    properties = {key: node.exec_properties[key] for key in ("sample_rate", "min_rows")}
     executor.Executor(context).Do(inputs, {"statistics": [statistics]}, properties)
-    return {
-        split: statistics_pb2.DatasetFeatureStatisticsList.FromString(
-            Path(statistics.uri, f"Split-{split}", "FeatureStats.pb").read_bytes()
-        )
-        for split in ("train", "eval")
-    }
+    return statistics
 
 
-def _write_schema(uri, schema):
+def write_schema(uri, schema):
     """The artifact that ClickLogSchemaGen makes."""
     from pathlib import Path
 

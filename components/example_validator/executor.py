@@ -33,11 +33,14 @@ class Executor(executor.Executor):
         result = super().Do(input_dict, output_dict, exec_properties)
         anomalies = artifact_utils.get_single_instance(output_dict["anomalies"])
         problems = []
+        statistics = artifact_utils.get_single_instance(input_dict["statistics"])
         for split in json.loads(anomalies.split_names):
             path = io_utils.get_only_uri_in_dir(artifact_utils.get_split_uri([anomalies], split))
             with fileio.open(path, "rb") as file:
-                problems += _describe(split, anomalies_pb2.Anomalies.FromString(file.read()))
-        problems += _describe("eval against train", self._drift(input_dict))
+                found = anomalies_pb2.Anomalies.FromString(file.read())
+            problems += _describe(split + _sampled(statistics, split), found)
+        compared = f"eval{_sampled(statistics, 'eval')} against train{_sampled(statistics, 'train')}"
+        problems += _describe(compared, self._drift(input_dict))
         if problems:
             raise GateError("the data do not fit their schema:\n  " + "\n  ".join(problems))
         return result
@@ -62,6 +65,15 @@ def _drift_only(schema: schema_pb2.Schema) -> schema_pb2.Schema:
     for feature in schema.feature:
         drift.feature.add(name=feature.name, type=feature.type, drift_comparator=feature.drift_comparator)
     return drift
+
+
+def _sampled(statistics: types.Artifact, split: str) -> str:
+    """Says so where the statistics are those of a sample."""
+    total = statistics.get_int_custom_property(f"rows_{split}")
+    (dataset,) = stats_artifact_utils.load_statistics(statistics, split).proto().datasets
+    if not total or dataset.num_examples == total:
+        return ""
+    return f" (a sample: {int(dataset.num_examples):,} of {total:,} rows, by validation.sample_rate)"
 
 
 def _describe(split: str, anomalies: anomalies_pb2.Anomalies) -> list[str]:

@@ -21,6 +21,7 @@ class StatisticsGenSpec(ComponentSpec):
     }
     PARAMETERS = {
         "sample_rate": ExecutionParameter(type=float),
+        "min_rows": ExecutionParameter(type=int),
         "code_version": ExecutionParameter(type=str),
     }
 
@@ -43,6 +44,7 @@ class StatisticsGen(component.StatisticsGen):
         examples: types.BaseChannel,
         schema: types.BaseChannel,
         sample_rate: float = 1.0,
+        min_rows: int = 100_000,
         code_version: str = "",
     ) -> None:
         """Constructs the component.
@@ -51,6 +53,7 @@ class StatisticsGen(component.StatisticsGen):
             examples: Examples of tf.Example in TFRecords.
             schema: Schema of their columns.
             sample_rate: Share of the rows to look at.
+            min_rows: Of each split about so many are looked at whatever the share: all of a split that has no more.
             code_version: Changes when the code does, so that TFX's cache misses.
         """
         super(component.StatisticsGen, self).__init__(
@@ -58,6 +61,7 @@ class StatisticsGen(component.StatisticsGen):
                 examples=examples,
                 schema=schema,
                 sample_rate=sample_rate,
+                min_rows=min_rows,
                 code_version=code_version,
                 statistics=types.Channel(type=standard_artifacts.ExampleStatistics),
             )

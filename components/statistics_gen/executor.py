@@ -24,6 +24,7 @@ from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils
 
 from components.beam import stream_tasks
+from components.click_log_example_gen import read_ingest_report
 from components.common import example_dataset, join, split_files
 
 _BATCH_ROWS = 16_384
@@ -38,10 +39,12 @@ class Task:
     Args:
         split: Its split.
         path: The file.
+        sample_rate: Share of its rows to look at.
     """
 
     split: str
     path: str
+    sample_rate: float
 
     def __str__(self) -> str:
         """For messages."""
@@ -61,8 +64,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
         Args:
             input_dict: `examples` and `schema`.
-            output_dict: `statistics`.
-            exec_properties: `sample_rate`: share of the rows to look at.
+            output_dict: `statistics`; where only a sample was looked at, its custom property `rows_<split>` says
+                how many rows there are, while the statistics say how many were looked at.
+            exec_properties: `sample_rate`: share of the rows to look at; `min_rows`: but of each split about so many
+                at least. A sample needs ClickLogExampleGen's report of the rows.
 
         Raises:
             RuntimeError: Beam lost a file.
@@ -76,16 +81,17 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             )
         )
         output.split_names, output.span = examples.split_names, examples.span
+        splits = artifact_utils.decode_split_names(examples.split_names)
+        rates = dict.fromkeys(splits, 1.0)
+        if exec_properties["sample_rate"] < 1:
+            for split, rows in _rows(examples, splits).items():
+                rates[split] = max(exec_properties["sample_rate"], exec_properties["min_rows"] / rows)
+                output.set_int_custom_property(f"rows_{split}", rows)
         tasks = [
-            Task(split, path)
-            for split in artifact_utils.decode_split_names(examples.split_names)
-            for path in split_files([examples], split)
+            Task(split, path, rates[split]) for split in splits for path in split_files([examples], split)
         ]
-        summarize = functools.partial(
-            summarize_file,
-            spec=schema_utils.schema_as_feature_spec(schema).feature_spec,
-            sample_rate=exec_properties["sample_rate"],
-        )
+        spec = schema_utils.schema_as_feature_spec(schema).feature_spec
+        summarize = functools.partial(summarize_file, spec=spec)
         results = stream_tasks(self._make_beam_pipeline, summarize, tasks, join(output.uri, "staging"))
         pairs = zip(tasks, results, strict=True)
         for split, group in itertools.groupby(pairs, key=lambda pair: pair[0].split):
@@ -96,11 +102,16 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 file.write(content)
 
 
-def summarize_file(task: Task, spec: dict[str, tf.io.VarLenFeature], sample_rate: float) -> list[Any]:
+def _rows(examples: types.Artifact, splits: list[str]) -> dict[str, int]:
+    rows = read_ingest_report(examples.uri)["rows"]
+    return {split: rows[split] for split in splits}
+
+
+def summarize_file(task: Task, spec: dict[str, tf.io.VarLenFeature]) -> list[Any]:
     """The generators' accumulators over one file."""
     generators = _generators()
     accumulators = [generator.create_accumulator() for generator in generators]
-    for batch in _record_batches(task.path, spec, sample_rate):
+    for batch in _record_batches(task, spec):
         accumulators = [
             generator.add_input(accumulator, batch)
             for generator, accumulator in zip(generators, accumulators, strict=True)
@@ -141,14 +152,12 @@ def _generators() -> list[Any]:
     ]
 
 
-def _record_batches(
-    path: str, spec: dict[str, tf.io.VarLenFeature], sample_rate: float
-) -> Iterator[pa.RecordBatch]:
+def _record_batches(task: Task, spec: dict[str, tf.io.VarLenFeature]) -> Iterator[pa.RecordBatch]:
     # The draw depends on nothing but the file, however it is run.
-    rng = np.random.default_rng(zlib.crc32(path.rsplit("/", 1)[-1].encode()))
+    rng = np.random.default_rng(zlib.crc32(task.path.rsplit("/", 1)[-1].encode()))
     parse = _parser(tuple(spec.items()))
-    for records in example_dataset([path], _BATCH_ROWS).as_numpy_iterator():
-        sample = records if sample_rate >= 1 else records[rng.random(len(records)) < sample_rate]
+    for records in example_dataset([task.path], _BATCH_ROWS).as_numpy_iterator():
+        sample = records[rng.random(len(records)) < task.sample_rate]
         if len(sample):
             columns = parse(tf.constant(sample))
             arrays = [_list_array(columns[name], len(sample)) for name in spec]

@@ -1,17 +1,21 @@
 """StatisticsGen against tensorflow-data-validation's own pass over the same examples."""
 
+import re
 import weakref
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import tensorflow_data_validation as tfdv
-from tests_support import run_example_gen, run_statistics_gen
+from tests_support import make_statistics, run_example_gen, run_statistics_gen, write_schema
+from tfx.types import standard_artifacts
 
+from components.example_validator import executor as validator
 from components.statistics_gen import executor
 from components.statistics_gen.executor import summarize_file
 from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.synthetic import write_log
+from mlet_tf.errors import GateError
 
 ROWS = 3000
 
@@ -59,12 +63,49 @@ def test_counts_and_top_values_equal_those_of_tfdv(tmp_path, examples):
 
 def test_a_sample_is_drawn_and_is_the_same_again(tmp_path, examples):
     first, second = (
-        run_statistics_gen(tmp_path / name, CRITEO, examples, sample_rate=0.2) for name in ("a", "b")
+        run_statistics_gen(tmp_path / name, CRITEO, examples, sample_rate=0.2, min_rows=1)
+        for name in ("a", "b")
     )
     rows = _features(first["train"])[0]
     assert rows == pytest.approx(0.2 * 0.8 * ROWS, rel=0.25)
     assert first["train"] == second["train"]
     assert not Path(tmp_path, "a", "statistics", "staging").exists()
+
+
+def test_a_small_split_is_looked_at_whatever_the_sample_rate(tmp_path, examples):
+    whole = run_statistics_gen(tmp_path / "whole", CRITEO, examples)
+    assert run_statistics_gen(tmp_path / "all", CRITEO, examples, sample_rate=1e-9) == whole
+    some = run_statistics_gen(tmp_path / "some", CRITEO, examples, sample_rate=0.01, min_rows=400)
+    for split in ("train", "eval"):
+        assert _features(some[split])[0] == pytest.approx(400, rel=0.25)
+
+
+def test_a_problem_found_in_a_sample_names_the_sample(tmp_path):
+    """C14 has one value in the whole log: enough for the schema, too little for a sample."""
+    write_log(tmp_path / "log.tsv", CRITEO, ROWS, seed=5, vocabulary=300, rank=2)
+    rows = [line.split("\t") for line in (tmp_path / "log.tsv").read_text().splitlines()]
+    column = CRITEO.columns.index("C14")
+    for number, row in enumerate(rows):
+        row[column] = "" if number else "once"
+    (tmp_path / "log.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    examples = run_example_gen(
+        tmp_path / "examples", CRITEO, tmp_path / "log.tsv", str(tmp_path / "log.tsv"), method="files"
+    )
+    inputs = {"schema": [write_schema(tmp_path / "schema", CRITEO)]}
+
+    def validate(name, **sampling):
+        statistics = make_statistics(tmp_path / name, CRITEO, examples, **sampling)
+        anomalies = standard_artifacts.ExampleAnomalies()
+        anomalies.uri = str(tmp_path / name / "anomalies")
+        validator.Executor().Do({**inputs, "statistics": [statistics]}, {"anomalies": [anomalies]}, {})
+
+    validate("default", sample_rate=0.001)
+    with pytest.raises(GateError) as caught:
+        validate("sampled", sample_rate=0.001, min_rows=200)
+    assert re.search(
+        rf"train \(a sample: \d\d\d of {ROWS:,} rows, by validation.sample_rate\), column C14: .*not present",
+        str(caught.value),
+    )
 
 
 class _Tracked(list):
