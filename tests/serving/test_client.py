@@ -1,5 +1,9 @@
 import asyncio
+import contextlib
 import json
+import math
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -386,13 +390,21 @@ def test_retries_end_with_their_number_and_with_the_deadline(flaky):
     assert service.seen[3][2] <= 1.0
 
 
-def test_token_and_tls(flaky, tmp_path, server):
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate of models.example, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", str(key),
          "-out", str(certificate), "-subj", "/CN=models.example", "-addext", "subjectAltName=DNS:models.example"],
         check=True, capture_output=True,
     )  # fmt: skip
+    return certificate, key
+
+
+def test_token_and_tls(flaky, tmp_path, server, certificate):
+    certificate, key = certificate
     pair = (key.read_bytes(), certificate.read_bytes())
     service, target = flaky(credentials=grpc.ssl_server_credentials([pair]))
     tokens = iter(["one", "two"])
@@ -401,6 +413,11 @@ def test_token_and_tls(flaky, tmp_path, server):
         client.predict([{}])
         client.predict([{}])
     assert [seen[1]["authorization"] for seen in service.seen] == ["Bearer one", "Bearer two"]
+    with (
+        CTRClient(target, tls=tls, token="secret\n") as client,
+        pytest.raises(InputError, match="token: expected printable"),
+    ):
+        client.predict([{}])
     with CTRClient(target, tls=True, retries=0) as client, pytest.raises(ServingError, match="UNAVAILABLE"):
         client.predict([{}])
     with pytest.raises(InputError, match="tls: cannot read"):
@@ -416,23 +433,14 @@ def test_token_and_tls(flaky, tmp_path, server):
     with LocalServer(options) as secure, CTRClient(address(secure, "grpc"), tls=tls, schema=SCHEMA) as client:
         np.testing.assert_allclose(client.predict(ROWS), EXPECTED, rtol=1e-6)
 
-    import ssl
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_POST(self):
+    class Handler(Answering):
+        def reply(self, _):
             seen.append((self.path, self.headers["Authorization"]))
-            self.rfile.read(int(self.headers["Content-Length"]))
-            body = b'{"outputs": [0.25]}'
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
+            self.close_connection = True
+            return 200, '{"outputs": [0.25]}'
 
     seen = []
-    https = HTTPServer(("127.0.0.1", 0), Answer)
+    https = HTTPServer(("127.0.0.1", 0), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     https.socket = context.wrap_socket(https.socket, server_side=True)
@@ -445,62 +453,230 @@ def test_token_and_tls(flaky, tmp_path, server):
     https.server_close()
 
 
-def test_rest_keeps_its_connection_and_survives_its_loss():
+class Answering(BaseHTTPRequestHandler):
+    """Answers requests with what `reply` gives: a status and a JSON text."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        status, text = self.reply(body)
+        self.wfile.write(f"HTTP/1.1 {status} x\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
+
+    def do_GET(self):
+        self.do_POST()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def http_server():
+    started = []
+
+    def start(handler):
+        made = ThreadingHTTPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
+        made.request_queue_size = 256
+        made.server_bind()
+        made.server_activate()
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
+        started.append(made)
+        return f"127.0.0.1:{made.server_address[1]}"
+
+    yield start
+    for made in started:
+        made.shutdown()
+        made.server_close()
+
+
+def test_rest_keeps_its_connection_and_survives_its_loss(http_server):
     connections, requests = [], []
 
-    class Answer(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(Answering):
         def setup(self):
             connections.append(1)
             super().setup()
 
-        def do_POST(self):
+        def reply(self, _):
             requests.append(1)
-            self.rfile.read(int(self.headers["Content-Length"]))
-            status = 503 if len(requests) in (4, 5) else 200
-            body = json.dumps({"outputs": [0.25]} if status == 200 else {"error": "busy"}).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
             # Closed without a word, as servers do with connections that were idle for long.
             self.close_connection = len(requests) == 3
+            return (503, '{"error": "busy"}') if len(requests) in (4, 5) else (200, '{"outputs": [0.25]}')
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with CTRClient(f"127.0.0.1:{server.server_address[1]}", protocol="rest", backoff=0.01) as client:
+    with CTRClient(http_server(Handler), protocol="rest", backoff=0.01) as client:
         for _ in range(4):
             assert client.predict([{}]).tolist() == [0.25]
     assert len(requests) == 6
     assert len(connections) == 2
-    server.shutdown()
-    server.server_close()
 
 
-def test_deadline_over_rest():
-    class Slow(BaseHTTPRequestHandler):
-        def do_POST(self):
-            time.sleep(1.0)
+def test_threads_share_a_bounded_number_of_connections(http_server):
+    lock, connections = threading.Lock(), {"ever": 0, "open": 0, "most": 0}
 
-        def log_message(self, *_):
-            pass
+    class Handler(Answering):
+        def setup(self):
+            with lock:
+                connections["ever"] += 1
+                connections["open"] += 1
+                connections["most"] = max(connections["most"], connections["open"])
+            super().setup()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+        def finish(self):
+            super().finish()
+            with lock:
+                connections["open"] -= 1
+
+        def reply(self, body):
+            time.sleep(0.05)
+            return 200, json.dumps({"outputs": [len(json.loads(body)["inputs"]["examples"][0]["b64"])]})
+
+    answers = {}
+
+    def ask(number):
+        answers[number] = client.predict([{"C1": "x" * 3 * number}])[0]
+
+    with CTRClient(http_server(Handler), protocol="rest", timeout=30, retries=0) as client:
+        for number in range(20):
+            thread = threading.Thread(target=ask, args=(number,))
+            thread.start()
+            thread.join()
+        assert connections["ever"] == 1
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(200)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert 2 <= connections["most"] <= 64
+    # The length of an example, as sent: nobody got another's answer.
+    assert answers == {n: 4 * math.ceil(len(Rows([{"C1": "x" * 3 * n}]).examples[0]) / 3) for n in range(200)}
+    end = time.monotonic() + 5
+    while connections["open"] and time.monotonic() < end:
+        time.sleep(0.01)
+    assert connections["open"] == 0
+
+
+def test_a_request_waits_for_a_connection_no_longer_than_its_deadline(http_server, monkeypatch):
+    monkeypatch.setattr("mlet_tf.serving.transport._MAX_CONNECTIONS", 1)
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Handler(Answering):
+        def reply(self, _):
+            begun.set()
+            go_on.wait(10)
+            return 200, '{"outputs": [0.25]}'
+
+    def refused():
+        with pytest.raises(ServingError, match="DEADLINE_EXCEEDED"):
+            client.predict([{}])
+
+    with CTRClient(http_server(Handler), protocol="rest", timeout=0.3, retries=0) as client:
+        first = threading.Thread(target=refused)
+        first.start()
+        assert begun.wait(5)
+        refused()
+        first.join()
+        go_on.set()
+        assert client.predict([{}]).tolist() == [0.25]
+
+
+ANSWER = b'HTTP/1.1 200 OK\r\nServer: slow\r\nContent-Length: 18\r\n\r\n{"outputs":[0.25]}'
+
+
+@pytest.mark.parametrize("quick", [None, 0, 17, 60], ids=["request", "status", "head", "body"])
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
+def test_a_rest_deadline_holds_however_slowly_a_server_goes_on(certificate, quick, encrypted):
+    """`quick` bytes of the answer come at once, each further one after 0.1 s; or the request is read slowly."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listener.settimeout(10)
+    stopped = threading.Event()
+
+    def answer(connection):
+        with connection:
+            while quick is None and not stopped.wait(0.1):
+                connection.recv(20_000)
+            connection.recv(65536)
+            connection.sendall(ANSWER[:quick])
+            for byte in ANSWER[quick:]:
+                if stopped.wait(0.1):
+                    return
+                connection.sendall(bytes([byte]))
+
+    def serve():
+        accepted, _ = listener.accept()
+        if encrypted:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            accepted = context.wrap_socket(accepted, server_side=True)
+        with contextlib.suppress(OSError):
+            answer(accepted)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    tls = Tls(ca=certificate[0], server_name="models.example") if encrypted else None
+    row = {"C1": "x" * (6_000_000 if quick is None else 10)}
     begin = time.monotonic()
-    target = f"127.0.0.1:{server.server_address[1]}"
     with (
-        CTRClient(target, protocol="rest", timeout=0.3) as client,
+        CTRClient(f"127.0.0.1:{listener.getsockname()[1]}", protocol="rest", timeout=0.5, tls=tls) as client,
         pytest.raises(ServingError, match="DEADLINE_EXCEEDED"),
     ):
-        client.predict([{}])
-    assert time.monotonic() - begin < 0.9
-    server.shutdown()
-    server.server_close()
+        client.predict([row])
+    took = time.monotonic() - begin
+    stopped.set()
+    thread.join(20)
+    listener.close()
+    assert 0.4 < took < 1.5
+
+
+def test_a_rest_deadline_holds_however_many_addresses_do_not_answer(monkeypatch):
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = listener.getsockname()
+        for _ in range(4):  # Fills what the listener takes without accepting.
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        found = (socket.AF_INET, socket.SOCK_STREAM, 6, "", address)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [found] * 5)
+        begin = time.monotonic()
+        with (
+            CTRClient("many.example:80", protocol="rest", timeout=0.5) as client,
+            pytest.raises(ServingError, match="DEADLINE_EXCEEDED"),
+        ):
+            client.predict([{}])
+        assert 0.4 < time.monotonic() - begin < 1.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[0.5]",
+        "null",
+        "no JSON",
+        "[" * 100_000,
+        '{"outputs": null}',
+        '{"outputs": [null]}',
+        '{"outputs": ["0.5"]}',
+        '{"outputs": [[0.5], [0.5, 0.5]]}',
+        '{"outputs": [0.5, 0.5]}',
+        '{"outputs": {"a": [0.5], "b": [0.5]}}',
+        '{"model_version_status": [{}]}',
+        '{"model_version_status": [{"version": "one", "state": "AVAILABLE"}]}',
+        '{"metadata": {"signature_def": []}}',
+    ],
+    ids=lambda text: text[:40],
+)
+def test_an_answer_that_no_model_server_gives_is_an_internal_error(http_server, text):
+    class Handler(Answering):
+        def reply(self, _):
+            return 200, text
+
+    with CTRClient(http_server(Handler), protocol="rest") as client:
+        for ask in (client.status, client.metadata, lambda: client.predict([{}])):
+            with pytest.raises(ServingError) as caught:
+                ask()
+            assert caught.value.code == "INTERNAL"
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
