@@ -37,13 +37,18 @@ class Result:
         return self.value <= self.goal if self.better == "lower" else self.value >= self.goal
 
 
-def main(description: str, measure: Callable[[argparse.Namespace], Sequence[Result]], **extra: Any) -> None:
+def main(
+    description: str, measure: Callable[[argparse.Namespace], Sequence[Result]], **extra: Any
+) -> Sequence[Result]:
     """Runs a benchmark as a command: `--quick` for a smoke run, `--json FILE` to keep the results.
 
     Args:
         description: First line of the help text.
         measure: Takes the parsed arguments, returns the results.
         **extra: Further options, each a dict of `add_argument` arguments.
+
+    Returns:
+        The results.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="few steps: shows that it runs, not how fast")
@@ -55,6 +60,7 @@ def main(description: str, measure: Callable[[argparse.Namespace], Sequence[Resu
     print_table(results)
     if arguments.json:
         arguments.json.write_text(json.dumps([dataclasses.asdict(r) for r in results], indent=1))
+    return results
 
 
 def print_table(results: Sequence[Result]) -> None:
