@@ -1,6 +1,7 @@
 """The `mlet-tf` command."""
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -163,6 +164,25 @@ def collapse(model: str, output: str, table_dtype: str) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the stand-in server.")
 @click.option("--tensorflow_model_server", help="Path of the real server; default: found by itself.")
 @click.option("--stand_in", is_flag=True, help="Use the stand-in although a real server is found.")
+@click.option(
+    "--max_request_bytes",
+    default=256 * 2**20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Largest request that the stand-in takes.",
+)
+@click.option(
+    "--max_batch_size",
+    type=click.IntRange(1),
+    help="Most rows of a request that the stand-in takes; default: any.",
+)
+@click.option(
+    "--timeout_seconds",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="How long a request may compute in the stand-in.",
+)
 def serve(**options: Any) -> None:
     """Serve pushed models over gRPC and REST until stopped.
 
@@ -217,11 +237,35 @@ def predict(
 @click.argument("saved_model", type=click.Path())
 @click.argument("base_path", type=click.Path())
 @click.option("--keep", default=3, show_default=True, type=click.IntRange(1), help="Versions to keep.")
-def push(saved_model: str, base_path: str, keep: int) -> None:
-    """Push the folder SAVED_MODEL as a new version below BASE_PATH."""
+@click.option("--version", type=int, help="Number of the version, above all earlier ones; default: the next.")
+@click.option("--warmup", metavar="LOG", help="Raw log whose rows servers answer before the version is used.")
+@click.option("--schema", default="criteo", show_default=True, help="LOG's: criteo, avazu or a YAML schema.")
+@click.option(
+    "--rows", default=32, show_default=True, type=click.IntRange(1, 1000), help="Rows of LOG to warm up with."
+)
+def push(
+    saved_model: str,
+    base_path: str,
+    keep: int,
+    version: int | None,
+    warmup: str | None,
+    schema: str,
+    rows: int,
+) -> None:
+    """Push the folder SAVED_MODEL as a new version below BASE_PATH.
+
+    SAVED_MODEL stays as it is: requests to warm up with go into the new version only.
+    """
     from mlet_tf.serving import push as push_model
 
-    click.echo(push_model(saved_model, base_path, keep=keep))
+    examples: list[bytes] = []
+    if warmup:
+        from mlet_tf.datasets import load_schema
+        from mlet_tf.serving.rows import Rows
+
+        log_schema = load_schema(schema)
+        examples = Rows(_rows(warmup, log_schema, rows), log_schema).examples
+    click.echo(push_model(saved_model, base_path, keep=keep, version=version, warmup=examples))
 
 
 @cli.command()
@@ -332,6 +376,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (InputError, GateError, WorkerLostError) as error:
         click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        click.echo(f"Error: {error.strerror}: {error.filename or 'the output'}", err=True)
         sys.exit(2)
     except RuntimeError as error:
         from mlet_tf.serving import ServingError

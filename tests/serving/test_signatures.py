@@ -3,6 +3,8 @@
 import json
 import re
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +93,6 @@ def test_all_signatures_agree(server):
     texts = {"I1": ["3", "", ""], "I2": ["", "-1", ""], "C1": ["a", "", ""], "C2": ["", "b", ""]}
 
     def ask(verb, body):
-        import urllib.request
-
         url = f"http://127.0.0.1:{server.rest_api_port}/v1/models/ctr:{verb}"
         return json.loads(urllib.request.urlopen(url, json.dumps(body).encode(), timeout=60).read())
 
@@ -123,3 +123,27 @@ def test_the_examples_of_the_clients_page(server, tmp_path, monkeypatch):
         exec(code.replace("127.0.0.1:8501", f"127.0.0.1:{server.rest_api_port}"), names)
     assert names["by_line"] == names["by_dict"][0]
     assert len(names["answers"]) == 20
+
+
+ROW = {"I1": "3", "I2": "", "C1": "a", "C2": "b"}
+COLUMNS = {name: [text, text] for name, text in ROW.items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ({"instances": [ROW, {**ROW, "I1": "x"}]}, "could not correctly convert string: x"),
+        ({"instances": [{**ROW, "I1": 3}]}, "not of expected type: string"),
+        ({"instances": [{"I1": "3"}]}, "keys must be equal to: C1,C2,I1,I2"),
+        ({"inputs": {**COLUMNS, "C1": ["a"]}}, "Shapes of all inputs must match"),
+        ({"inputs": {**COLUMNS, "I1": ["3"], "I2": ["4"]}}, "Dimension 0 in both shapes must be equal"),
+    ],
+    ids=["no integer", "no text", "a column missing", "one column short", "all integers short"],
+)
+def test_raw_columns_that_do_not_fit_are_refused(server, rows, words):
+    url = f"http://127.0.0.1:{server.rest_api_port}/v1/models/ctr:predict"
+    body = json.dumps({"signature_name": "predict_raw", **rows}).encode()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(url, body, timeout=60)
+    assert refused.value.code == 400
+    assert words in json.loads(refused.value.read())["error"]
