@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from mlet_tf._remake import copy_state, flatten, remake, require_built
+from mlet_tf._remake import copy_state, flatten, remake, require_built, require_weights
 from mlet_tf.errors import InputError
 from mlet_tf.layers import EmbeddingCollection, MLETEmbedding
 from mlet_tf.layers.collapsing import collapsing
@@ -28,13 +28,14 @@ def collapse_model(
     result is not compiled.
 
     Effective tables are computed and written in blocks of rows. Afterwards both models are run on the same
-    inputs. Where there are none, every embedding is compared on random ids, and the models are too if their
-    inputs can be made up.
+    inputs. Where there are none, every embedding is compared on random ids, and the models are too if inputs
+    can be made up for which they give numbers.
 
     Args:
         model: The trained model. Subclassed models and layers need a `get_config()` from which they can be
             made again, as for saving.
-        inputs: Inputs to compare the two models on, as for `model(inputs)`.
+        inputs: Inputs to compare the two models on, as for `model(inputs)`. A subclassed model that cannot be
+            built from shapes is built on them.
         block_rows: Rows of `E` that are computed at once.
         tolerance: Largest difference allowed, relative to the largest output; None is 1e-5, or 0.05 for
             half-precision outputs.
@@ -43,7 +44,8 @@ def collapse_model(
         The collapsed model.
 
     Raises:
-        InputError: A table has weights which are not finite; its name is in the message.
+        InputError: A table has weights which are not finite; its name is in the message. Or the model gives
+            NaN for `inputs`.
         ValueError: The model cannot be made again from its configuration, or its outputs differ.
 
     Example:
@@ -52,8 +54,9 @@ def collapse_model(
     """
     require_built(model)
     with collapsing():
-        collapsed = remake(model)
+        collapsed = remake(model, inputs=inputs)
     pairs = list(_pairs(model, collapsed))
+    require_weights(pairs)
     for trained, plain in pairs:
         if isinstance(trained, MLETEmbedding | EmbeddingCollection):
             _warn_if_larger(trained)
@@ -63,7 +66,7 @@ def collapse_model(
     for trained, plain in pairs:
         if isinstance(trained, MLETEmbedding | EmbeddingCollection):
             _check_equal(trained, plain, _random_ids(trained), tolerance)
-    inputs = _random_inputs(model) if inputs is None else inputs
+    inputs = _made_up_inputs(model) if inputs is None else inputs
     if inputs is not None:
         _check_equal(model, collapsed, inputs, tolerance)
     return collapsed
@@ -154,9 +157,13 @@ def _pairs(
     if not alike:
         raise ValueError(
             "`model` should make the same layers again from its `get_config()`. Received: "
-            f"'{model.name}' with {[x.name for x in trained]}, from which came {[x.name for x in plain]}"
+            f"'{model.name}' with {_names(trained)}, from which came {_names(plain)}"
         )
     yield from zip(trained, plain, strict=True)
+
+
+def _names(layers: list[keras.layers.Layer]) -> list[str]:
+    return [f"{type(layer).__name__} {layer.name}" for layer in layers]
 
 
 def _corresponds(trained: keras.layers.Layer, plain: keras.layers.Layer) -> bool:
@@ -188,10 +195,20 @@ def _random_ids(layer: MLETEmbedding | EmbeddingCollection) -> np.ndarray:
     return generator.integers(0, [f.input_dim for f in layer.features], (_PROBE_ROWS, len(layer.features)))
 
 
+def _made_up_inputs(model: keras.Model) -> Any | None:
+    """Makes up inputs for which the model gives numbers; None where that fails, as for an id less one."""
+    make_up = getattr(model, "random_inputs", lambda rows: _random_inputs(model))
+    try:
+        inputs = make_up(_PROBE_ROWS)
+        outputs = [] if inputs is None else keras.tree.flatten(model(inputs))
+        numbers = not any(np.isnan(_as_float32(output)).any() for output in outputs)
+    except Exception:  # A model may refuse in any way what it was not made for.
+        return None
+    return inputs if numbers else None
+
+
 def _random_inputs(model: keras.Model) -> Any | None:
-    """Makes up inputs, None where their dtypes or the range of ids cannot be known."""
-    if hasattr(model, "random_inputs"):
-        return model.random_inputs(_PROBE_ROWS)
+    """Makes inputs up from their shapes, None where their dtypes or the range of ids cannot be known."""
     try:
         specs = model.input
     except (AttributeError, ValueError):  # Neither functional nor a built Sequential model.
@@ -218,15 +235,18 @@ def _check_equal(trained: Any, plain: Any, inputs: Any, tolerance: float | None)
     for one, other in zip(expected, received, strict=True):
         half = keras.backend.standardize_dtype(one.dtype) in ("float16", "bfloat16")
         allowed = tolerance if tolerance is not None else 0.05 if half else 1e-5
-        before, after = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in (one, other))
-        difference = np.abs(before - after).max(initial=0.0)
-        scale = np.abs(before).max(initial=0.0)
-        if not np.isfinite(before).all():
-            raise InputError(
-                f"Outputs of '{trained.name}': expected finite values. Received: NaN or infinity"
-            )
+        before, after = _as_float32(one), _as_float32(other)
+        if np.isnan(before).any():
+            raise InputError(f"Outputs of '{trained.name}': expected numbers. Received: NaN")
+        with np.errstate(invalid="ignore"):  # Infinity less itself, as where outputs are masked.
+            difference = np.where(before == after, 0, np.abs(before - after)).max(initial=0.0)
+        scale = np.abs(before[np.isfinite(before)]).max(initial=0.0)
         if not difference <= allowed * scale:
             raise ValueError(
                 f"`collapse_model` should change the outputs of '{trained.name}' by at most {allowed:g} of "
                 f"their largest value {scale:g}. Received: a difference of {difference:g}"
             )
+
+
+def _as_float32(tensor: Any) -> np.ndarray:
+    return ops.convert_to_numpy(ops.cast(tensor, "float32"))

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from mlet_tf._remake import copy_state, flatten, remake, require_built
+from mlet_tf._remake import copy_state, flatten, remake, require_built, require_weights
 from mlet_tf.errors import InputError
 from mlet_tf.layers import EmbeddingCollection, MLETEmbedding
 from mlet_tf.layers.factors import BLOCK_ROWS, Factorization
@@ -49,8 +49,10 @@ def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int =
     require_built(model)
     validate_table_dtype(dtype)
     _require_plain(model)
-    quantized = remake(model, _with_narrow_tables(model.get_config(), dtype))
-    for plain, narrow in _pairs(model, quantized):
+    quantized = remake(model, lambda config: _with_narrow_tables(config, dtype))
+    pairs = list(_pairs(model, quantized))
+    require_weights(pairs)
+    for plain, narrow in pairs:
         if isinstance(plain, EmbeddingCollection):
             narrow.write_quantized(plain, block_rows)
         elif isinstance(plain, keras.layers.Embedding):

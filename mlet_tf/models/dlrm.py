@@ -172,16 +172,19 @@ class DLRM(tfrs.experimental.models.Ranking):
         self._total_loss(inputs, training=False)
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def random_inputs(self, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
-        """Makes up inputs of a built model whose embedding layer is an `EmbeddingCollection`.
+    def random_inputs(self, rows: int, seed: int = 0) -> dict[str, np.ndarray] | None:
+        """Makes up inputs of a built model.
 
         Args:
             rows: Number of rows.
             seed: Seed of the generator.
 
         Returns:
-            Standard normal `dense_features` and uniform ids.
+            Standard normal `dense_features` and uniform ids; None where the embedding layer is no
+            `EmbeddingCollection`, as only that one tells the ranges of its ids.
         """
+        if not isinstance(self._embedding_layer, EmbeddingCollection):
+            return None
         generator = np.random.default_rng(seed)
         limits = [feature.input_dim for feature in self._embedding_layer.features]
         width = self._build_shapes_dict["input_shape"]["dense_features"][-1]

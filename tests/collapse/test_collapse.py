@@ -225,3 +225,107 @@ def test_mixed_precision_model():
     assert collapsed.layers[0].embeddings.dtype == "float32"
     table = keras.ops.convert_to_numpy(collapsed.layers[0].embeddings)
     np.testing.assert_allclose(table, model.layers[0].effective_table(), atol=1e-7)
+
+
+def scaled_by(factor):
+    def scale(t):
+        return keras.ops.multiply(t, factor)
+
+    return scale
+
+
+def relu(x):  # Not that of Keras.
+    return keras.ops.tanh(x)
+
+
+def double_of(base):
+    class Dense(base):
+        def call(self, x):
+            return super().call(x) * 2
+
+    return Dense
+
+
+def test_functions_and_classes_come_back_as_they_are():
+    """Lambdas with globals and closures, and names which are given twice."""
+    ids = keras.Input((3,), dtype="int32")
+    tail = keras.Sequential([keras.layers.Lambda(scaled_by(5), name="twice"), keras.layers.Dense(2)])
+    own = double_of(keras.layers.Dense)
+    total = keras.layers.Lambda(lambda t: keras.ops.sum(t, axis=1))
+    x = keras.layers.Lambda(scaled_by(2), name="twice")(total(MLETEmbedding(20, 4, 8)(ids)))
+    x = keras.layers.Dense(3, activation=relu)(keras.layers.Lambda(scaled_by(3))(x))
+    x = keras.layers.Dense(3, activation=lambda t: keras.ops.sin(2 * t))(double_of(own)(3)(own(3)(x)))
+    model = keras.Model(ids, keras.layers.Dense(2, activation="relu")(tail(x)))
+    config = str(model.get_config())
+    assert_collapsed(model, collapse_model(model), np.arange(18).reshape(6, 3))
+    assert str(model.get_config()) == config
+    assert total.function.__name__ == "<lambda>" and keras.saving.get_registered_name(relu) == "relu"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ids, x: x,
+        lambda ids, x: keras.ops.log(keras.ops.cast(ids, "float32") - 1)[:, :, None] + x,
+        lambda ids, x: keras.ops.where((ids > 2)[:, :, None], x, -np.inf),
+    ],
+    ids=["id less one", "NaN", "masked"],
+)
+def test_made_up_inputs_do_not_refuse_a_model(change):
+    ids = keras.Input((3,), dtype="int32")
+    model = keras.Model(ids, change(ids, MLETEmbedding(20, 4, 8)(ids - 1)))
+    collapsed = collapse_model(model)
+    assert_collapsed(model, collapsed, np.arange(2, 17).reshape(5, 3))
+
+
+def test_given_inputs_are_not_passed_over():
+    ids = keras.Input((2,), dtype="int32")
+    model = keras.Model(ids, keras.ops.sqrt(keras.ops.min(MLETEmbedding(20, 4, 8)(ids)) - 100))
+    with pytest.raises(InputError, match="expected numbers"):
+        collapse_model(model, np.ones((2, 2), "int32"))
+
+
+def test_models_that_shapes_do_not_build():
+    class Hosted(Subclassed):
+        """Looks at values, so that no shape is enough to build it."""
+
+        def call(self, ids):
+            return super().call(keras.ops.convert_to_numpy(ids))
+
+    class Pair(Subclassed):
+        def call(self, ids, scale):
+            return super().call(ids) * scale
+
+    ids = np.random.default_rng(0).integers(0, 4, (6, 2))
+    hosted, pair = Hosted(name="hosted"), Pair(name="pair")
+    hosted(ids)
+    pair(ids, np.ones((6, 1), "float32"))
+    for model in (hosted, pair):
+        with pytest.raises(ValueError, match="should be built from its configuration"):
+            collapse_model(model)
+    assert_collapsed(hosted, collapse_model(hosted, ids), ids)
+
+
+def test_wrappers():
+    ids = keras.Input((3, 5), dtype="int32")
+    x = keras.layers.TimeDistributed(MLETEmbedding(20, 4, 8))(ids)
+    both = keras.layers.Bidirectional(keras.layers.LSTM(2))
+    model = keras.Model(ids, both(keras.layers.Reshape((15, 4))(x)))
+    collapsed = collapse_model(model)
+    assert_collapsed(model, collapsed, np.random.default_rng(0).integers(0, 20, (2, 3, 5)))
+    assert isinstance(collapsed.layers[1].layer, keras.layers.Embedding)
+
+
+def test_collapsed_model_is_cloned_and_exported(tmp_path):
+    collapsed = collapse_model(keras.Sequential([keras.Input((2,), dtype="int32"), MLETEmbedding(20, 4, 8)]))
+    ids = np.arange(6).reshape(3, 2).astype("int32")
+    expected = keras.ops.convert_to_numpy(collapsed(ids))
+    clone = keras.models.clone_model(collapsed)
+    clone.set_weights(collapsed.get_weights())
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(clone(ids)), expected)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        collapsed.export(tmp_path / "served", verbose=False)
+        served = tf.saved_model.load(str(tmp_path / "served"))
+        np.testing.assert_array_equal(served.serve(ids), expected)

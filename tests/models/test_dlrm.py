@@ -13,7 +13,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from mlet_tf.collapse import collapse_model
-from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
+from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, MLETEmbedding
 from mlet_tf.models import DLRM, build_dlrm
 from mlet_tf.optimizers import RowWiseAdagrad, SparseAdagrad, SparseSGD, split_optimizer
 
@@ -218,6 +218,25 @@ def test_parts_of_tensorflow_recommenders_fit(log):
     history = model.fit(*log, batch_size=128, epochs=3, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
     assert model(first(log[0], 1)).shape == (1,)
+
+
+def test_single_embeddings_are_collapsed(log):
+    class Separate(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.parts = [MLETEmbedding(rows, 4, 6) for rows in ROWS]
+
+        def call(self, ids):
+            return [layer(ids[:, i]) for i, layer in enumerate(self.parts)]
+
+    for embeddings in (Separate(), MLETEmbedding(300, 4, 8)):
+        model = DLRM(embeddings, bottom_stack=keras.Sequential([keras.layers.Dense(4, "relu")]))
+        expected = model(log[0])
+        assert model.random_inputs(3) is None
+        for inputs in (None, first(log[0], 9)):
+            collapsed = collapse_model(model, inputs)
+            np.testing.assert_allclose(collapsed(log[0]), expected, atol=1e-6)
+            assert not any(isinstance(layer, MLETEmbedding) for layer in collapsed._flatten_layers())
 
 
 def test_no_dense_features(log):
