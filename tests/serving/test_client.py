@@ -80,7 +80,7 @@ def ingested(column, cell):
     return values[0].as_py()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(COLUMN, COLUMN)
 def test_few_rows_and_many_are_read_as_the_pipeline_reads_its_logs(integers, categories):
     import tensorflow as tf
@@ -588,12 +588,12 @@ def test_a_rest_deadline_holds_however_slowly_a_server_goes_on(certificate, quic
     """`quick` bytes of the answer come at once, each further one after 0.1 s; or the request is read slowly."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    listener.settimeout(10)
+    listener.settimeout(2)
     stopped = threading.Event()
 
     def answer(connection):
         with connection:
-            while quick is None and not stopped.wait(0.1):
+            while quick is None and not stopped.wait(0.01):
                 connection.recv(20_000)
             connection.recv(65536)
             connection.sendall(ANSWER[:quick])
@@ -603,18 +603,19 @@ def test_a_rest_deadline_holds_however_slowly_a_server_goes_on(certificate, quic
                 connection.sendall(bytes([byte]))
 
     def serve():
-        accepted, _ = listener.accept()
-        if encrypted:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*certificate)
-            accepted = context.wrap_socket(accepted, server_side=True)
+        # A client on a busy machine may be over its time before it connects.
         with contextlib.suppress(OSError):
+            accepted, _ = listener.accept()
+            if encrypted:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(*certificate)
+                accepted = context.wrap_socket(accepted, server_side=True)
             answer(accepted)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     tls = Tls(ca=certificate[0], server_name="models.example") if encrypted else None
-    row = {"C1": "x" * (6_000_000 if quick is None else 10)}
+    row = {"C1": "x" * (4_000_000 if quick is None else 10)}
     begin = time.monotonic()
     with (
         CTRClient(f"127.0.0.1:{listener.getsockname()[1]}", protocol="rest", timeout=0.5, tls=tls) as client,
