@@ -17,7 +17,7 @@ from mlet_tf.layers.initializers import (
     projection_initializer,
     validate_initialization,
 )
-from mlet_tf.layers.roles import mark
+from mlet_tf.layers.roles import mark, validate_multiplier
 
 _COMBINERS = (None, "sum", "mean")
 _SMALL_BATCH = 256
@@ -116,7 +116,8 @@ class EmbeddingCollection(keras.layers.Layer):
 
     Input shape:
         Integer ids `[B, F]` in the order of `features`, or a dict from feature names to `[B]`, `[B, 1]` or,
-        where the feature has a combiner, `[B, L]` (negative ids are padding) or a ragged `[B, None]`.
+        where the feature has a combiner, `[B, L]` (negative ids are padding) or, on TensorFlow, a ragged
+        `[B, None]`. For ids on JAX see `MLETEmbedding`.
 
     Output shape:
         `[B, F, output_dim]`; the embedding of an empty bag is zero.
@@ -163,8 +164,10 @@ class EmbeddingCollection(keras.layers.Layer):
         self.initialization = validate_initialization(initialization)
         self.table_trainable = bool(table_trainable)
         self.projection_trainable = bool(projection_trainable)
-        self.table_learning_rate_multiplier = float(table_learning_rate_multiplier)
-        self.projection_learning_rate_multiplier = float(projection_learning_rate_multiplier)
+        self.table_learning_rate_multiplier = validate_multiplier("table", table_learning_rate_multiplier)
+        self.projection_learning_rate_multiplier = validate_multiplier(
+            "projection", projection_learning_rate_multiplier
+        )
         self.oov = factors.validate_oov(oov)
         self.deduplicate = deduplicate
         self.max_rows_per_table = min(
@@ -196,6 +199,10 @@ class EmbeddingCollection(keras.layers.Layer):
             stack for chain, count in self._stack_sizes for stack in self._add_projections(chain, count)
         ]
         self.built = True
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer, see `keras.layers.Layer`."""
+        return super().__call__(factors.without_wrapping(inputs), *args, **kwargs)
 
     def call(self, inputs: Any) -> Any:
         """Returns the embeddings of all features."""
@@ -360,6 +367,11 @@ class EmbeddingCollection(keras.layers.Layer):
         self, lookups: list[_Lookup], chain: tuple[int, ...], feature: EmbeddingFeature
     ) -> tuple[_Lookup, int]:
         """Appends a table to the last variable of its width, or begins another one."""
+        if feature.input_dim > _INT32_ROWS:
+            raise ValueError(
+                f"`input_dim` of feature '{feature.name}' should be at most {_INT32_ROWS}. "
+                f"Received: {feature.input_dim}"
+            )
         lookup = next((x for x in reversed(lookups) if x.chain == chain), None)
         if lookup is None or lookup.rows + feature.input_dim > self.max_rows_per_table:
             lookup = _Lookup(chain)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -31,7 +31,7 @@ def validate_oov(oov: str) -> str:
 
 def hidden_chain(hidden_dim: int | Sequence[int]) -> tuple[int, ...]:
     """Returns the hidden dimensions as a tuple of positive integers."""
-    chain = (hidden_dim,) if isinstance(hidden_dim, int | np.integer) else tuple(hidden_dim)
+    chain = tuple(hidden_dim) if isinstance(hidden_dim, Iterable) else (hidden_dim,)
     if not chain or not all(is_positive_int(k) for k in chain):
         raise ValueError(
             f"`hidden_dim` should be a positive integer or a sequence of them. Received: {hidden_dim!r}"
@@ -49,6 +49,24 @@ def positive_int(name: str, value: Any) -> int:
     if not is_positive_int(value):
         raise ValueError(f"`{name}` should be a positive integer. Received: {value!r}")
     return int(value)
+
+
+def without_wrapping(inputs: Any) -> Any:
+    """Clips NumPy ids to int32 on JAX, which would wrap wider ones into the table; what is clipped is out of range.
+
+    Layers call this before Keras makes tensors of their inputs. Ids that were JAX arrays before that, as those of
+    a whole model are, have already been wrapped.
+    """
+    if keras.backend.backend() != "jax":
+        return inputs
+    return keras.tree.map_structure(_clip_to_int32, inputs)
+
+
+def _clip_to_int32(ids: Any) -> Any:
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
+        return ids
+    own, narrow = np.iinfo(ids.dtype), np.iinfo("int32")
+    return ids.clip(max(own.min, narrow.min), min(own.max, narrow.max))
 
 
 def as_ids(inputs: Any) -> Any:
@@ -258,7 +276,7 @@ class Factorization:
 
     def effective_table(self, block_rows: int = BLOCK_ROWS) -> np.ndarray:
         """Returns `E`, `[V, d]`."""
-        return np.concatenate(list(self.iter_effective_table(block_rows)))
+        return _stack(self.iter_effective_table(block_rows), self.rows)
 
     def singular_values(self) -> np.ndarray:
         """Returns the singular values of `E`, largest first, from the Gram matrix of `W1`.
@@ -313,7 +331,7 @@ def write_rows(table: keras.Variable, blocks: Iterator[np.ndarray], settle: bool
         settle: Whether to end that with one copy, for variables which are read as a whole.
     """
     if not writes_in_place():
-        table.assign(np.concatenate(list(blocks)))
+        table.assign(_stack(blocks, table.shape[0]))
         return
     import tensorflow as tf
 
@@ -329,6 +347,17 @@ def write_rows(table: keras.Variable, blocks: Iterator[np.ndarray], settle: bool
 
     if settle:
         tf.function(adopt_copy, autograph=False).get_concrete_function()()
+
+
+def _stack(blocks: Iterator[np.ndarray], rows: int) -> np.ndarray:
+    """Stacks blocks of rows as they come, so that they are never all there beside the result."""
+    result, low = None, 0
+    for block in blocks:
+        if result is None:
+            result = np.empty((rows, *block.shape[1:]), block.dtype)
+        result[low : low + len(block)] = block
+        low += len(block)
+    return result
 
 
 def writes_in_place() -> bool:

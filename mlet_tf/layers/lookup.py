@@ -29,6 +29,10 @@ class Lookup(keras.layers.Layer):
         self.supports_masking = self.mask_zero
         self.autocast = False  # Ids which arrive as floats would lose digits.
 
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer, see `keras.layers.Layer`."""
+        return super().__call__(factors.without_wrapping(inputs), *args, **kwargs)
+
     def call(self, inputs: Any) -> Any:
         """Returns the embeddings of the ids."""
         if factors.on_tensorflow():

@@ -17,7 +17,7 @@ from mlet_tf.layers.initializers import (
     validate_initialization,
 )
 from mlet_tf.layers.lookup import Lookup
-from mlet_tf.layers.roles import mark
+from mlet_tf.layers.roles import mark, validate_multiplier
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
@@ -39,9 +39,9 @@ class MLETEmbedding(Lookup):
         hidden_dim: Hidden dimension `k`, or a sequence of them for a deeper chain.
         initialization: `"authors"` (table `U(+-1/sqrt(V))`, projection `N(0, 0.25^2)`),
             `"variance_preserving"` (projection `N(0, 1/k)`: entries of the product vary like those of a
-            direct table) or `"orthogonal"` (semi-orthogonal projections, same variance). The first is the
-            default because its logloss on a generated log was the lowest at each of four learning rates; as its
-            product moves faster, tune the learning rate before comparing.
+            direct table) or `"orthogonal"` (semi-orthogonal projections, same variance). For how they compare
+            see docs/results.md; as the product of the first, the default, moves faster, tune the learning rate
+            of each before comparing.
         table_initializer: Keras initialiser of `W1` to use instead of the named one.
         projection_initializer: Keras initialiser of the projections to use instead of the named one.
         table_regularizer: Regulariser of `W1`. It reads the whole table in every step.
@@ -62,7 +62,8 @@ class MLETEmbedding(Lookup):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
-        Integer ids of any rank (float ids are cast); ragged tensors on TensorFlow.
+        Integer ids of any rank (float ids are cast); ragged tensors on TensorFlow. On JAX ids have 32 bits: wider
+        ones in a NumPy array that the layer itself is called with are out of range, elsewhere JAX wraps them.
 
     Output shape:
         Input shape with `output_dim` appended.
@@ -125,8 +126,10 @@ class MLETEmbedding(Lookup):
         self.projection_constraint = keras.constraints.get(projection_constraint)
         self.table_trainable = bool(table_trainable)
         self.projection_trainable = bool(projection_trainable)
-        self.table_learning_rate_multiplier = float(table_learning_rate_multiplier)
-        self.projection_learning_rate_multiplier = float(projection_learning_rate_multiplier)
+        self.table_learning_rate_multiplier = validate_multiplier("table", table_learning_rate_multiplier)
+        self.projection_learning_rate_multiplier = validate_multiplier(
+            "projection", projection_learning_rate_multiplier
+        )
         self.oov = factors.validate_oov(oov)
         self.deduplicate = deduplicate
         self.supports_jit = not factors.on_tensorflow()  # XLA scatters into the whole table.
@@ -198,7 +201,7 @@ class MLETEmbedding(Lookup):
         """Returns `E = W1 @ W2`, computed in blocks of rows.
 
         Args:
-            block_rows: Rows of a block; each block needs `block_rows * (k + d)` numbers beside the result.
+            block_rows: Rows of a block; at most `3 * block_rows * (k + d)` numbers are needed beside the result.
 
         Returns:
             Array `[input_dim, output_dim]` of the variable dtype.
@@ -277,7 +280,8 @@ class MLETEmbedding(Lookup):
 
         unique, positions = tf.unique(tf.reshape(ids, [-1]))
         result = factors.spread(self._rows(unique), tf.reshape(positions, tf.shape(ids)))
-        result.set_shape([*ids.shape, self.output_dim])
+        if ids.shape.rank is not None:
+            result.set_shape([*ids.shape, self.output_dim])
         return result
 
     def _projection_matrices(self) -> list[Any]:

@@ -1,5 +1,7 @@
 """What a variable is to an optimizer: a table, a projection or a part of the dense network."""
 
+import math
+import numbers
 from typing import Any, Literal
 
 Role = Literal["table", "projection", "dense"]
@@ -27,6 +29,20 @@ def variable_role(variable: Any) -> Role:
     if name.startswith(_TABLE_NAMES):
         return "table"
     return "dense"
+
+
+def validate_multiplier(which: str, value: Any) -> float:
+    """Returns the value, or raises ValueError for one that no learning rate can be multiplied with.
+
+    Args:
+        which: `"table"` or `"projection"`.
+        value: What `{which}_learning_rate_multiplier` was given.
+    """
+    if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+        raise ValueError(
+            f"`{which}_learning_rate_multiplier` should be a finite number of at least 0. Received: {value!r}"
+        )
+    return float(value)
 
 
 def mark(variable: Any, learning_rate_multiplier: float) -> None:

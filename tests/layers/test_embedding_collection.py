@@ -264,6 +264,7 @@ def test_direct_tables_start_within_their_own_bounds():
             "share a proj",
         ),
         ([EmbeddingFeature(f"f{i}", 900_000_000, table="t") for i in range(3)], "2147483647 rows together"),
+        ([EmbeddingFeature("a", 2**31)], "`input_dim` of feature 'a' should be at most 2147483647"),
     ],
 )
 def test_features_that_do_not_fit_are_refused(features, message):
@@ -283,6 +284,10 @@ def test_wrong_inputs_are_named():
         EmbeddingFeature("a", 3, combiner="max")
     with pytest.raises(ValueError, match="should be one of"):
         layer.effective_table("c")
+    with pytest.raises(ValueError, match='feature "b"'):  # 2**32 would be row 0 in 32 bits.
+        layer({"a": np.array([1]), "b": np.array([2**32])})
+    with pytest.raises(ValueError, match="`projection_learning_rate_multiplier`"):
+        EmbeddingCollection(layer.features, 4, 5, projection_learning_rate_multiplier=float("inf"))
 
 
 @tensorflow_only

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
@@ -171,6 +173,37 @@ def test_effective_table_does_not_depend_on_the_blocks():
     np.testing.assert_allclose(whole, expected, atol=1e-7)
 
 
+def test_effective_table_needs_little_beside_the_result():
+    layer = built(60_000, 16, 32)
+    tracemalloc.start()
+    try:
+        table = layer.effective_table(block_rows=1000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * table.nbytes
+
+
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_a_single_id_has_one_vector(gradients, to_numpy, deduplicate):
+    layer = built(20, 4, 6, deduplicate=deduplicate)
+    outputs = to_numpy(layer(np.array(7)))
+    assert outputs.shape == layer.compute_output_shape(()) == (4,)
+    np.testing.assert_allclose(outputs, layer.effective_table()[7], atol=1e-6)
+    of_table = gradients(layer, np.array(7), np.ones(4, "float32"))[0]
+    assert np.flatnonzero(np.abs(of_table).sum(1)).tolist() == [7]
+
+
+def test_ids_wider_than_int32_are_out_of_range(to_numpy):
+    ids = np.array([3, 2**32 + 1])
+    with pytest.raises(ValueError, match=r"items.*0 <= id < 20"):
+        built(20, 4, 6, name="items")(ids)
+    lenient = built(20, 4, 6, oov="last")
+    unsigned = [] if BACKEND == "torch" else [ids.astype("uint64")]  # torch has no such tensors.
+    for wide in (ids, ids - 2**33, *unsigned):
+        np.testing.assert_allclose(to_numpy(lenient(wide))[1], lenient.effective_table()[19], atol=1e-6)
+
+
 def test_collapse_leaves_the_layer_alone_and_refuses_nan():
     layer = built(10, 3, 5, name="items", mask_zero=True, dtype="mixed_bfloat16")
     before = [keras.ops.convert_to_numpy(v) for v in layer.weights]
@@ -216,6 +249,10 @@ def test_ids_out_of_range(bad, to_numpy):
         ({"hidden_dim": []}, "`hidden_dim`"),
         ({"hidden_dim": (4, -1)}, "`hidden_dim`"),
         ({"hidden_dim": True}, "`hidden_dim`"),
+        ({"hidden_dim": 6.0}, "`hidden_dim` should be .* Received: 6.0"),
+        ({"table_learning_rate_multiplier": -1}, "`table_learning_rate_multiplier` .* Received: -1"),
+        ({"projection_learning_rate_multiplier": float("nan")}, "`projection_learning_rate_multiplier`"),
+        ({"projection_learning_rate_multiplier": "1"}, "`projection_learning_rate_multiplier`"),
         ({"initialization": "xavier"}, "authors, variance_preserving, orthogonal"),
         ({"oov": "zero"}, "`oov`"),
     ],
@@ -278,3 +315,29 @@ def test_ragged_ids():
     outputs = layer(ids)
     assert outputs.row_lengths().numpy().tolist() == [3, 0, 1]
     np.testing.assert_allclose(outputs.flat_values, layer(np.array([1, 2, 3, 4])), atol=1e-7)
+
+
+@tensorflow_only
+def test_ragged_ids_may_have_a_mask():
+    import tensorflow as tf
+
+    layer = built(50, 4, 8, mask_zero=True)
+    rows = [[1, 0, 3], [], [0]]
+    outputs = layer(tf.ragged.constant(rows))
+    mask = layer.compute_mask(tf.ragged.constant(rows))
+    assert mask.to_list() == [[True, False, True], [], [False]]
+    np.testing.assert_allclose(outputs.flat_values, layer(np.array([1, 0, 3, 0])), atol=1e-7)
+    inputs = keras.Input((None,), ragged=True, dtype="int64")
+    model = keras.Model(inputs, layer(inputs))
+    np.testing.assert_allclose(model(tf.ragged.constant(rows)).flat_values, outputs.flat_values, atol=1e-7)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_ids_of_unknown_rank(deduplicate):
+    import tensorflow as tf
+
+    layer = built(50, 4, 8, deduplicate=deduplicate)
+    traced = tf.function(layer, input_signature=[tf.TensorSpec(None, tf.int64)])
+    for ids in (np.array([[4, 5, 4]]), np.array([3])):
+        np.testing.assert_allclose(traced(tf.constant(ids)), layer.effective_table()[ids], atol=1e-6)
