@@ -159,6 +159,46 @@ def test_loss_scaling_cancels(rule, scaled):
     np.testing.assert_allclose(run(True), run(False), rtol=1e-6)
 
 
+def _table_steps(rule, gradients, **options):
+    """Trains a table on some gradients; returns it after each step and once Keras has finished."""
+    table = keras.Variable(np.ones((6, 2), "float32"), name="table")
+    optimizer = make(rule, **options)
+    optimizer.build([table])
+    step = tf.function(lambda g: optimizer.apply([g], [table]))
+    after = []
+    for gradient in gradients:
+        step(gradient)
+        after.append(table.numpy())
+    optimizer.finalize_variable_values([table])
+    return [*after, table.numpy()]
+
+
+def _some_slices(count):
+    rng = np.random.default_rng(7)
+    return [slices(rng.integers(0, 5, 4), rng.normal(size=(4, 2)).astype("float32"), 6) for _ in range(count)]
+
+
+def test_average_of_the_weights_follows_the_definition(rule):
+    gradients = _some_slices(3)
+    *steps, _ = _table_steps(rule, gradients)
+    average = steps[0]
+    for weights in steps[1:]:
+        average = 0.75 * average + 0.25 * weights
+    averaged = _table_steps(rule, gradients, use_ema=True, ema_momentum=0.75)[-1]
+    np.testing.assert_allclose(averaged, average, rtol=1e-5)
+    assert np.abs(averaged - steps[-1]).max() > 1e-3
+
+
+def test_accumulated_gradients_make_one_step_of_their_mean(rule):
+    gradients = _some_slices(4)
+    accumulated = _table_steps(rule, gradients, gradient_accumulation_steps=2)
+    dense = [tf.convert_to_tensor(g) for g in gradients]
+    expected = _table_steps(rule, [(dense[0] + dense[1]) / 2, (dense[2] + dense[3]) / 2])
+    np.testing.assert_array_equal(accumulated[0], np.ones((6, 2)))
+    np.testing.assert_allclose(accumulated[1], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(accumulated[3], expected[1], rtol=1e-5)
+
+
 def test_steps_per_execution_and_schedules_change_nothing(rule):
     rng = np.random.default_rng(5)
     ids, labels = rng.integers(0, 30, (64, 2)), rng.integers(0, 2, (64, 1)).astype("float32")
