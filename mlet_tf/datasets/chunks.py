@@ -16,6 +16,7 @@ from mlet_tf.datasets.convert import is_text
 from mlet_tf.datasets.schema import ClickLogSchema, nearest_hint
 from mlet_tf.errors import InputError
 
+MAX_LINE_BYTES = 1 << 20
 _PEEK_BYTES = 1 << 16
 _PEEK_LINES = 100
 _HEADER_SHOWN = 200
@@ -153,6 +154,8 @@ def _text_chunks(path: str, kind: str, schema: ClickLogSchema, chunk_bytes: int)
     source = files_lib.GzipSource(path) if kind == "gzip" else files_lib.open_binary(path)
     try:
         head = source.read(_PEEK_BYTES)
+        while b"\n" not in head and len(head) <= MAX_LINE_BYTES and (more := source.read(_PEEK_BYTES)):
+            head += more
     finally:
         source.close()
     if not head:
@@ -162,6 +165,8 @@ def _text_chunks(path: str, kind: str, schema: ClickLogSchema, chunk_bytes: int)
     columns = schema.columns
     if schema.header:
         line = head[start:].split(b"\n", 1)[0]
+        if len(line) > MAX_LINE_BYTES:
+            raise InputError(f"{path}: the header should have at most {MAX_LINE_BYTES} bytes. Received: more")
         columns = _header_columns(path, line, schema)
         start += len(line) + 1
     lines = head[start:].split(b"\n")

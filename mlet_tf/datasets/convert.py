@@ -105,18 +105,15 @@ def to_categories(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """Converts to binary; also which values are no categories."""
     if not pa.types.is_binary(raw.type):
         return raw.cast(pa.string()).cast(pa.binary()), np.zeros(len(raw), bool)
-    bad = np.asarray(pc.fill_null(pc.greater_equal(pc.find_substring(raw, b"\0"), 0), False))
-    try:
-        raw.cast(pa.string())
-    except pa.ArrowInvalid:
-        bad = bad | np.array([value is not None and not is_utf8(value) for value in raw.to_pylist()])
-    return raw, bad
+    nul = np.asarray(pc.fill_null(pc.greater_equal(pc.find_substring(raw, b"\0"), 0), False))
+    return raw, nul | _not_utf8(raw)
 
 
 def to_int64(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """Converts to int64; values that are no such integer become null and are marked."""
     present = np.asarray(raw.is_valid())
     if pa.types.is_binary(raw.type):
+        raw = pc.if_else(pa.array(_not_utf8(raw)), pa.scalar(None, raw.type), raw)
         text = pc.utf8_trim(raw.cast(pa.string()), characters=_SPACES)
         fits = np.array(pc.fill_null(pc.match_substring_regex(text, _INTEGER), False))
         long = fits & np.asarray(pc.fill_null(pc.greater(pc.binary_length(text), 17), False))
@@ -163,6 +160,14 @@ def parse_int64(text: bytes) -> int:
 def is_category(text: bytes) -> bool:
     """Whether `to_categories` takes a text."""
     return is_utf8(text) and b"\0" not in text
+
+
+def _not_utf8(raw: pa.Array) -> np.ndarray:
+    try:
+        raw.cast(pa.string())
+    except pa.ArrowInvalid:
+        return np.array([value is not None and not is_utf8(value) for value in raw.to_pylist()])
+    return np.zeros(len(raw), bool)
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -14,14 +14,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mlet_tf.datasets import files as files_lib
-from mlet_tf.datasets.chunks import Block, Chunk, Reject, plan_chunks
-from mlet_tf.datasets.convert import arrow_schema, convert
+from mlet_tf.datasets.chunks import MAX_LINE_BYTES, Block, Chunk, Reject, plan_chunks
+from mlet_tf.datasets.convert import arrow_schema
 from mlet_tf.datasets.files import list_files
+from mlet_tf.datasets.parquet import read_parquet
 from mlet_tf.datasets.schema import ClickLogSchema
 from mlet_tf.datasets.text import TextParser, line_blocks
 from mlet_tf.errors import InputError
@@ -40,8 +39,6 @@ __all__ = [
 ]
 
 BLOCK_BYTES = 8 << 20
-MAX_LINE_BYTES = 1 << 20
-_PARQUET_BLOCK_ROWS = 32_768
 
 
 def read_chunk(
@@ -59,7 +56,8 @@ def read_chunk(
         columns: Columns wanted; by default the label and all of `schema.raw_features`. Only these are
             checked.
         block_bytes: About how much text is held at a time.
-        max_line_bytes: Longer lines are rejected, and read over without being held.
+        max_line_bytes: Longer lines (in Parquet: rows with more text) are rejected, and read over without being
+            held.
 
     Yields:
         Blocks in file order.
@@ -69,7 +67,7 @@ def read_chunk(
     """
     wanted = arrow_schema(schema, columns)
     if chunk.kind == "parquet":
-        yield from _read_parquet(chunk, schema, wanted)
+        yield from read_parquet(chunk, schema, wanted, block_bytes, max_line_bytes)
         return
     parser = TextParser(chunk, schema, wanted, max_line_bytes)
     source = files_lib.GzipSource(chunk.path) if chunk.kind == "gzip" else files_lib.open_binary(chunk.path)
@@ -148,33 +146,3 @@ def check_reject_share(rows: int, rejected: int, first: Sequence[Reject], max_re
             f"{rejected} of {rows} rows were rejected ({rejected / rows:.2%}); allowed is a share of "
             f"{max_reject_share:.2%}. The first ones:\n{lines}"
         )
-
-
-def _read_parquet(chunk: Chunk, schema: ClickLogSchema, wanted: pa.Schema) -> Iterator[Block]:
-    row = chunk.first_row
-    with files_lib.open_binary(chunk.path) as source:
-        try:
-            file = pq.ParquetFile(source)
-            batches = file.iter_batches(
-                _PARQUET_BLOCK_ROWS, row_groups=list(range(chunk.start, chunk.end or 0)), columns=wanted.names
-            )
-            for batch in batches:
-                yield _parquet_block(batch, chunk, schema, wanted, row)
-                row += batch.num_rows
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(
-                f"{chunk.path} is a damaged Parquet file: reading failed near row {row} ({error})"
-            ) from error
-
-
-def _parquet_block(
-    batch: pa.RecordBatch, chunk: Chunk, schema: ClickLogSchema, wanted: pa.Schema, row: int
-) -> Block:
-    columns, bad = convert(batch, wanted, schema)
-    keep = np.ones(batch.num_rows, bool)
-    keep[list(bad)] = False
-    table = pa.Table.from_arrays(columns, schema=wanted)
-    rejects = [Reject(chunk.path, row - chunk.first_row + i + 1, bad[i], "") for i in sorted(bad)]
-    if rejects:
-        table = table.filter(pa.array(keep)).combine_chunks()
-    return Block(table, row + np.flatnonzero(keep), rejects, batch.num_rows)

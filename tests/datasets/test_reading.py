@@ -196,6 +196,30 @@ def test_a_line_over_the_bound_is_rejected(tmp_path):
         assert (len(rows), rejects) == (2, [(2, "the line should have at most 80 bytes. Received: more")])
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_header_may_be_as_long_as_a_line(tmp_path, zipped):
+    names = [f"a_long_column_name_{i:06d}" for i in range(3001)]
+    schema = dataclasses.replace(
+        TINY,
+        integers=(),
+        categoricals=(names[-1],),
+        time=None,
+        drop=(),
+        columns=("y", names[-1]),
+        separator=",",
+        header=True,
+    )
+    data = f"y,{','.join(names)}\n1{',c' * 3001}\n0{',d' * 3001}\n".encode()
+    path = tmp_path / "log.csv"
+    path.write_bytes(gzip.compress(data) if zipped else data)
+    rows, _, rejects = read_all(path, schema)
+    assert rows == [{"y": 1, names[-1]: b"c"}, {"y": 0, names[-1]: b"d"}]
+    assert not rejects
+    path.write_bytes(b"y," + b"x" * (2 << 20))
+    message = _message(lambda: plan_chunks([str(path)], schema))
+    assert message == f"{path}: the header should have at most 1048576 bytes. Received: more"
+
+
 def test_a_huge_line_costs_no_memory(tmp_path):
     path = tmp_path / "log.tsv"
     with path.open("wb") as file:
@@ -298,6 +322,70 @@ def test_bad_values_in_parquet_are_rejected_by_row(tmp_path):
             (5, "column 'a' should be UTF-8 text without a NUL byte. Received: '\\\\xff'"),
             (6, "column 't' should be a time (yymmddhh). Received: 99"),
         ]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.string(), pa.large_binary(), "dictionary"])
+def test_text_for_an_integer_that_is_not_utf8_rejects_its_row_only(tmp_path, kind):
+    texts = pa.array([b"1", b"\xff", None, b"-3"], pa.binary())
+    if kind == "dictionary":
+        texts = texts.dictionary_encode()
+    else:
+        texts = texts.view(kind) if kind == pa.string() else texts.cast(kind)
+    columns = {"y": [0, 1, 0, 1], "i": texts, "t": [14102100] * 4, "a": ["x"] * 4, "b": ["y"] * 4}
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    rows, positions, rejects = read_all(tmp_path / "log.parquet")
+    assert [row["i"] for row in rows] == [1, None, -3]
+    assert positions == [0, 2, 3]
+    assert rejects == [(2, "column 'i' should be an integer. Received: '\\\\xff'")]
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_row_of_parquet_with_too_much_text_is_rejected(tmp_path, dictionary):
+    texts = ["x", "x" * 90, "y" * 40, None, "z" * 81]
+    columns = {
+        "y": [0, 1, 0, 1, 0],
+        "i": [1] * 5,
+        "t": [14102100] * 5,
+        "a": texts,
+        "b": ["b" * 40, "", *["b" * 40] * 3],
+    }
+    columns["i"][4] = None
+    table = pa.table(columns)
+    if dictionary:
+        table = table.set_column(3, "a", table["a"].dictionary_encode())
+    pq.write_table(table, tmp_path / "log.parquet", row_group_size=3, use_dictionary=dictionary)
+    for block_bytes in (1, 100, 1 << 20):
+        rows, positions, rejects = read_all(
+            tmp_path / "log.parquet", block_bytes=block_bytes, max_line_bytes=80
+        )
+        assert [row["a"] for row in rows] == [b"x", b"y" * 40, None]
+        assert positions == [0, 2, 3]
+        assert rejects == [
+            (2, "the row should have at most 80 bytes of text. Received: 90"),
+            (5, "the row should have at most 80 bytes of text. Received: 121"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "distinct"), [(100, True), (1000, False)], ids=["large values", "one large value"]
+)
+def test_large_values_in_parquet_are_held_a_few_at_a_time(tmp_path, rows, distinct):
+    """All rows together have 100 MB of text or more."""
+    size = (1 << 20) if distinct else 100_000
+    values = pa.array([f"{i:08d}" * (size // 8) for i in range(rows if distinct else 1)])
+    texts = values if distinct else pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), values)
+    columns = {"y": [0] * rows, "i": [1] * rows, "t": [14102100] * rows, "a": texts, "b": pa.nulls(rows)}
+    pq.write_table(
+        pa.table(columns), tmp_path / "log.parquet", write_batch_size=1, use_dictionary=not distinct
+    )
+    (chunk,) = plan_chunks([str(tmp_path / "log.parquet")], TINY)
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        assert sum(block.table.num_rows for block in read_chunk(chunk, TINY, block_bytes=2 << 20)) == rows
+    finally:
+        pa.set_memory_pool(before)
+    assert 1 << 20 < pool.max_memory() < 24 << 20
 
 
 def _message(call):
