@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import apache_beam as beam
 import tensorflow as tf
 
-from components.common import join, remove_folder
+from components.common import join, remove_folder, writing
+from mlet_tf.errors import InputError
 
 
 def run_tasks(
@@ -30,6 +32,7 @@ def run_tasks(
         The results, in the order of the tasks.
 
     Raises:
+        InputError: The folder cannot be written.
         RuntimeError: The result of a task is not there.
     """
     return list(stream_tasks(make_pipeline, function, tasks, folder))
@@ -47,15 +50,27 @@ def stream_tasks(
 
     Yields:
         The results, in the order of the tasks; nothing runs before the first one is asked for.
+
+    Raises:
+        InputError: The folder cannot be written.
+        RuntimeError: The result of a task is not there.
     """
-    tf.io.gfile.makedirs(folder)
-    with make_pipeline() as pipeline:
-        _ = (
-            pipeline
-            | "Tasks" >> beam.Create(list(enumerate(tasks)))
-            | "Spread" >> beam.Reshuffle()
-            | "Run" >> beam.Map(functools.partial(_run_task, function=function, folder=folder))
-        )
+    with writing(folder):
+        tf.io.gfile.makedirs(folder)
+    try:
+        with make_pipeline() as pipeline:
+            _ = (
+                pipeline
+                | "Tasks" >> beam.Create(list(enumerate(tasks)))
+                | "Spread" >> beam.Reshuffle()
+                | "Run" >> beam.Map(functools.partial(_run_task, function=function, folder=folder))
+            )
+    except Exception as error:
+        # What all runners keep of a worker's error is its text.
+        found = re.search(rf"{re.escape(folder)} cannot be written: .*", str(error))
+        if found is None:
+            raise
+        raise InputError(found[0]) from error
     for index, task in enumerate(tasks):
         yield _load(index, task, folder)
     remove_folder(folder)
@@ -65,9 +80,10 @@ def _run_task(numbered: tuple[int, Any], function: Callable[[Any], Any], folder:
     index, task = numbered
     result = pickle.dumps(function(task))
     unfinished = join(folder, uuid.uuid4().hex)
-    with tf.io.gfile.GFile(unfinished, "wb") as file:
-        file.write(result)
-    tf.io.gfile.rename(unfinished, join(folder, str(index)), overwrite=True)
+    with writing(folder):
+        with tf.io.gfile.GFile(unfinished, "wb") as file:
+            file.write(result)
+        tf.io.gfile.rename(unfinished, join(folder, str(index)), overwrite=True)
 
 
 def _load(index: int, task: Any, folder: str) -> Any:

@@ -1,9 +1,10 @@
 """What several components share: where a Model artifact keeps its parts, reading examples, the transform graph."""
 
+import contextlib
 import functools
 import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -87,6 +88,26 @@ def example_dataset(files: Sequence[str], batch_size: int) -> tf.data.Dataset:
     """Batches of serialised tf.Examples, in a fixed order; the last one is as short as it is."""
     compression = "GZIP" if files[0].endswith(".gz") else ""
     return tf.data.TFRecordDataset(list(files), compression_type=compression).batch(batch_size)
+
+
+@contextlib.contextmanager
+def writing(
+    folder: str | os.PathLike[str],
+    errors: type[Exception] | tuple[type[Exception], ...] = (OSError, tf.errors.OpError),
+) -> Iterator[None]:
+    """Turns what goes wrong while files are written, such as a full disk, into one message.
+
+    Args:
+        folder: The folder that the message names.
+        errors: What is taken for a failure to write.
+
+    Raises:
+        InputError: The files cannot be written.
+    """
+    try:
+        yield
+    except errors as error:
+        raise InputError(f"{folder} cannot be written: {getattr(error, 'message', error)}") from error
 
 
 def remove_folder(folder: str) -> None:

@@ -17,7 +17,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from components.click_log_example_gen import read_ingest_report
-from components.common import example_dataset, example_files, join
+from components.common import example_dataset, example_files, join, writing
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.datasets.vocabulary import vocabulary_file
 from mlet_tf.errors import InputError
@@ -132,11 +132,14 @@ def pack_examples(
         The packed rows.
 
     Raises:
-        InputError: If no file matches, the files hold no row, or not as many as ClickLogExampleGen wrote.
+        InputError: If no file matches, the files hold no row, or not as many as ClickLogExampleGen wrote, or the
+            folder cannot be written.
     """
     folder = Path(folder)
     if not folder.exists():
-        _write_packed(patterns, schema, transform, folder)
+        # Writing goes through Python, reading through TensorFlow, whose errors are others.
+        with writing(folder, OSError):
+            _write_packed(patterns, schema, transform, folder)
     return PackedRows(path=str(folder / "rows.bin"), **json.loads((folder / "meta.json").read_text()))
 
 
@@ -164,7 +167,7 @@ def _write_packed(
     try:
         with (aside / "rows.bin").open("wb") as file:
             for words, dense_width, sparse_width in batches.prefetch(2).as_numpy_iterator():
-                words.tofile(file)
+                file.write(words)  # `tofile` is silent where the last few bytes do not fit on the disk.
                 rows, dense, sparse = rows + len(words), int(dense_width), int(sparse_width)
         if not rows:
             raise InputError(f"the examples in {', '.join(patterns)} hold no row")

@@ -21,7 +21,7 @@ from components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig, i
 from components.click_log_example_gen.report import COUNTS_FOLDER, write_ingest_report
 from components.click_log_example_gen.shards import Result, Task, write_chunk
 from components.click_log_example_gen.times import choose_cut, count_times
-from components.common import remove_folder
+from components.common import remove_folder, writing
 from mlet_tf.datasets.reading import Reject, check_reject_share, lines_before, plan_chunks
 from mlet_tf.errors import InputError
 
@@ -71,8 +71,9 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         write = functools.partial(write_chunk, config=config, cut=cut, folder=staging)
         results = self._run(tasks, write, f"{staging}/results")
         rows = _check(tasks, results, config)
-        _move_into_place(examples, tasks, results, config)
-        remove_folder(staging)
+        with writing(examples.uri):
+            _move_into_place(examples, tasks, results, config)
+            remove_folder(staging)
 
         shards = [split for result in results for split, _, _ in result.shards]
         report = {
@@ -85,7 +86,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             "shards": {split: shards.count(split) for split in (TRAIN, EVAL)},
             "seconds": round(time.monotonic() - started, 3),
         }
-        write_ingest_report(examples.uri, report)
+        with writing(examples.uri):
+            write_ingest_report(examples.uri, report)
         _describe(examples, exec_properties, rows)
         logging.info("Rows: %s", ", ".join(f"{count} {name}" for name, count in rows.items()))
 

@@ -1,6 +1,9 @@
 """Each mistake ends with one line that says what is wrong and where; no traceback, nothing half-written."""
 
+import errno
 import gzip
+import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -90,6 +93,52 @@ def test_corrupt_gzip(run, tmp_path, lines):
     assert code == 2 and "log.gz" in error and "gzip" in error
 
 
+def test_no_row_is_left_although_rejects_are_allowed(run, tmp_path, lines):
+    log = _spoil(tmp_path, lines, 0, "2", count=len(lines))
+    code, error = run(log, "data.max_reject_share=1")
+    assert code == 2 and error.count("\n") == 1
+    assert "Split 'train' should have at least one row" in error and f"{len(lines)} rejected" in error
+
+
+@pytest.mark.slow
+def test_crlf_and_columns_without_a_value_in_train(command, tmp_path, little_log):
+    """A vocabulary of no row is trained, sliced by, blessed, pushed and answers."""
+    import tensorflow as tf
+    from conftest import CONFIG
+    from tests_support import raw_columns
+
+    rows = [line.split("\t") for line in little_log.read_text().splitlines()]
+    train, evaluation = rows[:2400], rows[2400:]
+    columns = [CRITEO.columns.index(name) for name in ("C1", "I1")]
+    for row in train:
+        for column in columns:
+            row[column] = ""
+    for name, part in (("train.tsv", train), ("eval.tsv", evaluation)):
+        (tmp_path / name).write_bytes("".join("\t".join(row) + "\r\n" for row in part).encode())
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    overrides = (
+        f"data.train={tmp_path / 'train.tsv'}",
+        f"data.eval={tmp_path / 'eval.tsv'}",
+        "data.split.method=files",
+        f"output={tmp_path / 'output'}",
+        "validation.max_missing_share={C1: 1, I1: 1}",
+        "gate.slices=[C1]",
+        "gate.frequency_slices=[C1]",
+        "train.epochs=1",
+    )
+    options = [text for item in overrides for text in ("--set", item)]
+    code, _, err = command("run", "--config", tmp_path / "config.yaml", *options)
+    assert code == 0, err
+    result = json.loads((tmp_path / "output" / "run.json").read_text())
+    assert result["blessed"] and result["rows"]["train"] == 2400 and result["rows"]["rejected"] == 0
+    model = tf.saved_model.load(result["pushed"])
+    asked = [dict(zip(CRITEO.columns, row, strict=True)) for row in evaluation[:20]]
+    ctr = model.signatures["predict_raw"](
+        **raw_columns([{name: row[name] for name in CRITEO.raw_features} for row in asked])
+    )["ctr"].numpy()
+    assert ctr.shape == (20,) and ((ctr > 0) & (ctr < 1)).all() and ctr.std() > 1e-4
+
+
 def test_column_without_a_value_ends_the_run_before_training(run, tmp_path, lines):
     code, error = run(_spoil(tmp_path, lines, 14, "", count=len(lines)))
     assert code == 2 and "do not fit their schema" in error
@@ -144,37 +193,53 @@ def test_configuration_that_is_no_yaml(command, tmp_path):
     assert code == 2 and "No such file" in err
 
 
-def test_disk_full_while_rows_are_packed(tmp_path, monkeypatch):
-    """Nothing that looks complete is left behind."""
+@pytest.mark.parametrize("where", ["/results/", "/Split-train/", "/counts/"])
+def test_disk_full_while_the_log_is_read(run, tmp_path, lines, monkeypatch, where):
     import tensorflow as tf
 
-    from pipeline import examples
+    rename = tf.io.gfile.rename
 
-    record = tf.train.Example()
-    with tf.io.TFRecordWriter(str(tmp_path / "data")) as writer:
-        writer.write(record.SerializeToString())
+    def full(source, target, overwrite=False):
+        if where in target:
+            raise tf.errors.ResourceExhaustedError(None, None, f"{target}; No space left on device")
+        rename(source, target, overwrite)
 
-    def full(self, file):
-        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(tf.io.gfile, "rename", full)
+    (tmp_path / "log.tsv").write_text("".join(lines))
+    code, error = run(tmp_path / "log.tsv")
+    assert code == 2 and error.count("\n") == 1
+    assert f"{tmp_path}/output/" in error and "cannot be written" in error and "No space left" in error
 
-    class Words:
-        tofile = full
 
-        def __len__(self):
-            return 1
+def test_disk_full_in_any_command(command, tmp_path, monkeypatch):
+    from mlet_tf.datasets import synthetic
 
-    class Batches:
-        def map(self, *args, **kwargs):
-            return self
+    def full(path, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
 
-        prefetch = map
+    monkeypatch.setattr(synthetic, "write_log", full)
+    code, _, err = command("synth", tmp_path / "log.tsv")
+    assert code == 2 and err.endswith(f"Error: No space left on device: {tmp_path}/log.tsv\n")
+    assert "Traceback" not in err
 
-        def as_numpy_iterator(self):
-            return iter([(Words(), 1, 1)])
 
-    monkeypatch.setattr(examples, "example_dataset", lambda *_: Batches())
-    with pytest.raises(OSError, match="No space left"):
-        examples.pack_examples([str(tmp_path / "data")], CRITEO, None, tmp_path / "packed" / "train")
+def test_disk_full_while_rows_are_packed(finished_run, tmp_path):
+    """Nothing that looks complete is left behind, and the message names the folder."""
+    import tensorflow_transform as tft
+
+    from components.common import TransformGraph
+    from pipeline.examples import pack_examples
+
+    artifacts = finished_run.result["artifacts"]
+    transform = TransformGraph(tft.TFTransformOutput(artifacts["transform_graph"]))
+    train, folder = f"{artifacts['examples']}/Split-train/*", tmp_path / "packed" / "train"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(InputError, match=f"{folder} cannot be written: .*File too large"):
+            pack_examples([train], CRITEO, transform, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list((tmp_path / "packed").iterdir()) == []
 
 
