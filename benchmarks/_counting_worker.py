@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +11,28 @@ import pyarrow as pa
 
 from benchmarks import _harness
 from mlet_tf.datasets import CRITEO
-from mlet_tf.datasets.counts import RUN_ROWS, ValueCounter, merge_counts, open_run
+from mlet_tf.datasets.counts import ValueCounter, merge_counts, open_run
 
 SCHEMA = dataclasses.replace(CRITEO, categoricals=("id",), integers=(), columns=("label", "id"))
+ROWS = 1 << 18
 
 
 def write_runs(folder: Path, runs: int) -> float:
-    """Writes runs of `RUN_ROWS` rows of a power law without an end."""
+    """Writes runs of `ROWS` rows of a power law without an end."""
     rng = np.random.default_rng(0)
     for number in range(runs):
-        ids = pa.array((rng.zipf(1.1, RUN_ROWS) % 10**9).astype(str)).cast(pa.binary())
+        ids = pa.array((rng.zipf(1.1, ROWS) % 10**9).astype(str)).cast(pa.binary())
         counter = ValueCounter(SCHEMA)
-        counter.add(pa.table({"id": ids}), np.ones(RUN_ROWS, bool))
-        (folder / f"{number}.arrow").write_bytes(counter.take_run())
+        counter.add(pa.table({"id": ids}), np.ones(ROWS, bool))
+        counter.take_run(str(folder / f"{number}.arrow"))
     return 0.0
 
 
 def add_up(folder: Path, max_values: int) -> float:
     """Returns the number of distinct values."""
     runs = [open_run(str(path)) for path in sorted(folder.glob("*.arrow"))]
-    return float(sum(table.num_rows for table in merge_counts(runs, 0, max_values)))
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        return float(sum(table.num_rows for table in merge_counts(runs, 0, max_values, aside)))
 
 
 def main() -> None:

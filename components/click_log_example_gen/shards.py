@@ -17,7 +17,7 @@ import tensorflow as tf
 from isal import isal_zlib
 
 from components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig
-from mlet_tf.datasets.counts import RUN_ROWS, ValueCounter
+from mlet_tf.datasets.counts import ValueCounter
 from mlet_tf.datasets.encoding import dictionary_columns, encode_examples, list_records
 from mlet_tf.datasets.files import open_binary
 from mlet_tf.datasets.reading import Block, Chunk, read_chunk
@@ -247,7 +247,7 @@ def _checksum(data: bytes) -> bytes:
 
 
 class _CountWriter:
-    """Counts the values of `train` and writes the counts of so many rows at a time as a file."""
+    """Counts the values of `train` and writes a file whenever enough were counted."""
 
     def __init__(self, config: IngestConfig, prefix: str) -> None:
         self._counter = ValueCounter(config.schema)
@@ -257,7 +257,7 @@ class _CountWriter:
     def add(self, table: pa.Table, keep: np.ndarray) -> None:
         """Counts the rows of a block that `keep` marks."""
         self._counter.add(table, keep)
-        if self._counter.rows >= RUN_ROWS:
+        if self._counter.full:
             self._write()
 
     def close(self) -> list[str]:
@@ -268,8 +268,7 @@ class _CountWriter:
 
     def _write(self) -> None:
         self._paths.append(f"{self._prefix}-{len(self._paths):03d}.arrow")
-        with tf.io.gfile.GFile(self._paths[-1], "wb") as file:
-            file.write(self._counter.take_run())
+        self._counter.take_run(self._paths[-1])
 
 
 class _RejectWriter:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -97,8 +98,11 @@ def write_feature(
         `file`, `size` and `rare_start`.
     """
     number, feature = numbered
-    counts = merge_counts(runs, number, config["max_values_in_memory"])
+    aside = join(folder, uuid.uuid4().hex)
+    tf.io.gfile.makedirs(aside)
+    counts = merge_counts(runs, number, config["max_values_in_memory"], aside)
     ranked = rank(counts, config["min_count"], config["max_size"])
+    remove_folder(aside)
     path = join(folder, vocabulary_file(feature))
     with tf.io.gfile.GFile(path, "wb") as file:
         vocabulary = write_vocabulary(ranked, config["rare_below"], file)

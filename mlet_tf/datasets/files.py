@@ -99,6 +99,14 @@ def open_binary(path: str) -> BinaryIO:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def create_binary(path: str) -> BinaryIO:
+    """Opens a local file, or a remote one of TensorFlow's file systems, for writing from its start."""
+    if not is_remote(path):
+        return Path(path).open("wb")
+    file: Any = io.BufferedWriter(_RemoteFile(path, "wb"))
+    return file
+
+
 class GzipSource:
     """The uncompressed bytes of a gzip file, read forwards; damage is an `InputError` that says where."""
 
@@ -133,12 +141,13 @@ class GzipSource:
 class _RemoteFile(io.RawIOBase):
     """A TensorFlow file behind Python's file interface."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, mode: str = "rb") -> None:
         import tensorflow as tf
 
         self._path = path
         self._errors = tf.errors.OpError
-        self._file = tf.io.gfile.GFile(path, "rb")
+        self._reads = mode == "rb"
+        self._file = tf.io.gfile.GFile(path, mode)
 
     def readinto(self, buffer: Any) -> int:
         """Reads into `buffer`."""
@@ -147,6 +156,14 @@ class _RemoteFile(io.RawIOBase):
         except self._errors as error:
             raise OSError(str(error.message)) from error
         buffer[: len(data)] = data
+        return len(data)
+
+    def write(self, data: Any) -> int:
+        """Writes `data`."""
+        try:
+            self._file.write(bytes(data))
+        except self._errors as error:
+            raise OSError(str(error.message)) from error
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -160,12 +177,16 @@ class _RemoteFile(io.RawIOBase):
         return self._file.tell()
 
     def readable(self) -> bool:
-        """True."""
-        return True
+        """Whether it was opened for reading."""
+        return self._reads
+
+    def writable(self) -> bool:
+        """Whether it was opened for writing."""
+        return not self._reads
 
     def seekable(self) -> bool:
-        """True."""
-        return True
+        """As a file for reading is."""
+        return self._reads
 
     def close(self) -> None:
         """Closes the file."""

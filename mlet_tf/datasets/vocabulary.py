@@ -18,6 +18,9 @@ EMPTY = b"\0empty vocabulary"
 _NO_VALUE = r"^$|[\r\n]"
 _WRITE_ROWS = 1 << 20
 
+# A column of Arrow's `binary` would end at 2 GB.
+_RANKED = pa.schema([("value", pa.large_binary()), ("count", pa.int64())])
+
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
@@ -46,7 +49,8 @@ def rank(counts: Iterable[pa.Table], min_count: int, max_size: int | None) -> pa
         max_size: At most this many values are kept; None keeps all.
 
     Returns:
-        `value` and `count` of the values kept. More than these and one of `counts` are never held.
+        `value` (large_binary) and `count` (int64) of the values kept. Held on the way are up to twice
+        `max_size` values and one of `counts`.
     """
     kept: list[pa.Table] = []
     for table in counts:
@@ -54,7 +58,7 @@ def rank(counts: Iterable[pa.Table], min_count: int, max_size: int | None) -> pa
             pc.greater_equal(table["count"], min_count),
             pc.invert(pc.match_substring_regex(table["value"], _NO_VALUE)),
         )
-        kept.append(table.filter(fits))
+        kept.append(table.filter(fits).cast(_RANKED))
         if max_size is not None and sum(map(len, kept)) > 2 * max_size:
             kept = [_sort(kept).slice(0, max_size).combine_chunks()]
     return _sort(kept).slice(0, max_size)
@@ -69,8 +73,9 @@ def write_vocabulary(ranked: pa.Table, rare_below: int, file: BinaryIO) -> Vocab
         file: Where to write.
     """
     for batch in ranked.to_batches(max_chunksize=_WRITE_ROWS):
-        lines = pc.binary_join_element_wise(batch["value"], b"", b"\n")
-        offsets = np.frombuffer(lines.buffers()[1], np.int32)
+        end, separator = (pa.scalar(text, pa.large_binary()) for text in (b"", b"\n"))
+        lines = pc.binary_join_element_wise(batch["value"], end, separator)
+        offsets = np.frombuffer(lines.buffers()[1], np.int64)
         file.write(lines.buffers()[2].to_pybytes()[: int(offsets[len(lines)])])
     if not ranked.num_rows:
         file.write(EMPTY + b"\n")

@@ -212,19 +212,17 @@ class _Preparation:
     def _write_vocabularies(self, split: np.ndarray, folder: Path) -> dict[str, dict[str, Any]]:
         """Writes the vocabularies of the training rows; returns what `preprocessing_fn` has to know of them."""
         from components.transform.executor import write_feature
-        from mlet_tf.datasets.counts import RUN_ROWS, ValueCounter, open_run
+        from mlet_tf.datasets.counts import ValueCounter
 
         folder.mkdir()
         counter, runs = ValueCounter(self._schema), []
 
         def write_run() -> None:
-            path = folder / f"run_{len(runs)}.arrow"
-            path.write_bytes(counter.take_run())
-            runs.append(open_run(str(path)))
+            runs.append(counter.take_run(str(folder / f"run_{len(runs)}.arrow")))
 
         for table, of_row in _blocks(self._log, self._schema, split):
             counter.add(table, of_row == SPLITS.index("train"))
-            if counter.rows >= RUN_ROWS:
+            if counter.full:
                 write_run()
         if counter.rows or not runs:
             write_run()
