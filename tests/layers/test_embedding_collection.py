@@ -147,6 +147,11 @@ def test_bags_are_combined(to_numpy, seed, batch, width, deduplicate):
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_long_bags_are_summed_in_full_precision(gradients, to_numpy, policy):
     """In the compute dtype itself a count of 5000 would end at 256 or 2048, and so would sums and gradients."""
+
+    def assert_close(received, expected):
+        """Half precision is exact to some percent of the largest number of a vector."""
+        assert (np.abs(received - expected) <= 0.04 * np.abs(expected).max(-1, keepdims=True)).all()
+
     features = [EmbeddingFeature("mean", 20, combiner="mean"), EmbeddingFeature("sum", 20, combiner="sum")]
     layer = built(features, 4, 6, dtype=policy)
     inputs = {name: np.full((2, 5000), 3) for name in ("mean", "sum")}
@@ -154,18 +159,18 @@ def test_long_bags_are_summed_in_full_precision(gradients, to_numpy, policy):
     outputs = layer(inputs)
     assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
     for row in to_numpy(outputs):
-        np.testing.assert_allclose(row, one * [[1], [5000]], rtol=1e-2)
+        assert_close(row, one * [[1], [5000]])
     of_long = gradients(layer, inputs, np.ones((2, 2, 4), "float32"))
     # The same totals for a bag of one id.
     upstream = np.repeat(np.array([[[2], [10_000]]], "float32"), 4, axis=2)
     of_one = gradients(layer, dict.fromkeys(inputs, np.array([[3]])), upstream)
     for long, short in zip(of_long, of_one, strict=True):
-        np.testing.assert_allclose(long, short, rtol=2e-2)
+        assert_close(long, short)
     if ON_TENSORFLOW:
         import tensorflow as tf
 
         compiled = tf.function(layer, jit_compile=True)(inputs)
-        np.testing.assert_allclose(to_numpy(compiled), to_numpy(outputs), rtol=1e-2)
+        assert_close(to_numpy(compiled), to_numpy(outputs))
 
 
 def test_small_vocabularies_are_direct():
