@@ -189,8 +189,11 @@ def spread(rows: Any, positions: Any) -> Any:
     @tf.custom_gradient
     def gathered(rows: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            upstream = tf.reshape(upstream, [-1, rows.shape[-1]])
-            return tf.math.unsorted_segment_sum(upstream, tf.reshape(positions, [-1]), tf.shape(rows)[0])
+            # Half precision stops counting at a few hundred occurrences of an id.
+            wide = keras.backend.result_type(upstream.dtype.name, "float32")
+            upstream = tf.cast(tf.reshape(upstream, [-1, rows.shape[-1]]), wide)
+            summed = tf.math.unsorted_segment_sum(upstream, tf.reshape(positions, [-1]), tf.shape(rows)[0])
+            return tf.cast(summed, rows.dtype)
 
         return tf.gather(rows, positions), gradient
 
