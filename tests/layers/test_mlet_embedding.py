@@ -290,6 +290,15 @@ def test_no_step_reads_the_whole_table(policy, deduplicate):
     assert sorted(rows) == ([3, 7] if deduplicate else [3, 7, 7])
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_gradients_of_a_frequent_id_are_whole_in_half_precision(policy, gradients):
+    ids, ones = np.zeros(8192, "int64"), np.ones((8192, 2), "float32")
+    half, whole = (built(10, 2, 4, deduplicate=True, dtype=dtype) for dtype in (policy, "float32"))
+    half.set_weights(whole.get_weights())
+    for received, expected in zip(gradients(half, ids, ones), gradients(whole, ids, ones), strict=True):
+        np.testing.assert_allclose(received, expected, rtol=2e-2, atol=2e-2 * np.abs(expected).max())
+
+
 @tensorflow_only
 def test_note_on_unique_rows_holds_for_a_single_lookup_only():
     import tensorflow as tf
