@@ -4,7 +4,7 @@
 
 The page holds pairs of comments `<!-- NAME of STUDY -->` and `<!-- end -->`; what stands between is replaced. NAME is
 `cells`, `same size`, `variants`, `claim` or `one training`; the trials of STUDY are in `results/STUDY.jsonl` beside
-the page, and its plot is written to `results/STUDY.png`.
+the page, and its plot is written to `results/STUDY.png` where the page shows it.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def fill(page: Path) -> None:
     for _, _, study, _ in _BLOCK.findall(text):
         if study not in studies:
             studies[study] = groups(read_records(page.parent / "results" / f"{study}.jsonl"))
-            figure = plot_sweep(studies[study], study)
-            figure.savefig(page.parent / "results" / f"{study}.png", dpi=_PLOT_DPI)
-            plt.close(figure)
+            if f"results/{study}.png" in text:
+                figure = plot_sweep(studies[study], study)
+                figure.savefig(page.parent / "results" / f"{study}.png", dpi=_PLOT_DPI)
+                plt.close(figure)
     filled = _BLOCK.sub(lambda m: f"{m[1]}\n{_TABLES[m[2]](studies[m[3]])}\n\n{m[4]}", text)
     aside = page.with_suffix(".unfinished")
     aside.write_text(filled)
