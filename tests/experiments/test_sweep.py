@@ -1,6 +1,8 @@
 """A tiny sweep through the command: what it records, that it resumes, what is made of the records."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import yaml
 
 from mlet_tf.experiments.config import DataConfig, GeneratedConfig, SplitConfig, load_sweep
 from mlet_tf.experiments.data import SPLITS, prepare, split_of_rows
+from mlet_tf.experiments.results import fill
 from mlet_tf.experiments.statistics import difference, groups
 from mlet_tf.experiments.store import TrialStore, read_records
 
@@ -159,3 +162,11 @@ def test_shipped_configurations_load():
     assert files
     for file in files:
         load_sweep(file)
+
+
+def test_the_page_of_results_is_what_its_trials_give(tmp_path):
+    docs = Path(__file__).parents[2] / "docs"
+    shutil.copytree(docs / "results", tmp_path / "results")
+    page = shutil.copy(docs / "results.md", tmp_path)
+    fill(Path(page))
+    assert Path(page).read_text() == (docs / "results.md").read_text()
