@@ -238,7 +238,8 @@ def _finish_epoch(
     progress.epoch, progress.step = progress.epoch + 1, 0
     for key, value in record.items():
         tf.summary.scalar(key, value, step=progress.epoch)
-    logging.info("Epoch %s", ", ".join(f"{key} {value:.5g}" for key, value in record.items()))
+    values = ", ".join(f"{key} {value:.5g}" for key, value in record.items() if key != "epoch")
+    logging.info("Epoch %d: %s", record["epoch"], values)
     if record["eval_logloss"] < progress.best_logloss:
         progress.best_logloss, progress.stale_epochs = record["eval_logloss"], 0
         checkpoints.save_best()

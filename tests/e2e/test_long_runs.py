@@ -52,7 +52,7 @@ def test_a_run_killed_in_training_goes_on_from_its_checkpoint(tmp_path, little_l
     assert "Transform: unchanged" in text
     epoch = int(re.search(r"Resuming at epoch (\d+)", text)[1])
     assert epoch >= 2
-    assert f"Epoch epoch {epoch - 1}," not in text and "Epoch epoch 60," in text
+    assert f"Epoch {epoch - 1}: " not in text and "Epoch 60: " in text
     assert list(list_versions(output / "serving" / "ctr")) == [1]
 
 
