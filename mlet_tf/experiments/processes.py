@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
@@ -18,7 +17,9 @@ TASKS_A_PROCESS = 50  # Graphs of earlier models stay in a process: one had come
 class Processes:
     """A pool whose processes are replaced all at once after `TASKS_A_PROCESS` tasks for each of them.
 
-    The pool's own `max_tasks_per_child` does that one by one, but with Python 3.11 it can wait for ever for a
+    As a context it waits for all tasks, or ends the processes where the sweep is interrupted.
+
+    The pool's own `max_tasks_per_child` replaces them one by one, but with Python 3.11 it can wait for ever for a
     process that has gone (https://github.com/python/cpython/issues/115634).
 
     Args:
@@ -38,37 +39,20 @@ class Processes:
         self._left -= 1
         return self._pool.submit(function, *args)
 
-    def finish(self) -> None:
-        """Waits for all tasks."""
-        self._pool.shutdown()
+    def __enter__(self) -> Processes:
+        return self
 
-    def stop(self) -> None:
-        """Ends the processes, whatever they are at."""
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         processes = list(self._pool._processes.values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
+        self._pool.shutdown(wait=error is None, cancel_futures=error is not None)
+        if error is not None:
+            for process in processes:
+                process.terminate()
 
     def _start(self) -> tuple[ProcessPoolExecutor, int]:
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(self._count, context, _start_process, (os.getpid(),))
         return pool, TASKS_A_PROCESS * self._count
-
-
-@contextlib.contextmanager
-def processes(count: int) -> Iterator[Processes]:
-    """Processes that are gone afterwards, also when the sweep is interrupted.
-
-    Args:
-        count: Number of processes.
-    """
-    pool = Processes(count)
-    try:
-        yield pool
-        pool.finish()
-    except BaseException:
-        pool.stop()
-        raise
 
 
 def _start_process(parent: int) -> None:

@@ -21,7 +21,7 @@ import optuna
 
 from mlet_tf.experiments.config import Cell, GridConfig, SweepConfig, TuningConfig, cells
 from mlet_tf.experiments.data import PreparedData, prepare
-from mlet_tf.experiments.processes import Processes, processes
+from mlet_tf.experiments.processes import Processes
 from mlet_tf.experiments.store import TrialStore
 from mlet_tf.experiments.trial import Trial
 
@@ -156,7 +156,7 @@ class _Runner:
     def run(self, chains: list[_Chain]) -> None:
         self._report(Progress(0, self._total))
         workers = self._config.workers or os.cpu_count() or 1
-        with processes(workers) as pool:
+        with Processes(workers) as pool:
             waiting = [_Waiting(chain, next(chain)) for chain in chains]
             while waiting:
                 # As many chains as processes: the order of the grid is the order of what gets finished.

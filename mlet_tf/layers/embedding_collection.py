@@ -573,7 +573,7 @@ class EmbeddingCollection(keras.layers.Layer):
         chain = self._plan[number].chain
         if chain:
             rows = ops.matmul(rows, self._stack_of(chain, [block.projection])[0])
-        rows = _wide_enough_to_sum(rows) if bag else rows
+        rows = factors.wide_enough_to_sum(rows) if bag else rows
         weights = ops.cast(present, rows.dtype)
         if invalid is not None:
             weights = ops.where(invalid, ops.cast(float("nan"), rows.dtype), weights)
@@ -600,9 +600,8 @@ class EmbeddingCollection(keras.layers.Layer):
             # Numbered in the order of the blocks, so the blocks of the distinct ids come sorted.
             block_of = tf.searchsorted(starts, unique, side="right")
             ends = tf.searchsorted(block_of, np.arange(1, len(starts) + 1, dtype="int32"), side="right")
-            # Widened before they are spread, so that the gradient is summed over occurrences in float32 too.
-            rows = _wide_enough_to_sum(self._project_distinct(number, unique, ends))
-            rows = factors.spread(rows, where)
+            rows = factors.spread(self._project_distinct(number, unique, ends), where)
+            rows = factors.wide_enough_to_sum(rows)
             pieces = tf.split(rows, tf.stack([tf.size(x) for x in ids]), num=len(ids))
             for slot, piece in zip(lookup.slots, pieces, strict=True):
                 results[slot] = _combine(piece, flat[slot][1], batch, self.features[slot].combiner)
@@ -645,8 +644,3 @@ def _starts(lookup: _Lookup) -> np.ndarray:
 def _is_bag(feature: EmbeddingFeature, column: Any) -> bool:
     """Whether the rows of a column are lists of ids, which may be padded even where they have one entry."""
     return len(column.shape) == 2 and (feature.combiner is not None or column.shape[1] != 1)
-
-
-def _wide_enough_to_sum(rows: Any) -> Any:
-    """Casts half precision to float32: bfloat16 cannot count beyond 256, nor float16 beyond 2048."""
-    return ops.cast(rows, keras.backend.result_type(rows.dtype, "float32"))

@@ -178,6 +178,11 @@ def _assert_inside(ids: Any, outside: Any, row_counts: Sequence[int], names: Seq
         return tf.identity(ids)
 
 
+def wide_enough_to_sum(rows: Any) -> Any:
+    """Casts half precision to float32: bfloat16 cannot count beyond 256, nor float16 beyond 2048."""
+    return ops.cast(rows, keras.backend.result_type(rows.dtype, "float32"))
+
+
 def spread(rows: Any, positions: Any) -> Any:
     """Gathers rows of a tensor back to where they occur in the batch (TensorFlow).
 
@@ -189,9 +194,7 @@ def spread(rows: Any, positions: Any) -> Any:
     @tf.custom_gradient
     def gathered(rows: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            # Half precision stops counting at a few hundred occurrences of an id.
-            wide = keras.backend.result_type(upstream.dtype.name, "float32")
-            upstream = tf.cast(tf.reshape(upstream, [-1, rows.shape[-1]]), wide)
+            upstream = wide_enough_to_sum(tf.reshape(upstream, [-1, rows.shape[-1]]))
             summed = tf.math.unsorted_segment_sum(upstream, tf.reshape(positions, [-1]), tf.shape(rows)[0])
             return tf.cast(summed, rows.dtype)
 

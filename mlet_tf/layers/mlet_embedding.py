@@ -201,7 +201,7 @@ class MLETEmbedding(Lookup):
         """Returns `E = W1 @ W2`, computed in blocks of rows.
 
         Args:
-            block_rows: Rows of a block; at most `3 * block_rows * (k + d)` numbers are needed beside the result.
+            block_rows: Rows of a block; a few times `block_rows * (k + d)` numbers are needed beside the result.
 
         Returns:
             Array `[input_dim, output_dim]` of the variable dtype.
