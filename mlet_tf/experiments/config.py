@@ -165,6 +165,10 @@ class GridConfig:
             share rows.
         output_dims: Embedding dims `d`. For `hash` and `qr` the `d` whose bytes they may take.
         hidden_dims: Hidden dims `k`; of factorised kinds.
+        hidden_scales: Null gives every feature `k`; a number `a` gives a feature of `V` rows the power of two
+            nearest to `a sqrt(V)`, at least `d` and at most `k`.
+        table_l2: L2 penalties of the tables' touched rows.
+        projection_l2: L2 penalties of the projections; of factorised kinds.
         initializations: Of factorised kinds.
         optimizers: Of the tables: `adagrad`, `row_wise_adagrad`, `sgd` or `lazy_adam`. Projections have Adagrad,
             with `sgd` SGD too.
@@ -180,6 +184,9 @@ class GridConfig:
     kinds: tuple[str, ...]
     output_dims: tuple[int, ...]
     hidden_dims: tuple[int, ...] = (64,)
+    hidden_scales: tuple[float | None, ...] = (None,)
+    table_l2: tuple[float, ...] = (0.0,)
+    projection_l2: tuple[float, ...] = (0.0,)
     initializations: tuple[str, ...] = ("authors",)
     optimizers: tuple[str, ...] = ("adagrad",)
     dtypes: tuple[Literal["float32", "mixed_bfloat16"], ...] = ("float32",)
@@ -236,6 +243,9 @@ class Cell:
         dtype: Dtype policy of the model.
         direct_threshold: See `GridConfig`.
         reference_dim: See `GridConfig`; None for other kinds.
+        hidden_scale: See `hidden_scales` of `GridConfig`.
+        table_l2: L2 penalty of the tables.
+        projection_l2: L2 penalty of the projections.
     """
 
     kind: str
@@ -246,6 +256,9 @@ class Cell:
     dtype: str = "float32"
     direct_threshold: int | None = None
     reference_dim: int | None = None
+    hidden_scale: float | None = None
+    table_l2: float = 0.0
+    projection_l2: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -257,9 +270,16 @@ def cells(grid: GridConfig) -> Iterator[Cell]:
     for kind, optimizer, dtype in itertools.product(grid.kinds, grid.optimizers, grid.dtypes):
         factorised = kind in FACTORISED
         hidden_dims = grid.hidden_dims if factorised else (None,)
+        hidden_scales = grid.hidden_scales if factorised else (None,)
         initializations = grid.initializations if factorised else (None,)
-        for hidden_dim, initialization, d in itertools.product(
-            hidden_dims, initializations, sorted(grid.output_dims)
+        projection_l2 = grid.projection_l2 if factorised else (0.0,)
+        for hidden_dim, scale, initialization, of_tables, of_projections, d in itertools.product(
+            hidden_dims,
+            hidden_scales,
+            initializations,
+            grid.table_l2,
+            projection_l2,
+            sorted(grid.output_dims),
         ):
             yield Cell(
                 kind,
@@ -270,6 +290,9 @@ def cells(grid: GridConfig) -> Iterator[Cell]:
                 dtype,
                 grid.direct_threshold if factorised else None,
                 grid.reference_dim if kind in WIDENED else None,
+                scale,
+                of_tables,
+                of_projections,
             )
 
 

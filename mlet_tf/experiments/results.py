@@ -3,8 +3,8 @@
     python -m mlet_tf.experiments.results docs/results.md
 
 The page holds pairs of comments `<!-- NAME of STUDY -->` and `<!-- end -->`; what stands between is replaced. NAME is
-`cells`, `same size`, `variants`, `claim` or `one training`; the trials of STUDY are in `results/STUDY.jsonl` beside
-the page, and its plot is written to `results/STUDY.png` where the page shows it.
+`cells`, `same size`, `variants`, `chosen`, `claim` or `one training`; the trials of STUDY are in
+`results/STUDY.jsonl` beside the page, and its plot is written to `results/STUDY.png` where the page shows it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from mlet_tf.experiments.store import read_records
 
 TOLERANCE = 0.0005
 _BLOCK = re.compile(
-    r"(<!-- (cells|same size|variants|claim|one training) of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (cells|same size|variants|chosen|claim|one training) of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
 )
 _PLOT_DPI = 90
 _PLAIN = {
     "initialization": (None, "authors"),
     "optimizer": ("adagrad",),
-    "dtype": (None, "float32"),
+    "dtype": ("float32",),
     "hidden_dim": (None, 64),
+    "hidden_scale": (None,),
+    "table_l2": (0.0,),
+    "projection_l2": (0.0,),
 }
 
 
@@ -104,18 +107,36 @@ def same_size_table(found: Sequence[Group]) -> str:
 
 
 def variants_table(found: Sequence[Group]) -> str:
-    """Each cell that departs from `_PLAIN` against the one of the same kind and size that does not."""
+    """Each cell that departs from `_PLAIN` against those of the same size that do not: of its kind, and direct."""
 
     def is_plain(group: Group) -> bool:
-        return all(group.record.get(key) in values for key, values in _PLAIN.items())
+        return all(group.record[key] in values for key, values in _PLAIN.items())
 
+    finals = [group for group in found if group.matches(stage="final", method=None)]
+    plain = {(g.record["kind"], g.record["output_dim"]): g for g in finals if is_plain(g)}
     rows = []
-    for plain in filter(is_plain, found):
-        same = {key: plain.record[key] for key in ("kind", "output_dim", "stage", "method")}
-        for other in found:
-            if other.matches(**same) and not is_plain(other):
-                rows.append([other.label, plain.label, _signed(difference(other, plain))])
-    return _table(["embedding", "against", "AUC"], rows)
+    for (kind, d), own in plain.items():
+        for group in finals:
+            if group.matches(kind=kind, output_dim=d) and group is not own:
+                gaps = [_signed(difference(group, other)) for other in (own, plain["direct", d])]
+                rows.append([group.label, own.label, *gaps])
+    return _table(["embedding", "against", "AUC", "AUC against tuned direct, same d"], rows)
+
+
+def chosen_table(found: Sequence[Group]) -> str:
+    """Of each kind and size the cell with the highest AUC on validation rows, and how it compares on test rows."""
+    kinds: dict[tuple[int, str], list[Group]] = {}
+    for group in found:
+        if group.matches(stage="final", method=None):
+            kinds.setdefault((group.record["output_dim"], group.record["kind"]), []).append(group)
+    best = {key: max(cells, key=lambda group: group.mean(split="validation")) for key, cells in kinds.items()}
+    rows = []
+    for (d, kind), group in sorted(best.items()):
+        gap = None if kind == "direct" else difference(group, best[d, "direct"])
+        tried = str(len(kinds[d, kind]))
+        rows.append([str(d), kind, tried, group.label, f"{group.mean():.4f}", _signed(gap)])
+    heads = ["d", "kind", "cells tried", "best on validation rows", "AUC", "against the best direct"]
+    return _table(heads, rows)
 
 
 def claim_table(found: Sequence[Group]) -> str:
@@ -184,6 +205,7 @@ _TABLES: dict[str, Callable[[Sequence[Group]], str]] = {
     "cells": cells_table,
     "same size": same_size_table,
     "variants": variants_table,
+    "chosen": chosen_table,
     "claim": claim_table,
     "one training": one_training_table,
 }

@@ -7,16 +7,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-_CELL = (
-    "kind",
-    "output_dim",
-    "hidden_dim",
-    "initialization",
-    "optimizer",
-    "dtype",
-    "direct_threshold",
-    "reference_dim",
-)
+from mlet_tf.experiments.config import Cell
+
+# Records are without the choices that there were not when they were stored.
+_CELL = {field.name: getattr(Cell, field.name, None) for field in dataclasses.fields(Cell)}
 _GROUP = ("study", "stage", *_CELL, "method", "truncated_to")
 
 
@@ -78,7 +72,8 @@ def groups(records: Iterable[Mapping[str, Any]]) -> list[Group]:
     for record in records:
         if record["stage"] == "tune":
             continue
-        group = found.setdefault(tuple(record.get(key) for key in _GROUP), Group(dict(record), {}))
+        whole = _CELL | dict(record)
+        group = found.setdefault(tuple(whole.get(key) for key in _GROUP), Group(whole, {}))
         for split in ("validation", "test", "test_rare"):
             for metric, value in record.get(split, {}).items():
                 group.values.setdefault(split, {}).setdefault(metric, {})[record["seed"]] = value
@@ -103,15 +98,21 @@ def difference(a: Group, b: Group, metric: str = "auc", split: str = "test") -> 
 def label(record: Mapping[str, Any]) -> str:
     """A short name of what a record measured."""
     name = "direct_rescaled" if record["stage"] == "control" else record["kind"]
+    scale = record.get("hidden_scale")
     parts = [name, f"d={record['output_dim']}"]
     if record["hidden_dim"] is not None:
-        parts.append(f"k={record['hidden_dim']}")
+        parts.append(
+            f"k={record['hidden_dim']}" if scale is None else f"k={scale:g}√V<={record['hidden_dim']}"
+        )
     if record["initialization"] not in (None, "authors"):
         parts.append(record["initialization"])
     if record["optimizer"] != "adagrad":
         parts.append(record["optimizer"])
     if record.get("dtype", "float32") != "float32":
         parts.append(record["dtype"])
+    for part, key in (("table", "table_l2"), ("projection", "projection_l2")):
+        if record.get(key):
+            parts.append(f"{part} L2 {record[key]:g}")
     if record["method"] is not None:
         parts.append(f"-> {record['truncated_to']} ({record['method']})")
     return " ".join(parts)

@@ -84,8 +84,8 @@ def count_trials(config: SweepConfig) -> int:
 
 
 def _chains(grid: GridConfig, config: SweepConfig) -> Iterator[_Chain]:
-    def of_chain(cell: Cell) -> tuple[Any, ...]:
-        return cell.kind, cell.optimizer, cell.dtype, cell.hidden_dim, cell.initialization
+    def of_chain(cell: Cell) -> Cell:
+        return dataclasses.replace(cell, output_dim=0)
 
     for _, group in itertools.groupby(cells(grid), of_chain):
         yield _chain(list(group), grid, config)
@@ -100,7 +100,9 @@ def _chain(group: list[Cell], grid: GridConfig, config: SweepConfig) -> _Chain:
         tune = grid.fine_tune if to else 0.0
         finals = [Trial(cell, "final", seed, rates, to, tune) for seed in config.seeds]
         if grid.rescaled_control and cell.kind == "mlet":
-            direct = Cell("direct", cell.output_dim, optimizer=cell.optimizer, dtype=cell.dtype)
+            direct = Cell(
+                "direct", cell.output_dim, optimizer=cell.optimizer, dtype=cell.dtype, table_l2=cell.table_l2
+            )
             # What an SGD step on a product amounts to at the authors' initialisation.
             rescaled = (_round(rates[0] * 0.0625 * cell.hidden_dim), *rates[1:])
             finals += [Trial(direct, "control", seed, rescaled) for seed in config.seeds]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ _EVALUATION_ROWS = 16_384
 _GATHERED_BATCHES = 32
 _FINE_TUNE_RATE = 0.3  # A fresh Adagrad begins with steps as large as at the start of training.
 _VALUE_BYTES = 4
+_CHOICES_SINCE = ("dtype", "hidden_scale", "table_l2", "projection_l2")
 _INPUTS = {"dense_features": "float32", "sparse_features": "int32"}
 
 
@@ -64,8 +66,9 @@ class Trial:
         # Keys of trials that were stored before there was a choice.
         if not self.fine_tune:
             del values["fine_tune"]
-        if self.cell.dtype == "float32":
-            del values["cell"]["dtype"]
+        for name in _CHOICES_SINCE:
+            if getattr(self.cell, name) == getattr(Cell, name):
+                del values["cell"][name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -116,7 +119,7 @@ def build_model(trial: Trial, training: TrainingConfig, data: PreparedData) -> D
     num_dense = data.rows("validation").dense_features.shape[1]
     model.build({"dense_features": (None, num_dense), "sparse_features": (None, len(data.table_rows))})
     model.compile(
-        optimizer=_optimizer(cell.optimizer, trial.rates, training),
+        optimizer=_optimizer(cell, trial.rates, training),
         steps_per_execution=training.steps_per_execution,
     )
     return model
@@ -132,7 +135,7 @@ def embedding_layer(cell: Cell, table_rows: dict[str, int]) -> keras.layers.Laye
         # A table that a projection would not make smaller stays as it is.
         hidden_dim, threshold = cell.output_dim, _largest_useless(cell.output_dim, cell.reference_dim)
     collection = EmbeddingCollection(
-        [EmbeddingFeature(name, size) for name, size in table_rows.items()],
+        [EmbeddingFeature(name, size, hidden_dim=_scaled(cell, size)) for name, size in table_rows.items()],
         cell.reference_dim or cell.output_dim,
         hidden_dim,
         threshold,
@@ -221,6 +224,14 @@ def served_values(model: DLRM) -> int:
     return values
 
 
+def _scaled(cell: Cell, rows: int) -> int | None:
+    """Hidden dim of a feature of so many rows; None for that of the collection."""
+    if cell.hidden_scale is None:
+        return None
+    power = 2 ** round(math.log2(cell.hidden_scale * math.sqrt(rows)))
+    return max(cell.output_dim, min(cell.hidden_dim, power))
+
+
 def _largest_useless(columns: int, width: int) -> int:
     """Largest V for which `[V, columns]` and `[columns, width]` together are no smaller than `[V, width]`."""
     return columns * width // (width - columns) if columns < width else 1 << 62
@@ -236,14 +247,14 @@ def _metrics(label: np.ndarray, ctr: np.ndarray) -> dict[str, float]:
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def _optimizer(tables: str, rates: tuple[float, float, float], training: TrainingConfig) -> Any:
-    def make(name: str, rate: float) -> Any:
+def _optimizer(cell: Cell, rates: tuple[float, float, float], training: TrainingConfig) -> Any:
+    def make(name: str, rate: float, l2: float = 0.0) -> Any:
         start = {"initial_accumulator_value": training.initial_accumulator}
-        return OPTIMIZERS[name](rate, **(start if name.endswith("adagrad") else {}))
+        return OPTIMIZERS[name](rate, l2=l2, **(start if name.endswith("adagrad") else {}))
 
     return split_optimizer(
-        tables=make(tables, rates[0]),
-        projections=make("sgd" if tables == "sgd" else "adagrad", rates[1]),
+        tables=make(cell.optimizer, rates[0], cell.table_l2),
+        projections=make("sgd" if cell.optimizer == "sgd" else "adagrad", rates[1], cell.projection_l2),
         dense=make(training.dense_optimizer, rates[2]),
     )
 
@@ -279,7 +290,7 @@ def _truncations(
         if trial.fine_tune and candidate.method == "allocated":
             tuned = truncation.truncated_model(collapsed, candidate)
             rates = tuple(rate * _FINE_TUNE_RATE for rate in trial.rates)
-            tuned.compile(optimizer=_optimizer(trial.cell.optimizer, rates, training), steps_per_execution=8)
+            tuned.compile(optimizer=_optimizer(trial.cell, rates, training), steps_per_execution=8)
             fit(tuned, data.rows("train"), training, trial.seed, trial.fine_tune)
             records.append(common | {"method": "fine_tuned"} | evaluate(tuned, data, ("test",)))
     return records

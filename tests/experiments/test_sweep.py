@@ -1,5 +1,6 @@
 """A tiny sweep through the command: what it records, that it resumes, what is made of the records."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
-from mlet_tf.experiments.config import DataConfig, GeneratedConfig, SplitConfig, load_sweep
+from mlet_tf.experiments.config import Cell, DataConfig, GeneratedConfig, SplitConfig, load_sweep
 from mlet_tf.experiments.data import SPLITS, prepare, split_of_rows
+from mlet_tf.experiments.nested import embedding_collection
 from mlet_tf.experiments.results import fill
 from mlet_tf.experiments.statistics import difference, groups
 from mlet_tf.experiments.store import TrialStore, read_records
+from mlet_tf.experiments.trial import Trial, build_model, embedding_layer, fit
+from mlet_tf.layers import variable_role
 
 SWEEP = {
     "name": "tiny",
@@ -31,10 +35,15 @@ SWEEP = {
 }
 
 
+def load_tiny(folder):
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "output": str(folder / "out")}))
+    return load_sweep(folder / "sweep.yaml")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    (folder / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "output": str(folder / "out")}))
+    load_tiny(folder)
     return folder
 
 
@@ -138,6 +147,50 @@ def test_sequential_split_trains_on_the_first_rows():
     assert (np.diff(split[700:].astype(int)) < 0).any(), "validation and test are mixed"
 
 
+def test_hidden_dims_follow_the_vocabulary():
+    cell = Cell("mlet", 4, 64, "authors", direct_threshold=10, hidden_scale=1.0)
+    rows = {"direct": 10, "floor": 11, "middle": 120, "up": 1000, "ceiling": 90_000}
+    layer = embedding_layer(cell, rows)
+    layer.build((None, len(rows)))
+    assert [table.hidden_dim for table in layer.factorizations()] == [4, 8, 32, 64, None]
+
+
+def test_penalties_act_on_tables_and_projections_apart(tmp_path):
+    data = prepare(load_tiny(tmp_path).data, tmp_path / "data")
+    training = load_tiny(tmp_path).training
+
+    def norms(kind, **penalties):
+        hidden = (
+            {} if kind == "direct" else {"hidden_dim": 8, "initialization": "authors", "direct_threshold": 4}
+        )
+        trial = Trial(Cell(kind, 2, **hidden, **penalties), "tune", 0, (0.1, 0.1, 0.05))
+        model = build_model(trial, training, data)
+        fit(model, data.rows("train"), training, 0)
+        variables = embedding_collection(model).trainable_variables
+        return [float(np.linalg.norm(v)) for v in sorted(variables, key=variable_role)]
+
+    plain, tables, projections = norms("mlet"), norms("mlet", table_l2=1.0), norms("mlet", projection_l2=1.0)
+    assert len(plain) >= 2
+    assert projections[0] < 0.7 * plain[0]
+    assert tables[-1] < 0.7 * plain[-1]
+    assert tables[0] > 0.7 * plain[0]
+    assert norms("direct", table_l2=1.0)[0] < 0.7 * norms("direct")[0]
+
+
+def test_stored_trials_are_found_again():
+    root = Path(__file__).parents[2]
+    for study in ("variants", "large"):
+        training = load_sweep(root / "configs" / f"sweep_{study}.yaml").training
+        for record in read_records(root / "docs" / "results" / f"{study}.jsonl"):
+            if (
+                record["method"] is None and record["output_dim"] < 32
+            ):  # Those of 32 columns are truncated too.
+                cell = Cell(**{f.name: record[f.name] for f in dataclasses.fields(Cell) if f.name in record})
+                rates = tuple(record["learning_rates"].values())
+                trial = Trial(cell, record["stage"], record["seed"], rates)
+                assert trial.key(training, record["data"]) == record["key"]
+
+
 def test_paired_differences_take_out_what_seeds_share(tmp_path):
     generator = np.random.default_rng(0)
     store = TrialStore(tmp_path / "trials.jsonl")
@@ -156,8 +209,6 @@ def test_paired_differences_take_out_what_seeds_share(tmp_path):
 
 
 def test_shipped_configurations_load():
-    from pathlib import Path
-
     files = sorted(Path(__file__).parents[2].glob("configs/sweep_*.yaml"))
     assert files
     for file in files:
