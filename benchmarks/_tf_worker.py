@@ -81,6 +81,7 @@ def build_tfrs(spec: dict[str, Any], sizes: list[int]) -> Any:
     import tensorflow_recommenders as tfrs
 
     layers = tf.keras.layers
+    tf.keras.mixed_precision.set_global_policy(spec.get("policy", "float32"))
 
     class Embeddings(layers.Layer):
         def __init__(self) -> None:
@@ -197,7 +198,7 @@ def main() -> None:
         function = train or model.train_function
         for _ in range(max(1, steps // calls)):
             logs = function(iterator)
-        return float(np.asarray(logs["loss"]))
+        return float(tf.cast(logs["loss"], tf.float32))
 
     _harness.serve(run)
 

@@ -43,57 +43,68 @@ def measure_ratios(arguments: argparse.Namespace) -> list[Result]:
         2048: (1.10, 1.2, 1.5, 1.3),
         8192: (1.08, 1.2, 1.35, None),
     }
-    torch_missing = _missing_torch(arguments.torch_python)
-    results = []
-    for batch in (128,) if arguments.quick else _BATCHES:
-        workers = {
-            "mlet": _ours(batch=batch),
-            "direct": _ours(batch=batch, k=None),
-            "tfrs": _worker("tfrs", batch=batch, env={"TF_USE_LEGACY_KERAS": "1"}),
-        }
-        if not torch_missing:
-            workers["torch direct"] = _torch(arguments, batch=batch, k=None)
-            workers["torch MLET"] = _torch(arguments, batch=batch)
-        times = _time(workers, batch, arguments.quick)
-        direct, torch_direct, torch_mlet, tfrs = goals[batch]
-        results.append(_compare(f"MLET / direct, batch {batch}", times, "mlet", "direct", direct, "lower"))
-        for label, key, goal in (
-            ("PyTorch direct / MLET", "torch direct", torch_direct),
-            ("PyTorch MLET / MLET", "torch MLET", torch_mlet),
-            ("TFRS with projections / MLET", "tfrs", tfrs),
-        ):
-            name = f"{label}, batch {batch}"
-            if key in times:
-                results.append(_compare(name, times, key, "mlet", goal, "higher"))
-            else:
-                results.append(Result(name, None, None, None, goal, "higher", torch_missing))
-    return results
+    batches = (128,) if arguments.quick else _BATCHES
+    return [r for batch in batches for r in _compare_peers(arguments, batch, goals[batch])]
 
 
 def measure_bfloat16(arguments: argparse.Namespace) -> list[Result]:
-    """Dense part in bfloat16, tables in float32, against float32 and against PyTorch's autocast."""
+    """The same with bfloat16 products and float32 tables on all sides, PyTorch by its autocast."""
+    batches = (128,) if arguments.quick else _BATCHES[:2]
+    return [r for batch in batches for r in _compare_peers(arguments, batch, (None,) * 4, bfloat16=True)]
+
+
+def _compare_peers(
+    arguments: argparse.Namespace, batch: int, goals: Sequence[float | None], bfloat16: bool = False
+) -> list[Result]:
+    model = {"dtype": "mixed_bfloat16"} if bfloat16 else {}
+    policy = {"policy": "mixed_bfloat16"} if bfloat16 else {}
+    workers = {
+        "mlet": _ours(batch=batch, model=model),
+        "direct": _ours(batch=batch, model=model, k=None),
+        "tfrs": _worker("tfrs", batch=batch, env={"TF_USE_LEGACY_KERAS": "1"}, **policy),
+    }
+    if bfloat16:
+        workers["float32"] = _ours(batch=batch)
     torch_missing = _missing_torch(arguments.torch_python)
-    workers = {"bfloat16": _ours(model={"dtype": "mixed_bfloat16"}), "float32": _ours()}
     if not torch_missing:
-        workers["torch"] = _torch(arguments, k=None, autocast=True)
-    times = _time(workers, 2048, arguments.quick)
-    name = "PyTorch direct / MLET, both bfloat16, batch 2048"
-    return [
-        _compare("MLET bfloat16 / float32, batch 2048", times, "bfloat16", "float32", None, "lower"),
-        _compare(name, times, "torch", "bfloat16", None, "higher")
-        if "torch" in times
-        else Result(name, None, None, None, None, "higher", torch_missing),
-    ]
+        workers["torch direct"] = _torch(arguments, batch=batch, k=None, autocast=bfloat16)
+        workers["torch MLET"] = _torch(arguments, batch=batch, autocast=bfloat16)
+    times = _time(workers, batch, arguments.quick)
+    end = f", bfloat16, batch {batch}" if bfloat16 else f", batch {batch}"
+    direct, torch_direct, torch_mlet, tfrs = goals
+    results = [_compare(f"MLET / direct{end}", times, "mlet", "direct", direct, "lower")]
+    if bfloat16:
+        results.append(
+            _compare(f"MLET bfloat16 / float32, batch {batch}", times, "mlet", "float32", None, "lower")
+        )
+    for label, key, goal in (
+        ("PyTorch direct / MLET", "torch direct", torch_direct),
+        ("PyTorch MLET / MLET", "torch MLET", torch_mlet),
+        ("TFRS with projections / MLET", "tfrs", tfrs),
+    ):
+        if key in times:
+            results.append(_compare(label + end, times, key, "mlet", goal, "higher"))
+        else:
+            results.append(Result(label + end, None, None, None, goal, "higher", torch_missing))
+    return results
 
 
 def measure_keras(arguments: argparse.Namespace) -> list[Result]:
-    """Keras 3's Embedding, Dense and Adagrad at 5M rows."""
+    """Keras 3's Embedding, Dense and Adagrad at 5M rows, and stock TFRS on Keras 3, whose Adagrad this is."""
     rows = _MILLION if arguments.quick else 5 * _MILLION
-    workers = {"mlet": _ours(rows=rows), "keras": _worker("keras", rows=rows)}
+    alone = {"mlet": _ours(rows=rows), "keras": _worker("keras", rows=rows)}
     # A step of Keras takes seconds.
-    times = take_turns(workers, turns=1 if arguments.quick else 5, steps=2, warm_up=2)
+    few = {"turns": 1 if arguments.quick else 5, "steps": 2, "warm_up": 2}
     name = f"Keras Embedding + Dense + Adagrad / MLET, {rows // _MILLION}M rows, batch 2048"
-    return [_compare(name, times, "keras", "mlet", 20, "higher")]
+    results = [_compare(name, take_turns(alone, **few), "keras", "mlet", 20, "higher")]
+    for batch in (2048,) if arguments.quick else (128, 2048):
+        env = {"TF_USE_LEGACY_KERAS": "0"}
+        workers = {"mlet": _ours(batch=batch), "tfrs": _worker("tfrs", batch=batch, env=env)}
+        steps = 32 if batch <= _SMALL_BATCH else 4  # What one call of a small-batch variant runs.
+        times = take_turns(workers, **{**few, "steps": steps, "warm_up": steps})
+        name = f"TFRS on Keras 3 with projections / MLET, batch {batch}"
+        results.append(_compare(name, times, "tfrs", "mlet", None, "higher"))
+    return results
 
 
 def measure_rows(arguments: argparse.Namespace) -> list[Result]:
