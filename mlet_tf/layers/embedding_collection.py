@@ -17,6 +17,7 @@ from mlet_tf.layers.initializers import (
     projection_initializer,
     validate_initialization,
 )
+from mlet_tf.layers.parts import Parts
 from mlet_tf.layers.roles import mark, validate_multiplier
 
 _COMBINERS = (None, "sum", "mean")
@@ -102,6 +103,12 @@ class EmbeddingCollection(keras.layers.Layer):
             chain, None for direct tables.
         direct_threshold: Largest vocabulary that stays direct; None means `V <= k` of the feature.
         initialization: As in `MLETEmbedding`. Direct tables start from `U(+-1/sqrt(V))`.
+        table_regularizer: Regulariser of each table, direct ones included, by itself. It reads the tables whole and
+            makes their gradients dense: every step then costs as much as the tables are large. `l2` and
+            `weight_decay` of the optimizers of `mlet_tf.optimizers` cost only the rows of the batch.
+        projection_regularizer: Regulariser of each projection.
+        table_constraint: Constraint of each table, direct ones included, applied to all rows in every step.
+        projection_constraint: Constraint of each projection.
         table_trainable: Whether tables, direct ones included, are trained.
         projection_trainable: Whether projections are trained.
         table_learning_rate_multiplier: Factor on the learning rate of the factorised tables (see
@@ -144,6 +151,10 @@ class EmbeddingCollection(keras.layers.Layer):
         direct_threshold: int | None = None,
         *,
         initialization: str = "authors",
+        table_regularizer: Any = None,
+        projection_regularizer: Any = None,
+        table_constraint: Any = None,
+        projection_constraint: Any = None,
         table_trainable: bool = True,
         projection_trainable: bool = True,
         table_learning_rate_multiplier: float = 1.0,
@@ -162,6 +173,10 @@ class EmbeddingCollection(keras.layers.Layer):
         self.hidden_dims = None if hidden_dim is None else factors.hidden_chain(hidden_dim)
         self.direct_threshold = direct_threshold
         self.initialization = validate_initialization(initialization)
+        self.table_regularizer = keras.regularizers.get(table_regularizer)
+        self.projection_regularizer = keras.regularizers.get(projection_regularizer)
+        self.table_constraint = keras.constraints.get(table_constraint)
+        self.projection_constraint = keras.constraints.get(projection_constraint)
         self.table_trainable = bool(table_trainable)
         self.projection_trainable = bool(projection_trainable)
         self.table_learning_rate_multiplier = validate_multiplier("table", table_learning_rate_multiplier)
@@ -183,6 +198,9 @@ class EmbeddingCollection(keras.layers.Layer):
         self._collapsed = is_collapsing()
         if self._collapsed:
             self.features, self.hidden_dims = self._collapsed_features(), None
+            # They were about the factors.
+            self.table_regularizer = self.projection_regularizer = None
+            self.table_constraint = self.projection_constraint = None
             self._plan, self._stack_sizes = self._make_plan()
         self._slices = tuple(factors.SliceTracker() for _ in self._plan)
         order = [slot for lookup in self._plan for slot in lookup.slots]
@@ -238,6 +256,10 @@ class EmbeddingCollection(keras.layers.Layer):
             "hidden_dim": None if self.hidden_dims is None else list(self.hidden_dims),
             "direct_threshold": self.direct_threshold,
             "initialization": self.initialization,
+            "table_regularizer": keras.regularizers.serialize(self.table_regularizer),
+            "projection_regularizer": keras.regularizers.serialize(self.projection_regularizer),
+            "table_constraint": keras.constraints.serialize(self.table_constraint),
+            "projection_constraint": keras.constraints.serialize(self.projection_constraint),
             "table_trainable": self.table_trainable,
             "projection_trainable": self.projection_trainable,
             "table_learning_rate_multiplier": self.table_learning_rate_multiplier,
@@ -392,10 +414,13 @@ class EmbeddingCollection(keras.layers.Layer):
         suffix = f"_{alike.index(index)}" if len(alike) > 1 else ""
         # A collapsed collection waits for the effective tables.
         initializer = "zeros" if self._collapsed else RowScaledUniform(lookup.table_rows)
+        parts = Parts(lookup.table_rows)
         table = add_table(
             self,
             initializer,
             shape=(lookup.rows, lookup.chain[0] if lookup.chain else self.output_dim),
+            regularizer=parts.regularizer(self.table_regularizer),
+            constraint=parts.constraint(self.table_constraint),
             trainable=self.table_trainable,
             autocast=False,
             name=("table" if lookup.chain else "direct_table") + suffix,
@@ -411,6 +436,8 @@ class EmbeddingCollection(keras.layers.Layer):
             stack = self.add_weight(
                 shape=(count, rows, columns),
                 initializer=projection_initializer(self.initialization, rows),
+                regularizer=Parts().regularizer(self.projection_regularizer),
+                constraint=Parts().constraint(self.projection_constraint),
                 trainable=self.projection_trainable,
                 autocast=False,
                 name=prefix if i == 0 else f"{prefix}_link_{i}",

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from mlet_tf.errors import InputError
 from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, MLETEmbedding, variable_role
+from mlet_tf.optimizers import SparseAdagrad
 
 BACKEND = keras.backend.backend()
 ON_TENSORFLOW = BACKEND == "tensorflow"
@@ -232,6 +233,50 @@ def test_model_with_a_collection_saves_and_trains(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.layers[1].get_config() == layer.get_config()
     np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "constraint"),
+    [
+        (keras.regularizers.L2(0.1), keras.constraints.MaxNorm(0.3)),  # Of columns, by default.
+        (keras.regularizers.OrthogonalRegularizer(0.1), keras.constraints.UnitNorm(axis=1)),
+        (keras.regularizers.L1(0.1), keras.constraints.NonNeg()),
+    ],
+    ids=["norm of columns", "norm of rows", "element by element"],
+)
+def test_regularizers_and_constraints_are_those_of_separate_layers(regularizer, constraint, to_numpy):
+    features = [EmbeddingFeature("a", 30), EmbeddingFeature("b", 20), EmbeddingFeature("direct", 5)]
+    rules = {
+        "table_regularizer": regularizer,
+        "projection_regularizer": regularizer,
+        "table_constraint": constraint,
+        "projection_constraint": constraint,
+    }
+    layer = built(features, 4, 6, **rules)
+    alone = [MLETEmbedding(30, 4, 6, **rules), MLETEmbedding(20, 4, 6, **rules)]
+    alone.append(
+        keras.layers.Embedding(5, 4, embeddings_regularizer=regularizer, embeddings_constraint=constraint)
+    )
+    for other, same in zip(alone, separate_layers(layer), strict=True):
+        other.build()
+        other.set_weights(same.get_weights())
+    ids = keras.Input((3,), dtype="int32")
+    fused = keras.Model(ids, layer(ids))
+    parts = keras.Model(ids, keras.ops.stack([x(ids[:, i]) for i, x in enumerate(alone)], axis=1))
+    np.testing.assert_allclose(to_numpy(sum(layer.losses)), to_numpy(sum(parts.losses)), rtol=1e-5)
+    x = random_ids(features, 16)
+    for model in (fused, parts):
+        model.compile(SparseAdagrad(0.1), "mse", jit_compile=False)
+        model.fit(x, np.ones((16, 3, 4)), epochs=2, verbose=0)
+    for received, expected in zip(separate_layers(layer), alone, strict=True):
+        for one, other in zip(received.get_weights(), expected.get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+    config = layer.get_config()
+    assert EmbeddingCollection.from_config(config).get_config() == config
+    assert config["table_regularizer"] is not None and config["projection_constraint"] is not None
+    collapsed = layer.collapse()
+    assert not collapsed.losses and collapsed.tables[0].constraint is None
+    np.testing.assert_allclose(to_numpy(collapsed(x)), to_numpy(layer(x)), atol=1e-6)
 
 
 def test_collapse_refuses_nan_and_names_the_feature():
