@@ -1,8 +1,9 @@
 """Making a model anew from its configuration, which the collapse and the quantisation have in common."""
 
 import contextlib
+import inspect
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -14,6 +15,15 @@ from keras.src.saving.serialization_lib import SafeModeScope  # No public name a
 def flatten(model: keras.Model) -> list[keras.layers.Layer]:
     """Returns the model and all layers below it; Keras has no public way for it."""
     return model._flatten_layers()
+
+
+def call(layer: keras.layers.Layer, inputs: Any) -> Any:
+    """Calls a model or layer; where its `call` needs several arguments, `inputs` are these, in order or by name."""
+    parameters = inspect.signature(layer.call).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(needed) < 2:
+        return layer(inputs)
+    return layer(**inputs) if isinstance(inputs, Mapping) else layer(*inputs)
 
 
 def require_built(model: keras.Model) -> None:
@@ -30,7 +40,7 @@ def remake(
     Args:
         model: The model.
         change: Gives the configuration to take instead of the model's own.
-        inputs: Inputs to build the new model on, if there are any; else the shapes it was built on do.
+        inputs: Inputs to build the new model on, if there are any, as for `call`; else the shapes it was built on do.
 
     Raises:
         ValueError: The model cannot be made again from its configuration.
@@ -48,7 +58,7 @@ def remake(
             f"'{model.name}' of type {type(model).__name__}, which fails with {error!r}"
         ) from error
     if inputs is not None and not all(layer.built for layer in flatten(made)):
-        made(inputs)
+        call(made, inputs)
     return made
 
 
@@ -60,8 +70,7 @@ def _named_apart(model: keras.Model) -> Iterator[None]:
     two of one name for each other, and lambdas, which it writes as code, would come back without their globals.
     """
     layers = flatten(model)
-    parts = [part for layer in layers for part in (type(layer), *vars(layer).values())]
-    parts = [part for part in parts if isinstance(part, type | FunctionType)]
+    parts = [part for layer in layers for part in (type(layer), *_definitions(vars(layer)))]
     own = [part for part in parts if part not in GLOBAL_CUSTOM_NAMES and not _is_of_keras(part)]
     names = {part: f"{part.__name__}/{i}" for i, part in enumerate(dict.fromkeys(own))}
     lambdas = [part for part in names if part.__name__ == "<lambda>"]
@@ -79,6 +88,15 @@ def _named_apart(model: keras.Model) -> Iterator[None]:
             del GLOBAL_CUSTOM_NAMES[part]
         for part in lambdas:
             part.__name__ = "<lambda>"
+
+
+def _definitions(value: Any) -> Iterator[type | FunctionType]:
+    """Yields the classes and functions in a value, and in the lists and dicts within."""
+    if isinstance(value, type | FunctionType):
+        yield value
+    elif isinstance(value, list | tuple | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _definitions(item)
 
 
 def _is_of_keras(part: type | FunctionType) -> bool:

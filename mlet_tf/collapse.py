@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from mlet_tf._remake import copy_state, flatten, remake, require_built, require_weights
+from mlet_tf._remake import call, copy_state, flatten, remake, require_built, require_weights
 from mlet_tf.errors import InputError
 from mlet_tf.layers import EmbeddingCollection, MLETEmbedding
 from mlet_tf.layers.collapsing import collapsing
@@ -34,8 +34,8 @@ def collapse_model(
     Args:
         model: The trained model. Subclassed models and layers need a `get_config()` from which they can be
             made again, as for saving.
-        inputs: Inputs to compare the two models on, as for `model(inputs)`. A subclassed model that cannot be
-            built from shapes is built on them.
+        inputs: Inputs to compare the two models on, as for `model(inputs)`; where the model's `call` needs several
+            arguments, a tuple or dict of them. A subclassed model that cannot be built from shapes is built on them.
         block_rows: Rows of `E` that are computed at once.
         tolerance: Largest difference allowed, relative to the largest output; None is 1e-5, or 0.05 for
             half-precision outputs.
@@ -230,8 +230,8 @@ def _random_inputs(model: keras.Model) -> Any | None:
 
 
 def _check_equal(trained: Any, plain: Any, inputs: Any, tolerance: float | None) -> None:
-    expected = keras.tree.flatten(trained(inputs))
-    received = keras.tree.flatten(plain(inputs))
+    expected = keras.tree.flatten(call(trained, inputs))
+    received = keras.tree.flatten(call(plain, inputs))
     for one, other in zip(expected, received, strict=True):
         half = keras.backend.standardize_dtype(one.dtype) in ("float16", "bfloat16")
         allowed = tolerance if tolerance is not None else 0.05 if half else 1e-5

@@ -325,34 +325,35 @@ def read_rows(table: keras.Variable, low: int, high: int) -> np.ndarray:
     return ops.convert_to_numpy(gather_rows(table, ops.arange(low, high, dtype="int32")))
 
 
-def write_rows(table: keras.Variable, blocks: Iterator[np.ndarray], settle: bool = True) -> None:
-    """Overwrites a variable with blocks of rows, top to bottom.
-
-    On TensorFlow, on one device, the blocks are written in place. A variable which was written like this is
-    copied at each later read of the whole, as it is once sparse updates have begun.
-
-    Args:
-        table: The variable.
-        blocks: The rows.
-        settle: Whether to end that with one copy, for variables which are read as a whole.
-    """
+def write_rows(table: keras.Variable, blocks: Iterator[np.ndarray]) -> None:
+    """Overwrites a variable with blocks of rows, top to bottom; in place wherever that can be done."""
     if not writes_in_place():
         table.assign(_stack(blocks, table.shape[0]))
         return
-    import tensorflow as tf
-
+    write = _write_tensorflow if on_tensorflow() else _write_torch
     low = 0
     for block in blocks:
-        rows = tf.range(low, low + len(block))
-        table.value.scatter_update(tf.IndexedSlices(tf.cast(block, table.dtype), rows))
+        write(table, low, block)
         low += len(block)
+    if on_tensorflow():
+        import tensorflow as tf
 
-    def adopt_copy() -> None:
-        # In a graph the variable takes over the copy; eagerly it would make another.
-        table.value.assign(table.value.read_value())
+        # Else every later read of the whole would copy it.
+        tf.raw_ops.DisableCopyOnRead(resource=table.value.handle)
 
-    if settle:
-        tf.function(adopt_copy, autograph=False).get_concrete_function()()
+
+def _write_tensorflow(table: keras.Variable, low: int, block: np.ndarray) -> None:
+    import tensorflow as tf
+
+    rows = tf.range(low, low + len(block))
+    table.value.scatter_update(tf.IndexedSlices(tf.cast(block, table.dtype), rows))
+
+
+def _write_torch(table: keras.Variable, low: int, block: np.ndarray) -> None:
+    import torch
+
+    with torch.no_grad():
+        table.value[low : low + len(block)] = ops.convert_to_tensor(block, table.dtype)
 
 
 def _stack(blocks: Iterator[np.ndarray], rows: int) -> np.ndarray:
@@ -367,9 +368,9 @@ def _stack(blocks: Iterator[np.ndarray], rows: int) -> np.ndarray:
 
 
 def writes_in_place() -> bool:
-    """Whether rows of a variable can be overwritten: on TensorFlow, on a single device."""
+    """Whether rows of a variable can be overwritten: on torch, and on TensorFlow on a single device."""
     if not on_tensorflow():
-        return False
+        return keras.backend.backend() == "torch"
     import tensorflow as tf
 
     return not tf.distribute.has_strategy()

@@ -135,7 +135,7 @@ def add_table(layer: keras.layers.Layer, initializer: keras.initializers.Initial
     initial = _ZerosAtFirst(initializer)
     table = layer.add_weight(initializer=initial, **options)
     if initial.gave_zeros:
-        write_rows(table, initializer.iter_blocks(table.shape[1]), settle=False)
+        write_rows(table, initializer.iter_blocks(table.shape[1]))
     initial.closed = True
     return table
 

@@ -44,7 +44,9 @@ class MLETEmbedding(Lookup):
             of each before comparing.
         table_initializer: Keras initialiser of `W1` to use instead of the named one.
         projection_initializer: Keras initialiser of the projections to use instead of the named one.
-        table_regularizer: Regulariser of `W1`. It reads the whole table in every step.
+        table_regularizer: Regulariser of `W1`. It reads the whole table and makes its gradient dense: every step
+            then costs as much as the table is large. `l2` and `weight_decay` of the optimizers of
+            `mlet_tf.optimizers` cost only the rows of the batch.
         projection_regularizer: Regulariser of the projections.
         table_constraint: Constraint of `W1`, applied to the whole table in every step.
         projection_constraint: Constraint of the projections.

@@ -263,6 +263,33 @@ def test_functions_and_classes_come_back_as_they_are():
     assert total.function.__name__ == "<lambda>" and keras.saving.get_registered_name(relu) == "relu"
 
 
+class Sum(keras.layers.Layer):
+    """Sum of functions, which its configuration holds in a list and in a dict."""
+
+    def __init__(self, functions, named, **kwargs):
+        super().__init__(**kwargs)
+        self.functions, self.named = functions, named
+
+    def call(self, x):
+        return sum(function(x) for function in [*self.functions, *self.named.values()])
+
+    def get_config(self):
+        return {**super().get_config(), "functions": self.functions, "named": self.named}
+
+    @classmethod
+    def from_config(cls, config):
+        config["functions"] = [keras.saving.deserialize_keras_object(f) for f in config["functions"]]
+        config["named"] = {n: keras.saving.deserialize_keras_object(f) for n, f in config["named"].items()}
+        return cls(**config)
+
+
+def test_functions_in_lists_and_dicts_come_back_as_they_are():
+    ids = keras.Input((3,), dtype="int32")
+    total = Sum([relu, scaled_by(2), scaled_by(5)], {"odd": lambda t: t - relu(t), "relu": keras.ops.relu})
+    model = keras.Model(ids, total(MLETEmbedding(20, 4, 8)(ids)))
+    assert_collapsed(model, collapse_model(model), np.arange(18).reshape(6, 3))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -302,11 +329,17 @@ def test_models_that_shapes_do_not_build():
     ids = np.random.default_rng(0).integers(0, 4, (6, 2))
     strict, pair = Strict(name="strict"), Pair(name="pair")
     strict(ids)
-    pair(ids, np.ones((6, 1), "float32"))
+    scale = np.full((6, 1), 3.0, "float32")
+    pair(ids, scale)
     for model in (strict, pair):
         with pytest.raises(ValueError, match="should be built from its configuration"):
             collapse_model(model)
     assert_collapsed(strict, collapse_model(strict, ids), ids)
+    for inputs in ((ids, scale), {"scale": scale, "ids": ids}):
+        collapsed = collapse_model(pair, inputs)
+        assert not any(isinstance(layer, MLETEmbedding) for layer in layers_of(collapsed))
+        expected = keras.ops.convert_to_numpy(pair(ids, scale))
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(collapsed(ids, scale)), expected, atol=1e-5)
 
 
 def test_wrappers():

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+import textwrap
 import tracemalloc
 
 import keras
@@ -182,6 +185,33 @@ def test_effective_table_needs_little_beside_the_result():
     finally:
         tracemalloc.stop()
     assert peak < 1.3 * table.nbytes
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="arrays of JAX cannot be written in place")
+def test_collapse_needs_little_beside_the_result():
+    script = textwrap.dedent(
+        """
+        import resource
+        from mlet_tf import MLETEmbedding
+
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+        layer = MLETEmbedding(2_000_000, 16, 8)
+        layer.build()
+        before = peak()
+        embedding = layer.collapse()
+        print((peak() - before) / (2_000_000 * 16 * 4))
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout.splitlines()[-1]) < 1.6
+
+
+@tensorflow_only
+def test_collapsed_table_is_not_copied_when_it_is_read():
+    table = built(20, 4, 6).collapse().embeddings.value
+    assert np.shares_memory(*(np.frombuffer(table.read_value(), "float32") for _ in range(2)))
 
 
 @pytest.mark.parametrize("deduplicate", [True, False])
