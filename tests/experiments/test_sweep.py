@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
-from mlet_tf.experiments.config import Cell, DataConfig, GeneratedConfig, SplitConfig, load_sweep
+from mlet_tf.experiments.config import (
+    Cell,
+    DataConfig,
+    GeneratedConfig,
+    GridConfig,
+    SplitConfig,
+    cells,
+    load_sweep,
+)
 from mlet_tf.experiments.data import SPLITS, prepare, split_of_rows
 from mlet_tf.experiments.nested import embedding_collection
 from mlet_tf.experiments.results import fill
@@ -156,25 +164,33 @@ def test_hidden_dims_follow_the_vocabulary():
 
 
 def test_penalties_act_on_tables_and_projections_apart(tmp_path):
-    data = prepare(load_tiny(tmp_path).data, tmp_path / "data")
-    training = load_tiny(tmp_path).training
+    config = load_tiny(tmp_path)
+    data = prepare(config.data, tmp_path / "data")
 
-    def norms(kind, **penalties):
-        hidden = (
-            {} if kind == "direct" else {"hidden_dim": 8, "initialization": "authors", "direct_threshold": 4}
-        )
-        trial = Trial(Cell(kind, 2, **hidden, **penalties), "tune", 0, (0.1, 0.1, 0.05))
-        model = build_model(trial, training, data)
-        fit(model, data.rows("train"), training, 0)
+    def norms(**penalties):
+        cell = Cell("mlet", 2, 8, "authors", direct_threshold=0, **penalties)
+        model = build_model(Trial(cell, "tune", 0, (0.1, 0.1, 0.05)), config.training, data)
+        fit(model, data.rows("train"), config.training, 0)
         variables = embedding_collection(model).trainable_variables
-        return [float(np.linalg.norm(v)) for v in sorted(variables, key=variable_role)]
+        return {variable_role(v): float(np.linalg.norm(v)) for v in variables}
 
-    plain, tables, projections = norms("mlet"), norms("mlet", table_l2=1.0), norms("mlet", projection_l2=1.0)
-    assert len(plain) >= 2
-    assert projections[0] < 0.7 * plain[0]
-    assert tables[-1] < 0.7 * plain[-1]
-    assert tables[0] > 0.7 * plain[0]
-    assert norms("direct", table_l2=1.0)[0] < 0.7 * norms("direct")[0]
+    plain, tables, projections = norms(), norms(table_l2=1.0), norms(projection_l2=1.0)
+    assert tables["table"] < 0.7 * plain["table"]
+    assert tables["projection"] > 0.7 * plain["projection"]
+    assert projections["projection"] < 0.7 * plain["projection"]
+
+
+def test_direct_tables_get_every_penalty_of_the_tables():
+    grid = GridConfig(("direct", "mlet"), (4,), table_l2=(0.0, 1e-4), projection_l2=(0.0, 1e-3))
+    penalties = [(cell.kind, cell.table_l2, cell.projection_l2) for cell in cells(grid)]
+    assert penalties == [
+        ("direct", 0.0, 0.0),
+        ("direct", 1e-4, 0.0),
+        ("mlet", 0.0, 0.0),
+        ("mlet", 0.0, 1e-3),
+        ("mlet", 1e-4, 0.0),
+        ("mlet", 1e-4, 1e-3),
+    ]
 
 
 def test_stored_trials_are_found_again():
