@@ -15,25 +15,33 @@ from benchmarks._harness import Result, Worker, ratio, take_turns
 from mlet_tf.datasets import CRITEO, write_log
 
 SCHEMA = dataclasses.replace(CRITEO, separator=",", header=True)
-STAGES = {"stock": 2, "ours": 3, "arrow": 1, "polars": 1}
+STAGES = {"stock": 2, "ours": 3, "statistics": 2, "stock_statistics": 1, "arrow": 1, "polars": 1}
 
 
 @dataclasses.dataclass
 class Run:
-    """CPU seconds of the stages of a run, and its peak memory in bytes."""
+    """CPU and wall seconds of the stages of a run, and the peak memory so far in bytes at the end of each."""
 
     rows: int
     seconds: list[float]
-    peak_bytes: int
+    wall: list[float]
+    peaks: list[int]
 
     @property
     def total(self) -> float:
         """CPU seconds of all stages."""
         return sum(self.seconds)
 
+    @property
+    def peak_bytes(self) -> int:
+        """Peak memory of the whole run."""
+        return self.peaks[-1]
+
     def __str__(self) -> str:
-        stages = " + ".join(f"{seconds:.1f}" for seconds in self.seconds)
-        return f"{self.rows / self.total:,.0f} rows/s ({stages} s, {self.peak_bytes / 1e9:.2f} GB)"
+        cpu, wall = (" + ".join(f"{s:.1f}" for s in seconds) for seconds in (self.seconds, self.wall))
+        return (
+            f"{self.rows / self.total:,.0f} rows/s ({cpu} s, wall {wall} s, {self.peak_bytes / 1e9:.2f} GB)"
+        )
 
 
 def measure(arguments: argparse.Namespace) -> list[Result]:
@@ -49,12 +57,28 @@ def _stock(arguments: argparse.Namespace) -> list[Result]:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         log = _write(scratch, rows, arguments)
         ours, stock = (_run(variant, log, rows, scratch) for variant in ("ours", "stock"))
+        summary, summary_stock = (
+            _run(variant, log, rows, scratch) for variant in ("statistics", "stock_statistics")
+        )
     examples = stock.seconds[0] / ours.seconds[0]
     everything = f"examples + vocabularies + transform, stock / ours, {rows:,} rows"
     return [
         _once(f"examples, stock / ours, {rows:,} rows", examples, 15, "higher"),
         _once(everything, stock.total / ours.total, 8, "higher", f"{stock} against {ours}"),
         _once(f"peak RSS, ours / stock, {rows:,} rows", ours.peak_bytes / stock.peak_bytes, None, "lower"),
+        _once(
+            f"statistics of all rows, stock / ours, {rows:,} rows",
+            summary_stock.total / summary.seconds[0],
+            None,
+            "higher",
+            f"{summary_stock} against {summary}",
+        ),
+        _once(
+            f"peak RSS of them, ours / stock, {rows:,} rows",
+            summary.peaks[0] / summary_stock.peak_bytes,
+            None,
+            "lower",
+        ),
     ]
 
 
@@ -67,7 +91,7 @@ def _growth(arguments: argparse.Namespace) -> list[Result]:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         for count in (rows, many):
             log = _write(scratch, count, arguments)
-            for variant in ("ours", *frames):
+            for variant in ("ours", "statistics", *frames):
                 runs[variant, count] = _run(variant, log, count, scratch)
     few, larger = runs["ours", rows], runs["ours", many]
     growth = larger.total / arguments.growth / few.total
@@ -76,6 +100,11 @@ def _growth(arguments: argparse.Namespace) -> list[Result]:
         _once(name, growth, 1.2, "lower", f"{few}; {larger}"),
         _once(f"peak RSS, ours, {many:,} rows / 3 GB", larger.peak_bytes / 3e9, 1, "lower"),
     ]
+    summary = runs["statistics", many]
+    for what, seconds, peak in zip(("all rows", "2 % of them"), summary.seconds, summary.peaks, strict=True):
+        name = f"statistics of {what} / the three stages, {many:,} rows"
+        note = f"{seconds:.1f} s, {peak / 1e9:.2f} GB"
+        results.append(_once(name, seconds / larger.total, None, "lower", note))
     for frame in frames:
         for count in (rows, many):
             ours, limit = runs["ours", count], runs[frame, count]
@@ -152,14 +181,22 @@ def _reading(arguments: argparse.Namespace) -> list[Result]:
 
 
 def _run(variant: str, path: Path, rows: int, scratch: str) -> Run:
-    spec = {"variant": variant, "schema": SCHEMA.to_dict(), "path": str(path), "scratch": scratch}
+    folder = Path(scratch) / f"{variant}_{rows}"
+    folder.mkdir()
+    spec = {
+        "variant": variant,
+        "schema": SCHEMA.to_dict(),
+        "path": str(path),
+        "folder": str(folder),
+        "examples": f"{scratch}/ours_{rows}/examples",
+    }
     worker = Worker("_preprocessing_worker", spec)
     try:
         worker.read()
         answers = [worker.run(1) for _ in range(STAGES[variant])]
     finally:
         worker.close()
-    return Run(rows, [answer["seconds"] for answer in answers], answers[-1]["peak_bytes"])
+    return Run(rows, *([answer[key] for answer in answers] for key in ("seconds", "loss", "peak_bytes")))
 
 
 def _once(name: str, value: float, goal: float | None, better: str, note: str = "") -> Result:

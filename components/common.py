@@ -84,12 +84,6 @@ def split_files(examples: Sequence[types.Artifact], split: str) -> list[str]:
     return example_files([join(uri, "*") for uri in artifact_utils.get_split_uris(list(examples), split)])
 
 
-def example_dataset(files: Sequence[str], batch_size: int) -> tf.data.Dataset:
-    """Batches of serialised tf.Examples, in a fixed order; the last one is as short as it is."""
-    compression = "GZIP" if files[0].endswith(".gz") else ""
-    return tf.data.TFRecordDataset(list(files), compression_type=compression).batch(batch_size)
-
-
 @contextlib.contextmanager
 def writing(
     folder: str | os.PathLike[str],

@@ -1,30 +1,41 @@
 """From tf.Example shards to training batches.
 
 The trainer reads each row many times but preprocesses it once: `pack_examples` runs the transform graph
-over batches and writes rows of fixed length, which tf.data then reads, shuffles and skips in C++.
+over several shards at a time and writes rows of fixed length, which tf.data then reads, shuffles and skips
+in C++.
 A packed row is `label` float32, `dense_features` float32 `[D]`, `sparse_features` int32 `[F]`.
 """
 
+import collections
 import dataclasses
+import hashlib
 import json
+import os
 import shutil
-import uuid
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
 from components.click_log_example_gen import read_ingest_report
-from components.common import example_dataset, example_files, join, writing
+from components.common import example_files, join, writing
+from components.records import example_batches
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.datasets.vocabulary import vocabulary_file
 from mlet_tf.errors import InputError
 from mlet_tf.export import Transform, raw_feature_spec
 from pipeline.preprocessing import DENSE, LABEL, SPARSE
+from pipeline.progress import ProgressLine
 
-_PACK_BATCH = 4096
+# A thread holds a batch and a packed shard; above this many, the little they do in Python keeps them waiting.
+_MAX_THREADS = 16
+_PACK_BATCH = 16_384
+_ROWS, _PACKED = "rows.bin", "packed.json"
 _RANGES = 16  # Pieces of a packed file that are read in random order.
 
 
@@ -118,69 +129,132 @@ def pack_examples(
     transform: Transform,
     folder: str | Path,
 ) -> PackedRows:
-    """Preprocesses all rows of tf.Example shards into one packed file.
+    """Preprocesses all rows of tf.Example shards into one packed file, in the order of the sorted shards.
 
-    A folder that an earlier call finished is used as it is.
+    A call that was killed is gone on with after the last shard that it had packed, and a folder that an earlier call
+    finished is used as it is, unless the examples are others by now.
 
     Args:
         patterns: `<uri>/Split-<split>/*` of artifacts of ClickLogExampleGen.
         schema: Schema of the log.
         transform: The transform graph, see `components.common.TransformGraph`.
-        folder: Where to write, on a local disk.
+        folder: Where to write, on a local disk; a folder for each transform graph.
 
     Returns:
         The packed rows.
 
     Raises:
-        InputError: If no file matches, the files hold no row, or not as many as ClickLogExampleGen wrote, or the
-            folder cannot be written.
+        InputError: If no file matches, the files hold no row, or not as many as ClickLogExampleGen wrote, a file is
+            damaged, or the folder cannot be written.
     """
     folder = Path(folder)
-    if not folder.exists():
-        # Writing goes through Python, reading through TensorFlow, whose errors are others.
-        with writing(folder, OSError):
-            _write_packed(patterns, schema, transform, folder)
-    return PackedRows(path=str(folder / "rows.bin"), **json.loads((folder / "meta.json").read_text()))
+    files = example_files(patterns)
+    reports = [_split_report(pattern) for pattern in patterns]
+    written = sum(rows for rows, _ in reports)
+    examples = hashlib.sha256(json.dumps([files, reports], sort_keys=True).encode()).hexdigest()
+    with writing(folder, OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        packed = _Packed.read(folder, examples)
+        if packed.files < len(files):
+            _pack_rest(files, written, schema, transform, folder, packed)
+    if not packed.rows or packed.rows != written:
+        shutil.rmtree(folder)
+        raise InputError(f"{', '.join(patterns)}: {written} rows were written, {packed.rows} can be read")
+    sparse = len(schema.sparse_features)
+    return PackedRows(str(folder / _ROWS), packed.rows, packed.words - 1 - sparse, sparse)
 
 
-def _write_packed(
-    patterns: Sequence[str],
-    schema: ClickLogSchema,
-    transform: Transform,
-    folder: Path,
+@dataclasses.dataclass
+class _Packed:
+    """How far a folder is packed.
+
+    Attributes:
+        examples: Digest of what is packed.
+        files: Shards that are packed.
+        rows: Rows in them.
+        words: Words of 4 bytes in a row.
+    """
+
+    examples: str
+    files: int = 0
+    rows: int = 0
+    words: int = 0
+
+    @classmethod
+    def read(cls, folder: Path, examples: str) -> "_Packed":
+        """What the folder says, or nothing where it is of other examples."""
+        if not (folder / _PACKED).exists():
+            return cls(examples)
+        packed = cls(**json.loads((folder / _PACKED).read_text()))
+        return packed if packed.examples == examples else cls(examples)
+
+    def write(self, folder: Path) -> None:
+        """Says it in the folder."""
+        aside = folder / f".{_PACKED}.{os.getpid()}"
+        aside.write_text(json.dumps(dataclasses.asdict(self)))
+        aside.replace(folder / _PACKED)
+
+
+def _pack_rest(
+    files: list[str], total: int, schema: ClickLogSchema, transform: Transform, folder: Path, packed: _Packed
 ) -> None:
+    """Packs the files that are left, and keeps `packed` and the folder up to date, a file at a time."""
+    preprocess = _preprocessor(schema, transform)
+
+    def pack(path: str) -> list[np.ndarray]:
+        return [preprocess(tf.constant(batch)).numpy() for batch in example_batches([path], _PACK_BATCH)]
+
+    line, started, before = ProgressLine(), time.monotonic(), packed.rows
+
+    def text() -> str:
+        rate = (packed.rows - before) / (time.monotonic() - started)
+        return f"packing {folder.name}: {packed.rows:,} of {total:,} rows, {rate:,.0f} rows/s"
+
+    with (folder / _ROWS).open("r+b" if packed.files else "wb") as file:
+        # What a killed call wrote after this is written again.
+        file.seek(4 * packed.words * packed.rows)
+        for batches in _in_order(pack, files[packed.files :]):
+            for words in batches:
+                file.write(words)  # `tofile` is silent where the last few bytes do not fit on the disk.
+                packed.rows, packed.words = packed.rows + len(words), words.shape[1]
+            file.flush()
+            os.fsync(file.fileno())
+            packed.files += 1
+            packed.write(folder)
+            line.show(packed.rows, total, text)
+
+
+def _preprocessor(schema: ClickLogSchema, transform: Transform) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Serialised tf.Examples `[B]` to packed rows int32 `[B, 1 + D + F]`."""
     spec = raw_feature_spec(schema, with_label=True)
 
-    def preprocess(serialized: tf.Tensor) -> tuple[tf.Tensor, int, int]:
-        rows = transform(tf.io.parse_example(serialized, spec))
-        label = tf.bitcast(rows[LABEL], tf.int32)[:, tf.newaxis]
-        dense = tf.bitcast(rows[DENSE], tf.int32)
-        sparse = tf.cast(rows[SPARSE], tf.int32)
-        return tf.concat([label, dense, sparse], axis=1), tf.shape(dense)[1], tf.shape(sparse)[1]
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def preprocess(serialized: tf.Tensor) -> tf.Tensor:
+        with tf.device("CPU"):  # A GPU would get texts to look up, and the few floats.
+            rows = transform(tf.io.parse_example(serialized, spec))
+            label = tf.bitcast(rows[LABEL], tf.int32)[:, tf.newaxis]
+            return tf.concat(
+                [label, tf.bitcast(rows[DENSE], tf.int32), tf.cast(rows[SPARSE], tf.int32)], axis=1
+            )
 
-    batches = example_dataset(example_files(patterns), _PACK_BATCH).map(
-        preprocess, num_parallel_calls=tf.data.AUTOTUNE
-    )
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    aside.mkdir(parents=True)
-    rows = dense = sparse = 0
-    try:
-        with (aside / "rows.bin").open("wb") as file:
-            for words, dense_width, sparse_width in batches.prefetch(2).as_numpy_iterator():
-                file.write(words)  # `tofile` is silent where the last few bytes do not fit on the disk.
-                rows, dense, sparse = rows + len(words), int(dense_width), int(sparse_width)
-        if not rows:
-            raise InputError(f"the examples in {', '.join(patterns)} hold no row")
-        written = sum(map(_rows_written, patterns))
-        if rows != written:
-            raise InputError(f"{', '.join(patterns)}: {written} rows were written, {rows} can be read")
-        (aside / "meta.json").write_text(json.dumps({"rows": rows, "dense": dense, "sparse": sparse}))
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    return preprocess.get_concrete_function()
 
 
-def _rows_written(pattern: str) -> int:
-    """Rows that ClickLogExampleGen says are in the files of one split."""
+def _in_order(function: Callable[[str], Any], items: Sequence[str]) -> Iterator[Any]:
+    """What a function gives for each item, in their order; threads work on the next few items meanwhile."""
+    threads = min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+    waiting: collections.deque[futures.Future] = collections.deque()
+    with futures.ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _split_report(pattern: str) -> tuple[int, dict[str, Any]]:
+    """Rows that ClickLogExampleGen says are in the files of one split, and all that it says."""
     uri, split, _ = pattern.rsplit("/", 2)
-    return read_ingest_report(uri)["rows"][split.removeprefix("Split-")]
+    report = read_ingest_report(uri)
+    return report["rows"][split.removeprefix("Split-")], report

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,7 @@ from mlet_tf.distributed import Cluster, Workers
 from mlet_tf.errors import InputError
 from pipeline.config import TrainConfig
 from pipeline.examples import PackedRows
-
-_LOG_SECONDS = 10.0
+from pipeline.progress import ProgressLine
 
 
 @dataclasses.dataclass
@@ -250,7 +248,7 @@ def _finish_epoch(
 
 
 class _Checkpointer(keras.callbacks.Callback):
-    """Saves every `every` steps and shows progress: a bar on a terminal, plain lines in a log."""
+    """Saves every `every` steps and shows progress."""
 
     def __init__(
         self, checkpoints: Checkpoints, progress: Progress, every: int, first: int, last: int
@@ -258,7 +256,7 @@ class _Checkpointer(keras.callbacks.Callback):
         super().__init__()
         self._checkpoints, self._progress, self._every = checkpoints, progress, every
         self._first, self._last = first, last
-        self._saved, self._shown = first, 0.0
+        self._saved, self._shown = first, ProgressLine()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         step = self._first + batch + 1
@@ -266,24 +264,10 @@ class _Checkpointer(keras.callbacks.Callback):
         if step - self._saved >= self._every and step < self._last:
             self._saved = step
             self._checkpoints.save()
-        self._show(step, logs or {})
-
-    def _show(self, step: int, logs: Mapping[str, Any]) -> None:
-        now = time.monotonic()
-        terminal = sys.stderr.isatty()
-        if step < self._last and now - self._shown < (0.2 if terminal else _LOG_SECONDS):
-            return
-        self._shown = now
-        text = f"epoch {self._progress.epoch + 1}, step {step}/{self._last}, loss {_loss(logs):.4f}"
-        if terminal:
-            done = 30 * step // self._last
-            print(
-                f"\r    [{'#' * done}{'.' * (30 - done)}] {text}",
-                end="" if step < self._last else "\n",
-                file=sys.stderr,
-            )
-        else:
-            print(f"    {text}", file=sys.stderr, flush=True)
+        epoch = self._progress.epoch + 1
+        self._shown.show(
+            step, self._last, lambda: f"epoch {epoch}, step {step}/{self._last}, loss {_loss(logs or {}):.4f}"
+        )
 
 
 def _loss(logs: Mapping[str, Any]) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from components.click_log_example_gen.config import EVAL, TRAIN
-from components.click_log_example_gen.shards import count_records
+from components.records import count_records
 from mlet_tf.datasets.counts import Run, open_run
 
 REPORT_FILE = "ingest_report.json"
@@ -28,7 +28,7 @@ def write_ingest_report(uri: str, report: dict[str, Any]) -> None:
 def count_rows(uri: str) -> dict[str, int]:
     """Counts the rows of each split of an Examples artifact by reading all of its shards."""
     return {
-        split: count_records(sorted(tf.io.gfile.glob(f"{uri}/Split-{split}/data_tfrecord-*.gz")))
+        split: sum(map(count_records, tf.io.gfile.glob(f"{uri}/Split-{split}/data_tfrecord-*.gz")))
         for split in (TRAIN, EVAL)
     }
 

@@ -6,7 +6,6 @@ import json
 import struct
 import uuid
 import zlib
-from collections.abc import Iterable
 from concurrent import futures
 from typing import Any
 
@@ -17,9 +16,9 @@ import tensorflow as tf
 from isal import isal_zlib
 
 from components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig
+from components.records import count_records
 from mlet_tf.datasets.counts import ValueCounter
 from mlet_tf.datasets.encoding import dictionary_columns, encode_examples, list_records
-from mlet_tf.datasets.files import open_binary
 from mlet_tf.datasets.reading import Block, Chunk, read_chunk
 from mlet_tf.errors import InputError
 
@@ -32,8 +31,6 @@ _GZIP = 31
 
 # A TFRecord is a length, its checksum, the record and its checksum.
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
-_FRAME_BYTES = 8 + 4 + 4
-_READ_BYTES = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +118,7 @@ def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) 
                 result.rows += block.rows_read
             written.result()
         for split, writer in writers.items():
-            result.shards += [(split, path, count_records([path])) for path in writer.close()]
+            result.shards += [(split, path, count_records(path)) for path in writer.close()]
         result.rejects_file = rejects.close()
         result.counts = counts.close()
     except InputError as error:
@@ -135,36 +132,6 @@ def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) 
 def _write_parts(writers: dict[str, "_ShardWriter"], parts: dict[str, list[bytes]]) -> None:
     for split, records in parts.items():
         writers[split].write(records)
-
-
-def count_records(paths: Iterable[str]) -> int:
-    """Counts the records of compressed TFRecord files by reading them again.
-
-    Raises:
-        InputError: A file is damaged, by gzip's checksum.
-    """
-    return sum(_count_file(path) for path in paths)
-
-
-def _count_file(path: str) -> int:
-    # Inflating and going from length to length takes half the time of a `tf.data.TFRecordDataset`.
-    inflate, data, count = isal_zlib.decompressobj(wbits=_GZIP), b"", 0
-    try:
-        with open_binary(path) as file:
-            while block := file.read(_READ_BYTES):
-                data += inflate.decompress(block)
-                start, last = 0, len(data) - _LENGTH.size
-                while start <= last:
-                    end = start + _LENGTH.unpack_from(data, start)[0] + _FRAME_BYTES
-                    if end > len(data):
-                        break
-                    start, count = end, count + 1
-                data = data[start:]
-    except (OSError, isal_zlib.error) as error:
-        raise InputError(f"The shard {path} is damaged: {error}") from error
-    if data or not inflate.eof or inflate.unused_data:
-        raise InputError(f"The shard {path} is damaged: it does not end with a record")
-    return count
 
 
 def _in_eval(block: Block, task: Task, config: IngestConfig, cut: int | None) -> np.ndarray:

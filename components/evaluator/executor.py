@@ -17,8 +17,9 @@ from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
-from components.common import SERVING_MODEL, TransformGraph, example_dataset, join, split_files
+from components.common import SERVING_MODEL, TransformGraph, join, split_files
 from components.evaluator.gate import Metrics, Slice, judge
+from components.records import example_batches
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import raw_feature_spec
 from mlet_tf.metrics import ctr_metrics
@@ -127,7 +128,7 @@ class PredictShard(beam.DoFn):
     def process(self, element: tuple[int, str]) -> Iterator[int]:
         """Handles one `(index, file)`; gives the number of rows."""
         index, path = element
-        parts = [self._predict(serialized) for serialized in example_dataset([path], _BATCH)]
+        parts = [self._predict(tf.constant(batch)) for batch in example_batches([path], _BATCH)]
         if not parts:
             return
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

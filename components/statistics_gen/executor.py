@@ -25,7 +25,8 @@ from tfx.utils import io_utils
 
 from components.beam import stream_tasks
 from components.click_log_example_gen import read_ingest_report
-from components.common import example_dataset, join, split_files
+from components.common import join, split_files
+from components.records import example_batches
 
 _BATCH_ROWS = 16_384
 # Up to so many distinct values of a column the sketches are exact.
@@ -156,9 +157,9 @@ def _record_batches(task: Task, spec: dict[str, tf.io.VarLenFeature]) -> Iterato
     # The draw depends on nothing but the file, however it is run.
     rng = np.random.default_rng(zlib.crc32(task.path.rsplit("/", 1)[-1].encode()))
     parse = _parser(tuple(spec.items()))
-    for records in example_dataset([task.path], _BATCH_ROWS).as_numpy_iterator():
-        sample = records[rng.random(len(records)) < task.sample_rate]
-        if len(sample):
+    for records in example_batches([task.path], _BATCH_ROWS):
+        sample = list(itertools.compress(records, rng.random(len(records)) < task.sample_rate))
+        if sample:
             columns = parse(tf.constant(sample))
             arrays = [_list_array(columns[name], len(sample)) for name in spec]
             yield pa.RecordBatch.from_arrays(arrays, list(spec))

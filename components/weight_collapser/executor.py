@@ -16,12 +16,12 @@ from tfx.types import artifact_utils
 from components.common import (
     SERVING_MODEL,
     TransformGraph,
-    example_dataset,
     join,
     load_keras_model,
     save_model,
     split_files,
 )
+from components.records import example_batches
 from mlet_tf.collapse import collapse_model, collapse_report
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import GateError
@@ -63,12 +63,8 @@ class Executor(base_executor.BaseExecutor):
             tft.TFTransformOutput(artifact_utils.get_single_uri(input_dict["transform_graph"]))
         )
         trained = load_keras_model(artifact_utils.get_single_uri(input_dict["model"]))
-        batches = list(
-            itertools.islice(
-                example_dataset(split_files(input_dict["examples"], "eval"), _BATCH).as_numpy_iterator(),
-                _BATCHES,
-            )
-        )
+        files = split_files(input_dict["examples"], "eval")
+        batches = list(itertools.islice(example_batches(files, _BATCH), _BATCHES))
         inputs = [_model_inputs(batch, schema, transform) for batch in batches]
         collapsed = collapse_model(trained, inputs=inputs[0])
         difference = max(_difference(trained, collapsed, batch) for batch in inputs)
@@ -110,7 +106,7 @@ class Executor(base_executor.BaseExecutor):
             json.dump(report, file, indent=1)
 
 
-def _model_inputs(serialized: np.ndarray, schema: ClickLogSchema, transform: Any) -> dict[str, tf.Tensor]:
+def _model_inputs(serialized: list[bytes], schema: ClickLogSchema, transform: Any) -> dict[str, tf.Tensor]:
     columns = tf.io.parse_example(serialized, raw_feature_spec(schema))
     outputs = transform(columns)
     return {name: outputs[name] for name in MODEL_INPUTS}

@@ -2,6 +2,7 @@
 
 import collections
 import gzip
+import itertools
 import json
 import os
 import resource
@@ -29,6 +30,7 @@ from components.click_log_example_gen import (
     shards,
 )
 from components.click_log_example_gen.config import IngestConfig
+from components.records import count_records, example_batches
 from mlet_tf.datasets import AVAZU, CRITEO, ClickLogSchema, TimeColumn
 from mlet_tf.datasets.reading import read_log
 from mlet_tf.errors import InputError
@@ -153,18 +155,21 @@ def test_parquet_gives_the_same_rows(hashed, tmp_path):
     assert all_rows(other.uri) == all_rows(examples.uri)
 
 
-def test_counting_agrees_with_tensorflow_and_notices_damage(tmp_path):
+def test_reading_agrees_with_tensorflow_and_notices_damage(tmp_path):
     path = tmp_path / "shard.gz"
     records = [b"x" * n for n in (0, 1, 300_000, 7)] * 20
     with tf.io.TFRecordWriter(str(path), "GZIP") as writer:
         for record in records:
             writer.write(record)
-    assert shards.count_records([str(path)] * 2) == 160
+    assert count_records(str(path)) == 80
+    batches = list(example_batches([str(path)] * 2, 50))
+    assert [len(batch) for batch in batches] == [50, 50, 50, 10]
+    assert list(itertools.chain.from_iterable(batches)) == records * 2
     assert list(tf.data.TFRecordDataset(str(path), "GZIP").as_numpy_iterator()) == records
     whole = path.read_bytes()
     for damaged in (whole[:-9], whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], b"", whole + b"x"):
         path.write_bytes(damaged)
-        assert f"The shard {path} is damaged" in message_of(lambda: shards.count_records([str(path)]))
+        assert f"The shard {path} is damaged" in message_of(lambda: count_records(str(path)))
 
 
 def test_large_shards_are_divided(hashed, tmp_path, monkeypatch):

@@ -1,0 +1,148 @@
+"""Packing examples for the trainer: in one order, once, whatever is killed or broken on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tests_support import run_example_gen
+
+from mlet_tf.datasets import ClickLogSchema
+from mlet_tf.errors import InputError
+from pipeline.examples import pack_examples
+
+SCHEMA = ClickLogSchema(
+    name="numbered",
+    label="y",
+    integers=("i",),
+    categoricals=("c",),
+    time=None,
+    drop=(),
+    columns=("y", "i", "c"),
+    separator="\t",
+    header=True,
+    missing=("",),
+)
+SIZES = (3000, 300, 300, 300)
+
+
+def number_columns(columns):
+    """Stands for the transform graph: the row's number as its dense value and as its id."""
+    number = tf.sparse.to_dense(columns["i"])
+    label = tf.cast(tf.sparse.to_dense(columns["y"])[:, 0], tf.float32)
+    return {"label": label, "dense_features": tf.cast(number, tf.float32), "sparse_features": number}
+
+
+def slow_columns(columns):
+    """The same, with a wait for each row: a large shard ends after the small ones behind it."""
+    outputs = number_columns(columns)
+    wait = tf.numpy_function(lambda label: time.sleep(len(label) / 3000), [outputs["label"]], [])
+    with tf.control_dependencies([wait]):
+        return {name: tf.identity(value) for name, value in outputs.items()}
+
+
+def ingest(folder: Path, first: int = 0) -> Path:
+    """Examples of numbered rows, a shard for each of `SIZES` and split."""
+    log = folder / f"log-{first}"
+    log.mkdir()
+    for name, rows in zip("abcd", SIZES, strict=True):
+        lines = "".join(f"{n % 2}\t{n}\tcat{n}\n" for n in range(first, first + rows))
+        (log / f"{name}.tsv").write_text("y\ti\tc\n" + lines)
+        first += rows
+    return Path(run_example_gen(folder / "examples", SCHEMA, log).uri)
+
+
+def shards(examples: Path) -> list[Path]:
+    return sorted((examples / "Split-train").iterdir())
+
+
+def numbers_in(paths: list[Path]) -> list[int]:
+    records = tf.data.TFRecordDataset([str(path) for path in paths], "GZIP").as_numpy_iterator()
+    return [
+        tf.train.Example.FromString(record).features.feature["i"].int64_list.value[0] for record in records
+    ]
+
+
+def pack(examples: Path, folder: Path, transform=number_columns) -> list[int]:
+    """Packs the train split; returns the ids in the order of the rows."""
+    packed = pack_examples([f"{examples}/Split-train/*"], SCHEMA, transform, folder)
+    rows = [(inputs, label.numpy()) for inputs, label in packed.batches(100)]
+    ids = np.concatenate([inputs["sparse_features"][:, 0] for inputs, _ in rows])
+    np.testing.assert_array_equal(np.concatenate([label for _, label in rows]), ids % 2)
+    np.testing.assert_array_equal(np.concatenate([inputs["dense_features"][:, 0] for inputs, _ in rows]), ids)
+    return ids.tolist()
+
+
+def spoil(paths: list[Path]) -> None:
+    for path in paths:
+        path.write_bytes(b"spoiled")
+
+
+@pytest.fixture
+def examples(tmp_path):
+    examples = ingest(tmp_path)
+    assert len(shards(examples)) == len(SIZES)
+    return examples
+
+
+def test_rows_keep_the_order_of_the_shards(examples, tmp_path):
+    assert pack(examples, tmp_path / "packed", slow_columns) == numbers_in(shards(examples))
+
+
+def test_killed_packing_goes_on_with_the_shards_that_are_left(examples, tmp_path):
+    expected, folder = numbers_in(shards(examples)), tmp_path / "packed"
+    script = "import sys; sys.path[:0] = sys.argv[1:3]; import test_examples; test_examples.slow_pack(*sys.argv[3:])"
+    folders = [str(parent) for parent in Path(__file__).parents[:2]]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *folders, str(examples), str(folder)],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first = next((line for line in process.stderr if "packing" in line), "")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(numbers_in(shards(examples)[:1]))
+    assert f"packing packed: {done:,} of {len(expected):,} rows" in first
+
+    spoil(shards(examples)[:1])
+    assert pack(examples, folder) == expected
+    spoil(shards(examples))
+    assert pack(examples, folder) == expected, "a finished folder is used as it is"
+
+
+def slow_pack(examples: str, folder: str) -> None:
+    """Leaves time to be killed after the first shard."""
+
+    def transform(columns):
+        outputs = slow_columns(columns)
+        number = outputs["sparse_features"]
+        late = tf.numpy_function(lambda first: time.sleep(60 * float(first >= SIZES[0])), [number[0, 0]], [])
+        with tf.control_dependencies([late]):
+            return {name: tf.identity(value) for name, value in outputs.items()}
+
+    pack(Path(examples), Path(folder), transform)
+
+
+def test_a_damaged_shard_is_named_and_the_work_before_it_is_kept(examples, tmp_path):
+    expected, damaged = numbers_in(shards(examples)), shards(examples)[2]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-20])
+    with pytest.raises(InputError, match=f"The shard {damaged} is damaged"):
+        pack(examples, tmp_path / "packed")
+    damaged.write_bytes(whole)
+    spoil(shards(examples)[:2])
+    assert pack(examples, tmp_path / "packed") == expected
+
+
+def test_rows_of_other_examples_are_not_used(examples, tmp_path):
+    before = pack(examples, tmp_path / "packed")
+    for path in sorted(examples.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    after = pack(ingest(tmp_path, first=100_000), tmp_path / "packed")
+    assert len(after) > 2000 and not set(after) & set(before)
