@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, MLETEmbedding
     from mlet_tf.quantize import quantization_report, quantize_model
 
-_MODULES = ("mlet_tf.layers", "mlet_tf.collapse", "mlet_tf.quantize")
+_MODULES = ("mlet_tf.layers", "mlet_tf.collapse", "mlet_tf.quantize", "mlet_tf.optimizers")
 
 __all__ = [
     "EmbeddingCollection",
@@ -62,7 +62,7 @@ def _require_keras_3() -> None:
 
 
 # The `mlet-tf` command answers --help and REST queries without paying seconds for TensorFlow. Everywhere
-# else the layers are registered with Keras right away, so that `keras.models.load_model` knows them.
+# else the layers and optimizers are registered with Keras right away, so that `keras.models.load_model` knows them.
 if Path(getattr(sys, "argv", [""])[0]).name != "mlet-tf":
     _require_keras_3()
     for _module in _MODULES:

@@ -21,6 +21,19 @@ def test_the_library_needs_neither_beam_nor_tfx_nor_tfrs():
     assert not modules & set(HEAVY)
 
 
+def test_importing_the_library_is_enough_to_load_a_compiled_model(tmp_path):
+    import keras
+
+    from mlet_tf import MLETEmbedding
+    from mlet_tf.optimizers import RowWiseAdagrad, split_optimizer
+
+    ids = keras.Input((2,), dtype="int32")
+    model = keras.Model(ids, MLETEmbedding(9, 2, 4)(ids))
+    model.compile(split_optimizer(tables=RowWiseAdagrad(), dense="adam"), "mse")
+    model.save(tmp_path / "model.keras")
+    _modules_after(f"import mlet_tf, keras; keras.models.load_model({str(tmp_path / 'model.keras')!r})")
+
+
 def test_the_command_answers_without_tensorflow():
     modules = _modules_after("import mlet_tf.cli", "/usr/bin/mlet-tf")
     assert not modules & {"tensorflow", "keras", *HEAVY}

@@ -124,7 +124,8 @@ class EmbeddingCollection(keras.layers.Layer):
     Input shape:
         Integer ids `[B, F]` in the order of `features`, or a dict from feature names to `[B]`, `[B, 1]` or,
         where the feature has a combiner, `[B, L]` (negative ids are padding) or, on TensorFlow, a ragged
-        `[B, None]`. For ids on JAX see `MLETEmbedding`.
+        `[B, None]`. Padded ids train to the same weights as ragged ones; Keras has no ragged tensors on JAX and
+        torch. For ids on JAX see `MLETEmbedding`.
 
     Output shape:
         `[B, F, output_dim]`; the embedding of an empty bag is zero.

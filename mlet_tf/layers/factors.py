@@ -331,29 +331,29 @@ def write_rows(table: keras.Variable, blocks: Iterator[np.ndarray]) -> None:
         table.assign(_stack(blocks, table.shape[0]))
         return
     write = _write_tensorflow if on_tensorflow() else _write_torch
-    low = 0
-    for block in blocks:
-        write(table, low, block)
-        low += len(block)
-    if on_tensorflow():
-        import tensorflow as tf
-
-        # Else every later read of the whole would copy it.
-        tf.raw_ops.DisableCopyOnRead(resource=table.value.handle)
+    write(table, blocks)
 
 
-def _write_tensorflow(table: keras.Variable, low: int, block: np.ndarray) -> None:
+def _write_tensorflow(table: keras.Variable, blocks: Iterator[np.ndarray]) -> None:
     import tensorflow as tf
 
-    rows = tf.range(low, low + len(block))
-    table.value.scatter_update(tf.IndexedSlices(tf.cast(block, table.dtype), rows))
+    low = 0
+    for block in blocks:
+        rows = tf.range(low, low + len(block))
+        table.value.scatter_update(tf.IndexedSlices(tf.cast(block, table.dtype), rows))
+        low += len(block)
+    # Else every later read of the whole would copy it.
+    tf.raw_ops.DisableCopyOnRead(resource=table.value.handle)
 
 
-def _write_torch(table: keras.Variable, low: int, block: np.ndarray) -> None:
+def _write_torch(table: keras.Variable, blocks: Iterator[np.ndarray]) -> None:
     import torch
 
+    low = 0
     with torch.no_grad():
-        table.value[low : low + len(block)] = ops.convert_to_tensor(block, table.dtype)
+        for block in blocks:
+            table.value[low : low + len(block)] = ops.convert_to_tensor(block, table.dtype)
+            low += len(block)
 
 
 def _stack(blocks: Iterator[np.ndarray], rows: int) -> np.ndarray:
@@ -368,9 +368,9 @@ def _stack(blocks: Iterator[np.ndarray], rows: int) -> np.ndarray:
 
 
 def writes_in_place() -> bool:
-    """Whether rows of a variable can be overwritten: on torch, and on TensorFlow on a single device."""
+    """Whether rows of a variable can be overwritten: on torch, and on TensorFlow eagerly and on a single device."""
     if not on_tensorflow():
         return keras.backend.backend() == "torch"
     import tensorflow as tf
 
-    return not tf.distribute.has_strategy()
+    return tf.executing_eagerly() and not tf.distribute.has_strategy()

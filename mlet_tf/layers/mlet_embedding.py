@@ -64,8 +64,9 @@ class MLETEmbedding(Lookup):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
-        Integer ids of any rank (float ids are cast); ragged tensors on TensorFlow. On JAX ids have 32 bits: wider
-        ones in a NumPy array that the layer itself is called with are out of range, elsewhere JAX wraps them.
+        Integer ids of any rank (float ids are cast); ragged tensors on TensorFlow, the only backend for which
+        Keras has them: elsewhere pad with 0 and set `mask_zero`. On JAX ids have 32 bits: wider ones in a NumPy
+        array that the layer itself is called with are out of range, elsewhere JAX wraps them.
 
     Output shape:
         Input shape with `output_dim` appended.

@@ -61,6 +61,54 @@ def test_learning_rate_multipliers_scale_each_factors_step():
         np.testing.assert_allclose(b, expected * a, rtol=1e-3, atol=1e-6, err_msg=variable.path)
 
 
+def trained_on_bags(bags, ragged=False):
+    """Weights after training a model with multi-valued features on `bags`, in whatever form they are."""
+    keras.utils.set_random_seed(3)
+    features = [EmbeddingFeature("sum", 12, combiner="sum"), EmbeddingFeature("mean", 30, combiner="mean")]
+    inputs = {f.name: keras.Input((None,), dtype="int64", ragged=ragged, name=f.name) for f in features}
+    vectors = EmbeddingCollection(features, 4, 6)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(vectors)))
+    model.compile(SparseAdagrad(0.1), "mse", jit_compile=False)
+    before = model.get_weights()
+    model.fit({"sum": bags, "mean": bags}, np.ones((len(LISTS), 1)), batch_size=4, shuffle=False, verbose=0)
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(before, model.get_weights(), strict=True))
+    return model.get_weights()
+
+
+LISTS = [[3, 1, 1], [], [11], [4, 5, 6, 7, 8], [0, 0], [2], [9, 3], [10]]
+
+
+def test_padded_ids_are_the_form_of_ragged_ones_on_every_backend():
+    """However long and on whichever side the padding is, the model that comes out is that of the lists."""
+    pad = keras.utils.pad_sequences
+    expected = trained_on_bags(pad(LISTS, value=-1, padding="post"))
+    forms = [(pad(LISTS, value=-7, maxlen=9), False)]
+    if ON_TENSORFLOW:
+        import tensorflow as tf
+
+        forms.append((tf.ragged.constant(LISTS, tf.int64), True))
+    for bags, ragged in forms:
+        for a, b in zip(trained_on_bags(bags, ragged), expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("name", ["MLETEmbedding", "EmbeddingCollection"])
+def test_layer_built_inside_a_function_starts_once(name):
+    import tensorflow as tf
+
+    if name == "MLETEmbedding":
+        layer, ids = MLETEmbedding(12, 4, 6), tf.constant([[3, 4]])
+    else:
+        layer, ids = EmbeddingCollection([EmbeddingFeature(x, 12) for x in "ab"], 4, 6), tf.constant([[3, 4]])
+    call = tf.function(layer)
+    before = call(ids)
+    assert np.abs(before).max() > 0
+    for table in layer.weights:
+        table.assign(table.value * 2)
+    np.testing.assert_allclose(call(ids), 4 * before, rtol=1e-5)
+
+
 @tensorflow_only
 def test_model_trained_on_two_replicas_equals_one_device_and_collapses(tmp_path):
     script = textwrap.dedent(
