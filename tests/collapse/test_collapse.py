@@ -216,7 +216,11 @@ def test_mixed_precision_model():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = keras.Sequential(
-            [keras.Input((2,), dtype="int32"), MLETEmbedding(30, 4, 8), keras.layers.Dense(3)]
+            [
+                keras.Input((2,), dtype="int32"),
+                MLETEmbedding(30, 4, 8),
+                keras.layers.Dense(3, dtype="float32"),  # As Keras advises for the last layer.
+            ]
         )
     finally:
         keras.config.set_dtype_policy("float32")
