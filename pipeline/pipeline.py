@@ -102,7 +102,7 @@ def _data_nodes(config: PipelineConfig) -> dict[str, base_node.BaseNode]:
         examples=example_gen.outputs["examples"],
         schema=schema_gen.outputs["schema"],
         sample_rate=config.validation.sample_rate,
-        code_version=code_version("components.statistics_gen"),
+        code_version=code_version("components.statistics_gen", "components.records"),
     )
     validator = (
         GatedExampleValidator if config.validation.fail_on_anomalies else tfx.components.ExampleValidator
@@ -154,6 +154,7 @@ def _model_nodes(
                 "pipeline.trainer",
                 "pipeline.training",
                 "pipeline.examples",
+                "components.records",
                 "mlet_tf.distributed",
                 *_MODEL_CODE,
             ),
@@ -168,6 +169,7 @@ def _model_nodes(
         table_dtype=config.serving.table_dtype,
         code_version=code_version(
             "components.weight_collapser",
+            "components.records",
             "mlet_tf._remake",
             "mlet_tf.collapse",
             "mlet_tf.quantize",
@@ -193,7 +195,9 @@ def _push_nodes(
         schema=schema,
         gate=json.dumps(to_mapping(config.gate)),
         table_dtype=config.serving.table_dtype,
-        code_version=code_version("components.evaluator", "components.common", "mlet_tf.metrics"),
+        code_version=code_version(
+            "components.evaluator", "components.common", "components.records", "mlet_tf.metrics"
+        ),
     )
     if use_model_server:
         validator = tfx.components.InfraValidator(
