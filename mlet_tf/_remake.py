@@ -8,6 +8,7 @@ from types import FunctionType
 from typing import Any
 
 import keras
+from keras import ops
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES  # No public name takes back a name.
 from keras.src.saving.serialization_lib import SafeModeScope  # No public name allows lambdas for one call.
 
@@ -115,8 +116,12 @@ def require_weights(pairs: Iterable[tuple[keras.layers.Layer, keras.layers.Layer
 
 def copy_state(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
     """Copies what is a layer's own: variables, and assets such as vocabularies."""
+    variables = _own_variables(source)
+    if keras.backend.backend() == "jax":
+        # Assigned as they are, arrays would be those of both layers, and `fit` and `predict` use up what they hold.
+        variables = {name: ops.copy(variable) for name, variable in variables.items()}
     try:
-        target.load_own_variables(_own_variables(source))
+        target.load_own_variables(variables)
     except ValueError as error:
         raise ValueError(
             f"Layer '{source.name}' should have the same weights when its model is made again from "

@@ -91,6 +91,8 @@ def test_collapsed_file_needs_nothing_of_this_package(tmp_path):
     loaded = keras.models.load_model(tmp_path / "served.keras")
     x = np.arange(15).reshape(5, 3)
     np.testing.assert_allclose(loaded.predict(x, verbose=0), collapsed.predict(x, verbose=0), atol=1e-6)
+    # Neither of both models has taken the other's arrays with it.
+    np.testing.assert_allclose(model.predict(x, verbose=0), collapsed.predict(x, verbose=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("with_input", [True, False])
