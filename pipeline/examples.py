@@ -32,7 +32,7 @@ from mlet_tf.export import Transform, raw_feature_spec
 from pipeline.preprocessing import DENSE, LABEL, SPARSE
 from pipeline.progress import ProgressLine
 
-# A thread holds a batch and a packed shard; above this many, the little they do in Python keeps them waiting.
+# Each thread holds a batch and a packed shard, some 100 MB.
 _MAX_THREADS = 16
 _PACK_BATCH = 16_384
 _ROWS, _PACKED = "rows.bin", "packed.json"
