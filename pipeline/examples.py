@@ -186,7 +186,10 @@ class _Packed:
         if not (folder / _PACKED).exists():
             return cls(examples)
         packed = cls(**json.loads((folder / _PACKED).read_text()))
-        return packed if packed.examples == examples else cls(examples)
+        if packed.examples == examples:
+            return packed
+        (folder / _PACKED).unlink()  # What it says will not be true once the first rows are written.
+        return cls(examples)
 
     def write(self, folder: Path) -> None:
         """Says it in the folder."""

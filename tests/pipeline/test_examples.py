@@ -1,6 +1,7 @@
 """Packing examples for the trainer: in one order, once, whatever is killed or broken on the way."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,8 +142,21 @@ def test_a_damaged_shard_is_named_and_the_work_before_it_is_kept(examples, tmp_p
 
 
 def test_rows_of_other_examples_are_not_used(examples, tmp_path):
+    (tmp_path / "others").mkdir()
+    others = ingest(tmp_path / "others", first=100_000)
+    expected = numbers_in(shards(examples))
+    assert pack(examples, tmp_path / "packed") == expected
+    whole = shards(others)[0].read_bytes()
+    spoil(shards(others)[:1])
+    with pytest.raises(InputError, match="is damaged"):
+        pack(others, tmp_path / "packed")
+    assert pack(examples, tmp_path / "packed") == expected
+    shards(others)[0].write_bytes(whole)
+    assert pack(others, tmp_path / "packed") == numbers_in(shards(others))
+
+
+def test_other_examples_in_the_same_place_are_packed_anew(examples, tmp_path):
     before = pack(examples, tmp_path / "packed")
-    for path in sorted(examples.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
+    shutil.rmtree(examples)
     after = pack(ingest(tmp_path, first=100_000), tmp_path / "packed")
     assert len(after) > 2000 and not set(after) & set(before)
