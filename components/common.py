@@ -34,7 +34,6 @@ def load_keras_model(uri: str) -> keras.Model:
     # Keras finds only the classes that are imported, and where each component has a process of its own nothing
     # else has done so.
     importlib.import_module("mlet_tf.models")
-    importlib.import_module("mlet_tf.optimizers")
     return keras.models.load_model(join(uri, KERAS_MODEL))
 
 
