@@ -69,8 +69,8 @@ class ValidationConfig:
             categorical column.
         sample_rate: Share of the rows the statistics are computed on, and so of those that are validated; of
             each split at least about 100,000 rows are looked at, or all that it has. The counts in `run.json`
-            and those behind the vocabularies are of all rows. Of all rows the statistics would take as long as
-            everything else up to the training.
+            and those behind the vocabularies are of all rows. Of all rows the statistics would take nearly
+            as long as everything else up to the training.
     """
 
     fail_on_anomalies: bool = True
