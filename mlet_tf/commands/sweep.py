@@ -68,7 +68,7 @@ class _Display:
         self._bar.stop()
 
     def note(self, line: str) -> None:
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def progress(self, state: Any) -> None:
         self._bar.update(self._task, total=state.total, completed=state.done)
