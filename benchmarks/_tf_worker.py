@@ -107,7 +107,7 @@ def build_tfrs(spec: dict[str, Any], sizes: list[int]) -> Any:
 
 
 def serve_floor(spec: dict[str, Any], sizes: list[int]) -> None:
-    """Runs only what no implementation can leave out: matrix products, row reads, row updates."""
+    """Runs only what no implementation can leave out: matrix products and, unless `products_only`, rows."""
     import tensorflow as tf
 
     batch, d, k = spec["batch"], spec["d"], spec["k"]
@@ -132,6 +132,8 @@ def serve_floor(spec: dict[str, Any], sizes: list[int]) -> None:
             if i:
                 outputs.append(tf.matmul(g, w, transpose_b=True))
             total += tf.add_n([o[0, 0] for o in outputs])
+        if spec.get("products_only"):
+            return total
         read = tf.gather(table, rows)
         tf.raw_ops.ResourceSparseApplyAdagradV2(
             var=table.handle, accum=accumulator.handle, lr=0.01, epsilon=1e-7, grad=read, indices=rows

@@ -134,9 +134,22 @@ def measure_ablation(arguments: argparse.Namespace) -> list[Result]:
 
 def measure_floor(arguments: argparse.Namespace) -> list[Result]:
     """Step time against what the matrix products and row updates take by themselves on this machine."""
-    times = _time({"mlet": _ours(), "floor": _worker("floor")}, 2048, arguments.quick)
-    note = "floor = same-sized products, reads and row updates alone, in TensorFlow"
-    return [_compare("MLET / floor, batch 2048", times, "mlet", "floor", None, "lower", note)]
+    results = []
+    for batch in (2048,) if arguments.quick else (128, 2048):
+        workers = {
+            "mlet": _ours(batch=batch),
+            "floor": _worker("floor", batch=batch),
+            "products": _worker("floor", batch=batch, products_only=True),
+        }
+        times = _time(workers, batch, arguments.quick)
+        note = "floor = same-sized products, reads and row updates alone, in TensorFlow"
+        results += [
+            _compare(f"MLET / floor, batch {batch}", times, "mlet", "floor", None, "lower", note),
+            _compare(
+                f"matrix products alone / MLET, batch {batch}", times, "products", "mlet", None, "lower"
+            ),
+        ]
+    return results
 
 
 def measure_memory(arguments: argparse.Namespace) -> list[Result]:
