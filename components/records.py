@@ -1,10 +1,9 @@
-"""Reading TFRecord files of serialised tf.Examples, a batch at a time."""
+"""Reading gzip TFRecord files of serialised tf.Examples, as TFX writes them, a batch at a time."""
 
 import itertools
 import struct
 from collections.abc import Iterator, Sequence
 
-import tensorflow as tf
 from isal import isal_zlib
 
 from mlet_tf.datasets.files import open_binary
@@ -21,7 +20,7 @@ def example_batches(files: Sequence[str], batch_size: int) -> Iterator[list[byte
     """Batches of serialised tf.Examples, in the order of the files; the last one is as short as it is.
 
     Raises:
-        InputError: A compressed file is damaged or cannot be read.
+        InputError: A file is damaged or cannot be read.
     """
     records = itertools.chain.from_iterable(itertools.chain.from_iterable(map(_blocks, files)))
     while batch := list(itertools.islice(records, batch_size)):
@@ -34,16 +33,10 @@ def count_records(path: str) -> int:
     Raises:
         InputError: See `example_batches`.
     """
-    return sum(map(len, _inflated_blocks(path)))
+    return sum(map(len, _blocks(path)))
 
 
-def _blocks(path: str) -> Iterator[Sequence[bytes]]:
-    if path.endswith(".gz"):
-        return _inflated_blocks(path)
-    return tf.data.TFRecordDataset(path).batch(1024).as_numpy_iterator()
-
-
-def _inflated_blocks(path: str) -> Iterator[list[bytes]]:
+def _blocks(path: str) -> Iterator[list[bytes]]:
     """The records of a gzip file, some at a time; what was read is checked at the end, by gzip's checksum.
 
     Inflating with ISA-L and going from length to length takes half the time of a `tf.data.TFRecordDataset`.

@@ -220,7 +220,7 @@ def _push_nodes(
             model=model,
             examples=examples,
             schema=schema,
-            code_version=code_version("components.serving_validator", "mlet_tf.export"),
+            code_version=code_version("components.serving_validator", "components.records", "mlet_tf.export"),
         )
     pusher = AtomicPusher(
         model=model,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from components.records import example_batches
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import SIGNATURES, raw_feature_spec
 from mlet_tf.serving import CTRClient, ServeOptions, find_model_server
@@ -42,7 +43,7 @@ def check(model: str, files: list[str], schema: ClickLogSchema) -> int:
         raise ValueError(f"{model} has no signature {', '.join(sorted(missing))}")
     rows = 0
     for size in BATCH_SIZES:
-        batch = next(iter(tf.data.TFRecordDataset(files, _compression(files)).batch(size)))
+        batch = tf.constant(next(example_batches(files, size)))
         answers = {
             "serving_default": signatures["serving_default"](examples=batch)["ctr"],
             "predict_raw": signatures["predict_raw"](**_raw_columns(batch, schema))["ctr"],
@@ -70,7 +71,7 @@ def check_with_server(program: str, model: str, files: list[str], schema: ClickL
         ValueError: If the answers differ from those of the model in this process.
         ServingError: If the server does not start or refuses a row.
     """
-    batch = next(iter(tf.data.TFRecordDataset(files, _compression(files)).batch(BATCH_SIZES[-1])))
+    batch = tf.constant(next(example_batches(files, BATCH_SIZES[-1])))
     expected = tf.saved_model.load(model).signatures["serving_default"](examples=batch)["ctr"].numpy()
     port, rest_port = _free_port(), _free_port()
     with tempfile.TemporaryDirectory() as base:
@@ -105,10 +106,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _compression(files: list[str]) -> str:
-    return "GZIP" if files[0].endswith(".gz") else ""
 
 
 def _rows(serialized: tf.Tensor, schema: ClickLogSchema) -> list[dict[str, Any]]:
