@@ -163,10 +163,10 @@ def main() -> None:
     for command in (
         f"{program} --version",
         f"{program} compile --help",
-        "python -c 'import pipeline.kubeflow_runner as r, os, mlet_tf; print(r.__file__); "
+        "python -c 'import mlet_tf.pipeline.kubeflow_runner as r, os, mlet_tf; print(r.__file__); "
         'assert r.__file__.startswith(os.environ["HOME"].replace("home/mlet", "opt/venv"))\'',
         # The entry point and one executor, loaded as a container does it.
-        "python -c 'import pipeline.container_entrypoint, components.pusher.executor, mlet_tf.report; "
+        "python -c 'import mlet_tf.pipeline.container_entrypoint, mlet_tf.components.pusher.executor, mlet_tf.report; "
         'from importlib import resources; assert (resources.files("mlet_tf") / "templates/report.html").is_file()\'',
     ):
         print(command, flush=True)

@@ -67,14 +67,13 @@ def ours(spec: dict[str, Any], schema: ClickLogSchema, folder: Path) -> Iterator
     import dataclasses
 
     import tensorflow_transform as tft
-
-    from components.click_log_example_gen import ClickLogExampleGen
-    from components.click_log_example_gen import executor as example_executor
-    from components.common import TransformGraph
-    from components.transform import Transform
-    from components.transform import executor as transform_executor
-    from pipeline.config import VocabularyConfig
-    from pipeline.examples import pack_examples
+    from mlet_tf.components.click_log_example_gen import ClickLogExampleGen
+    from mlet_tf.components.click_log_example_gen import executor as example_executor
+    from mlet_tf.components.common import TransformGraph
+    from mlet_tf.components.transform import Transform
+    from mlet_tf.components.transform import executor as transform_executor
+    from mlet_tf.pipeline.config import VocabularyConfig
+    from mlet_tf.pipeline.examples import pack_examples
 
     node = ClickLogExampleGen(schema, spec["path"])
     examples = _artifact(node, "examples", folder)
@@ -83,7 +82,7 @@ def ours(spec: dict[str, Any], schema: ClickLogSchema, folder: Path) -> Iterator
     node = Transform(
         examples=node.outputs["examples"],
         schema=_schema_channel(),
-        preprocessing_fn="pipeline.preprocessing.preprocessing_fn",
+        preprocessing_fn="mlet_tf.pipeline.preprocessing.preprocessing_fn",
         custom_config={"schema": spec["schema"], **vocabulary, "frequency_slices": []},
     )
     graph = _artifact(node, "transform_graph", folder)
@@ -100,7 +99,7 @@ def ours(spec: dict[str, Any], schema: ClickLogSchema, folder: Path) -> Iterator
 
 def statistics(spec: dict[str, Any], schema: ClickLogSchema, folder: Path) -> Iterator[Callable[[], Any]]:
     """StatisticsGen on the examples of `ours`: all rows, then the share that the large configurations ask for."""
-    from components.statistics_gen import StatisticsGen, executor
+    from mlet_tf.components.statistics_gen import StatisticsGen, executor
 
     inputs = {"examples": [_examples(spec)], "schema": [_write_schema(schema, folder)]}
     for share in (1.0, 0.02):
@@ -208,10 +207,9 @@ def _schema_channel() -> Any:
 
 
 def _write_schema(schema: ClickLogSchema, folder: Path) -> Any:
+    from mlet_tf.pipeline.config import ValidationConfig
+    from mlet_tf.pipeline.schema import schema_text
     from tfx.types import standard_artifacts
-
-    from pipeline.config import ValidationConfig
-    from pipeline.schema import schema_text
 
     artifact = standard_artifacts.Schema()
     artifact.uri = str(folder / "schema")

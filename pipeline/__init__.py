@@ -1,5 +1,1 @@
 """The TFX pipeline: configuration, graph, runners."""
-
-import mlet_tf.storage  # (Settles that tf.keras is Keras 3, before TFX loads it as Keras 2.)
-
-mlet_tf.storage.add_file_systems()  # TFX opens artifacts by itself.

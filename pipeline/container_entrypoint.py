@@ -1,6 +1,6 @@
 """What a container of the pipeline runs on Kubeflow: TFX's own entry point, with two things mended.
 
-`python -m pipeline.container_entrypoint` takes the arguments of
+`python -m mlet_tf.pipeline.container_entrypoint` takes the arguments of
 `tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor`.
 
 *   The types of input artifacts. Kubeflow's driver leaves them empty (an empty `instanceSchema`), and
@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from mlet_tf.errors import GateError, InputError
+from mlet_tf.storage import add_file_systems
 
 _TFX_ENTRYPOINT = "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor"
 _INVOCATION, _INPUTS = "--json_serialized_invocation_args", "--json_serialized_inputs_spec_args"
@@ -43,6 +44,7 @@ def main() -> None:
     invocation, inputs = (sys.argv.index(flag) + 1 for flag in (_INVOCATION, _INPUTS))
     mended = with_artifact_types(json.loads(sys.argv[invocation]), json.loads(sys.argv[inputs]))
     sys.argv[invocation] = json.dumps(mended)
+    add_file_systems()  # TFX opens artifacts by itself.
     try:
         runpy.run_module(_TFX_ENTRYPOINT, run_name="__main__", alter_sys=True)
     except (InputError, GateError) as error:

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mlet_tf.components.common import join
+from mlet_tf.components.trainer.executor import SETTINGS
+from mlet_tf.pipeline.config import NodeConfig, PipelineConfig
+from mlet_tf.pipeline.pipeline import LAST_BLESSED, create_pipeline
 from tfx import v1 as tfx
 from tfx.dsl.components.base import base_node
 
-from components.common import join
-from components.trainer.executor import SETTINGS
 from mlet_tf._mapping import nearest
 from mlet_tf.errors import InputError
 from mlet_tf.storage import is_remote
-from pipeline.config import NodeConfig, PipelineConfig
-from pipeline.pipeline import LAST_BLESSED, create_pipeline
 
 # Parameters of the pipeline: the node and the execution property that each one sets.
 PARAMETERS = {
@@ -31,7 +31,7 @@ PARAMETERS = {
 IMAGE = "image"
 BASELINE = "baseline_model"
 
-_COMMAND = ["python", "-m", "pipeline.container_entrypoint"]
+_COMMAND = ["python", "-m", "mlet_tf.pipeline.container_entrypoint"]
 _EXAMPLE_GEN = "ClickLogExampleGen"
 
 

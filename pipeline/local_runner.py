@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import absl.logging
+from mlet_tf.components.common import join
+from mlet_tf.pipeline.config import PipelineConfig, dump_config
+from mlet_tf.pipeline.pipeline import code_version, create_pipeline, last_blessed_model
+from mlet_tf.pipeline.results import gather, last_run_artifacts, read_run, write_run
 from tfx import v1 as tfx
 
-from components.common import join
 from mlet_tf.datasets.files import file_stamp, list_files
 from mlet_tf.errors import InputError
 from mlet_tf.serving.files import files_of
 from mlet_tf.storage import absolute, is_remote
-from pipeline.config import PipelineConfig, dump_config
-from pipeline.pipeline import code_version, create_pipeline, last_blessed_model
-from pipeline.results import gather, last_run_artifacts, read_run, write_run
 
 
 def run(config: PipelineConfig) -> dict[str, Any]:
@@ -91,7 +91,11 @@ def _prepare(output: Path, config: PipelineConfig) -> None:
 
 def _fingerprint(config: PipelineConfig, files: list[str]) -> str:
     state = [(absolute(file), *file_stamp(file)) for file in files]
-    text = dump_config(config) + json.dumps(state) + code_version("pipeline", "components", "mlet_tf")
+    text = (
+        dump_config(config)
+        + json.dumps(state)
+        + code_version("mlet_tf.pipeline", "mlet_tf.components", "mlet_tf")
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -8,29 +8,29 @@ import json
 from pathlib import Path
 
 from ml_metadata.proto import metadata_store_pb2
+from mlet_tf.components.click_log_example_gen.component import ClickLogExampleGen
+from mlet_tf.components.evaluator.component import GatedEvaluator
+from mlet_tf.components.example_validator.component import GatedExampleValidator
+from mlet_tf.components.pusher.component import AtomicPusher
+from mlet_tf.components.schema_gen.component import ClickLogSchemaGen
+from mlet_tf.components.serving_validator.component import ServingValidator
+from mlet_tf.components.statistics_gen.component import StatisticsGen
+from mlet_tf.components.trainer.component import Trainer
+from mlet_tf.components.transform.component import Transform
+from mlet_tf.components.weight_collapser.component import WeightCollapser
+from mlet_tf.pipeline.config import PipelineConfig
+from mlet_tf.pipeline.schema import schema_text
 from tfx import v1 as tfx
 from tfx.dsl.components.base import base_node
 
-from components.click_log_example_gen.component import ClickLogExampleGen
-from components.evaluator.component import GatedEvaluator
-from components.example_validator.component import GatedExampleValidator
-from components.pusher.component import AtomicPusher
-from components.schema_gen.component import ClickLogSchemaGen
-from components.serving_validator.component import ServingValidator
-from components.statistics_gen.component import StatisticsGen
-from components.trainer.component import Trainer
-from components.transform.component import Transform
-from components.weight_collapser.component import WeightCollapser
 from mlet_tf._mapping import to_mapping
 from mlet_tf._version import __version__
 from mlet_tf.storage import absolute
-from pipeline.config import PipelineConfig
-from pipeline.schema import schema_text
 
 LAST_BLESSED = "LastBlessedModel"
 
 _MODEL_CODE = (
-    "components.common",
+    "mlet_tf.components.common",
     "mlet_tf.export",
     "mlet_tf.layers",
     "mlet_tf.models",
@@ -102,7 +102,7 @@ def _data_nodes(config: PipelineConfig) -> dict[str, base_node.BaseNode]:
         examples=example_gen.outputs["examples"],
         schema=schema_gen.outputs["schema"],
         sample_rate=config.validation.sample_rate,
-        code_version=code_version("components.statistics_gen", "components.records"),
+        code_version=code_version("mlet_tf.components.statistics_gen", "mlet_tf.components.records"),
     )
     validator = (
         GatedExampleValidator if config.validation.fail_on_anomalies else tfx.components.ExampleValidator
@@ -127,20 +127,20 @@ def _model_nodes(
     transform = Transform(
         examples=examples,
         schema=nodes["schema_gen"].outputs["schema"],
-        preprocessing_fn="pipeline.preprocessing.preprocessing_fn",
+        preprocessing_fn="mlet_tf.pipeline.preprocessing.preprocessing_fn",
         custom_config={
             "schema": schema.to_dict(),
             **dataclasses.asdict(config.vocabulary),
             "frequency_slices": list(config.gate.frequency_slices),
             "code_version": code_version(
-                "pipeline.preprocessing", "components.transform", "mlet_tf.datasets"
+                "mlet_tf.pipeline.preprocessing", "mlet_tf.components.transform", "mlet_tf.datasets"
             ),
         },
     )
     # A failed validation stops the run before anything is trained on such data.
     transform.add_upstream_node(nodes["example_validator"])
     trainer = Trainer(
-        run_fn="pipeline.trainer.run_fn",
+        run_fn="mlet_tf.pipeline.trainer.run_fn",
         examples=examples,
         transform_graph=transform.outputs["transform_graph"],
         schema=nodes["schema_gen"].outputs["schema"],
@@ -151,10 +151,10 @@ def _model_nodes(
             "vocabulary": to_mapping(config.vocabulary),
             "work": work,
             "code_version": code_version(
-                "pipeline.trainer",
-                "pipeline.training",
-                "pipeline.examples",
-                "components.records",
+                "mlet_tf.pipeline.trainer",
+                "mlet_tf.pipeline.training",
+                "mlet_tf.pipeline.examples",
+                "mlet_tf.components.records",
                 "mlet_tf.distributed",
                 *_MODEL_CODE,
             ),
@@ -168,8 +168,8 @@ def _model_nodes(
         warmup_rows=config.serving.warmup_rows,
         table_dtype=config.serving.table_dtype,
         code_version=code_version(
-            "components.weight_collapser",
-            "components.records",
+            "mlet_tf.components.weight_collapser",
+            "mlet_tf.components.records",
             "mlet_tf._remake",
             "mlet_tf.collapse",
             "mlet_tf.quantize",
@@ -196,7 +196,10 @@ def _push_nodes(
         gate=json.dumps(to_mapping(config.gate)),
         table_dtype=config.serving.table_dtype,
         code_version=code_version(
-            "components.evaluator", "components.common", "components.records", "mlet_tf.metrics"
+            "mlet_tf.components.evaluator",
+            "mlet_tf.components.common",
+            "mlet_tf.components.records",
+            "mlet_tf.metrics",
         ),
     )
     if use_model_server:
@@ -220,7 +223,9 @@ def _push_nodes(
             model=model,
             examples=examples,
             schema=schema,
-            code_version=code_version("components.serving_validator", "components.records", "mlet_tf.export"),
+            code_version=code_version(
+                "mlet_tf.components.serving_validator", "mlet_tf.components.records", "mlet_tf.export"
+            ),
         )
     pusher = AtomicPusher(
         model=model,

@@ -8,7 +8,7 @@ Outputs of `preprocessing_fn`, for a batch of B rows, n integer columns and F sp
     `0..n-1` by falling frequency, `n..n+b-1` the OOV buckets, `n+b` missing.
 *   `label`, float32 `[B]`, where the log has it.
 *   `frequency`, int64 `[B, S]`: for the columns that evaluation slices by frequency, an index into
-    `components.evaluator.executor.FREQUENCY_BUCKETS`.
+    `mlet_tf.components.evaluator.executor.FREQUENCY_BUCKETS`.
 """
 
 import os
@@ -38,7 +38,7 @@ def preprocessing_fn(
     Args:
         inputs: Sparse `[B, 1]` tensors of the raw columns: int64 integers and time, string categories.
         custom_config: `schema` (`ClickLogSchema.to_dict()`), `num_oov_buckets` and `frequency_slices`, as
-            in the configuration, and `vocabularies`, as `components.transform` adds it.
+            in the configuration, and `vocabularies`, as `mlet_tf.components.transform` adds it.
 
     Returns:
         The model's inputs by name.

@@ -1,11 +1,11 @@
 """The tensorflow-metadata schema of a click log, for `ClickLogSchemaGen`."""
 
 from google.protobuf import text_format
+from mlet_tf.pipeline.config import ValidationConfig
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import raw_feature_spec
-from pipeline.config import ValidationConfig
 
 
 def schema_proto(schema: ClickLogSchema, validation: ValidationConfig) -> schema_pb2.Schema:

@@ -16,8 +16,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 import tensorflow_transform as tft
+from mlet_tf.components.common import TransformGraph, join, save_model
+from mlet_tf.pipeline.config import (
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    VocabularyConfig,
+)
+from mlet_tf.pipeline.examples import pack_examples, vocabulary_sizes
+from mlet_tf.pipeline.training import total_steps, train
+from mlet_tf.pipeline.worker import train_as_chief
 
-from components.common import TransformGraph, join, save_model
 from mlet_tf._mapping import from_mapping
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.distributed import Cluster, Workers, averaged, build_sharded_dlrm, gather_model
@@ -26,10 +36,6 @@ from mlet_tf.models import DLRM, build_dlrm
 from mlet_tf.optimizers import WarmupDecay, split_optimizer
 from mlet_tf.optimizers.names import OPTIMIZERS
 from mlet_tf.storage import is_remote
-from pipeline.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, VocabularyConfig
-from pipeline.examples import pack_examples, vocabulary_sizes
-from pipeline.training import total_steps, train
-from pipeline.worker import train_as_chief
 
 HISTORY = "history.json"
 

@@ -59,8 +59,8 @@ def little_log(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, little_log) -> Run:
     """The whole pipeline, run once for all tests."""
-    from pipeline import local_runner
-    from pipeline.config import load_config
+    from mlet_tf.pipeline import local_runner
+    from mlet_tf.pipeline.config import load_config
 
     folder = tmp_path_factory.mktemp("run")
     config = folder / "little.yaml"
@@ -75,7 +75,7 @@ def command(monkeypatch, capfd):
     """Calls `mlet-tf` in this process; returns exit code, standard output and standard error."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        from mlet_tf.cli import main
+        from mlet_tf.pipeline.cli.main import main
 
         monkeypatch.setattr(sys, "argv", ["mlet-tf", *map(str, arguments)])
         capfd.readouterr()

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import keras
+from mlet_tf.pipeline.cli.main import cli
+from mlet_tf.pipeline.config import PipelineConfig
 
-from mlet_tf.cli import cli
 from mlet_tf.serving import ServeOptions
-from pipeline.config import PipelineConfig
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = sorted(

@@ -14,8 +14,7 @@ def raw_columns(rows):
 def write_packed_rows(path, rows, seed, sparse=2):
     """Rows for the trainer with ids below `VOCABULARY`, below 7 from the third feature on."""
     import numpy as np
-
-    from pipeline.examples import PackedRows
+    from mlet_tf.pipeline.examples import PackedRows
 
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, VOCABULARY, (rows, sparse)).astype(np.int32)
@@ -28,9 +27,8 @@ def write_packed_rows(path, rows, seed, sparse=2):
 
 def run_example_gen(uri, schema, train, *args, beam=None, **kwargs):
     """Runs ClickLogExampleGen's executor on what the component hands it; returns the Examples artifact."""
+    from mlet_tf.components.click_log_example_gen import ClickLogExampleGen, executor
     from tfx.types import standard_artifacts
-
-    from components.click_log_example_gen import ClickLogExampleGen, executor
 
     node = ClickLogExampleGen(schema, str(train), *args, **kwargs)
     examples = standard_artifacts.Examples()
@@ -48,17 +46,16 @@ def run_transform(uri, schema, examples, beam=None, **config):
     import dataclasses
 
     import tensorflow_transform as tft
+    from mlet_tf.components.transform import Transform, executor
+    from mlet_tf.pipeline.config import VocabularyConfig
     from tfx import types
     from tfx.types import standard_artifacts
-
-    from components.transform import Transform, executor
-    from pipeline.config import VocabularyConfig
 
     slices = config.pop("frequency_slices", [])
     node = Transform(
         examples=types.Channel(type=standard_artifacts.Examples),
         schema=types.Channel(type=standard_artifacts.Schema),
-        preprocessing_fn="pipeline.preprocessing.preprocessing_fn",
+        preprocessing_fn="mlet_tf.pipeline.preprocessing.preprocessing_fn",
         custom_config={
             "schema": schema.to_dict(),
             **dataclasses.asdict(VocabularyConfig(**config)),
@@ -90,10 +87,9 @@ def run_statistics_gen(uri, schema, examples, beam=None, **kwargs):
 
 def make_statistics(uri, schema, examples, beam=None, **kwargs):
     """Runs StatisticsGen's executor on examples; returns the artifact."""
+    from mlet_tf.components.statistics_gen import StatisticsGen, executor
     from tfx import types
     from tfx.types import standard_artifacts
-
-    from components.statistics_gen import StatisticsGen, executor
 
     node = StatisticsGen(
         examples=types.Channel(type=standard_artifacts.Examples),
@@ -113,10 +109,9 @@ def write_schema(uri, schema):
     """The artifact that ClickLogSchemaGen makes."""
     from pathlib import Path
 
+    from mlet_tf.pipeline.config import ValidationConfig
+    from mlet_tf.pipeline.schema import schema_text
     from tfx.types import standard_artifacts
-
-    from pipeline.config import ValidationConfig
-    from pipeline.schema import schema_text
 
     artifact = standard_artifacts.Schema()
     artifact.uri = f"{uri}/schema"

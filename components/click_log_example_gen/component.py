@@ -1,12 +1,12 @@
 """The TFX component."""
 
+from mlet_tf.components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig
+from mlet_tf.components.click_log_example_gen.driver import Driver
+from mlet_tf.components.click_log_example_gen.executor import Executor
 from tfx.components.example_gen import component
 from tfx.dsl.components.base import executor_spec
 from tfx.proto import example_gen_pb2
 
-from components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig
-from components.click_log_example_gen.driver import Driver
-from components.click_log_example_gen.executor import Executor
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.datasets.files import is_remote
 from mlet_tf.errors import InputError

@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Iterable
 
+from mlet_tf.components.click_log_example_gen.config import input_files
 from tfx.components.example_gen import driver, input_processor
 from tfx.proto import example_gen_pb2, range_config_pb2
 
-from components.click_log_example_gen.config import input_files
 from mlet_tf.datasets.files import file_stamp
 
 

@@ -8,6 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from mlet_tf.components.beam import run_tasks
+from mlet_tf.components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig, input_files
+from mlet_tf.components.click_log_example_gen.report import COUNTS_FOLDER, write_ingest_report
+from mlet_tf.components.click_log_example_gen.shards import Result, Task, write_chunk
+from mlet_tf.components.click_log_example_gen.times import choose_cut, count_times
+from mlet_tf.components.common import remove_folder, writing
 from tfx import types
 from tfx.components.example_gen import utils, write_split
 from tfx.components.util import examples_utils
@@ -16,12 +22,6 @@ from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import proto_utils
 
-from components.beam import run_tasks
-from components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig, input_files
-from components.click_log_example_gen.report import COUNTS_FOLDER, write_ingest_report
-from components.click_log_example_gen.shards import Result, Task, write_chunk
-from components.click_log_example_gen.times import choose_cut, count_times
-from components.common import remove_folder, writing
 from mlet_tf.datasets.reading import Reject, check_reject_share, lines_before, plan_chunks
 from mlet_tf.errors import InputError
 

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import tensorflow as tf
+from mlet_tf.components.click_log_example_gen.config import EVAL, TRAIN
+from mlet_tf.components.records import count_records
 
-from components.click_log_example_gen.config import EVAL, TRAIN
-from components.records import count_records
 from mlet_tf.datasets.counts import Run, open_run
 
 REPORT_FILE = "ingest_report.json"

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 from isal import isal_zlib
+from mlet_tf.components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig
+from mlet_tf.components.records import count_records
 
-from components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig
-from components.records import count_records
 from mlet_tf.datasets.counts import ValueCounter
 from mlet_tf.datasets.encoding import dictionary_columns, encode_examples, list_records
 from mlet_tf.datasets.reading import Block, Chunk, read_chunk

@@ -1,10 +1,9 @@
 """Specification of the gated evaluator."""
 
+from mlet_tf.components.evaluator import executor
 from tfx import types
 from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import component_spec, standard_artifacts
-
-from components.evaluator import executor
 
 
 class GatedEvaluatorSpec(component_spec.ComponentSpec):

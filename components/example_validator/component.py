@@ -1,9 +1,8 @@
 """Specification of the gated example validator."""
 
+from mlet_tf.components.example_validator import executor
 from tfx.components import ExampleValidator
 from tfx.dsl.components.base import executor_spec
-
-from components.example_validator import executor
 
 
 class GatedExampleValidator(ExampleValidator):

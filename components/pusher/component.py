@@ -1,9 +1,8 @@
 """Pusher component with this package's executor."""
 
+from mlet_tf.components.pusher import executor
 from tfx.components import Pusher
 from tfx.dsl.components.base import executor_spec
-
-from components.pusher import executor
 
 
 class AtomicPusher(Pusher):

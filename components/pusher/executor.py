@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from absl import logging
+from mlet_tf.components.common import join
 from tfx import types
 from tfx.components.pusher import executor
 from tfx.dsl.io import fileio
@@ -12,7 +13,6 @@ from tfx.proto import pusher_pb2
 from tfx.types import artifact_utils
 from tfx.utils import proto_utils
 
-from components.common import join
 from mlet_tf.serving import list_versions, push
 
 

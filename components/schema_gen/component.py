@@ -1,10 +1,9 @@
 """Specification of the schema generator."""
 
+from mlet_tf.components.schema_gen import executor
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import component_spec, standard_artifacts
-
-from components.schema_gen import executor
 
 
 class ClickLogSchemaGenSpec(component_spec.ComponentSpec):

@@ -1,4 +1,4 @@
-"""The check itself, run as `python -m components.serving_validator.check` with a JSON task on standard input."""
+"""The check itself. `python -m mlet_tf.components.serving_validator.check`: takes a JSON task on standard input."""
 
 import json
 import socket
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from mlet_tf.components.records import example_batches
 
-from components.records import example_batches
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import SIGNATURES, raw_feature_spec
 from mlet_tf.serving import CTRClient, ServeOptions, find_model_server

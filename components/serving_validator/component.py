@@ -1,10 +1,9 @@
 """Specification of the serving validator."""
 
+from mlet_tf.components.serving_validator import executor
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import component_spec, standard_artifacts
-
-from components.serving_validator import executor
 
 
 class ServingValidatorSpec(component_spec.ComponentSpec):

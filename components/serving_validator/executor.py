@@ -6,12 +6,11 @@ import sys
 from typing import Any
 
 from absl import logging
+from mlet_tf.components.common import SERVING_MODEL, join, split_files
 from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
-
-from components.common import SERVING_MODEL, join, split_files
 
 _TIMEOUT_SECONDS = 600
 
@@ -38,7 +37,7 @@ class Executor(base_executor.BaseExecutor):
             "files": split_files(input_dict["examples"], "eval"),
             "schema": json.loads(exec_properties["schema"]),
         }
-        command = [sys.executable, "-m", "components.serving_validator.check"]
+        command = [sys.executable, "-m", "mlet_tf.components.serving_validator.check"]
         process = subprocess.run(
             command,
             input=json.dumps(task),

@@ -1,5 +1,5 @@
 """TFX's StatisticsGen, a file at a time."""
 
-from components.statistics_gen.component import StatisticsGen
+from mlet_tf.components.statistics_gen.component import StatisticsGen
 
 __all__ = ["StatisticsGen"]

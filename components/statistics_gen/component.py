@@ -1,12 +1,11 @@
 """Specification of StatisticsGen."""
 
+from mlet_tf.components.statistics_gen import executor
 from tfx import types
 from tfx.components.statistics_gen import component
 from tfx.dsl.components.base import executor_spec
 from tfx.types import standard_artifacts, standard_component_specs
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
-
-from components.statistics_gen import executor
 
 
 class StatisticsGenSpec(ComponentSpec):

@@ -2,13 +2,12 @@
 
 from typing import Any
 
+from mlet_tf.components.trainer import executor
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.proto import trainer_pb2
 from tfx.types import component_spec, standard_artifacts, standard_component_specs
 from tfx.utils import json_utils
-
-from components.trainer import executor
 
 
 class TrainerSpec(standard_component_specs.TrainerSpec):

@@ -1,5 +1,5 @@
 """TFX's Transform with vocabularies made from the counts that ClickLogExampleGen leaves."""
 
-from components.transform.component import Transform
+from mlet_tf.components.transform.component import Transform
 
 __all__ = ["Transform"]

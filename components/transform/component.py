@@ -2,11 +2,10 @@
 
 from typing import Any
 
+from mlet_tf.components.transform import executor
 from tfx import types
 from tfx.components.transform import component
 from tfx.dsl.components.base import executor_spec
-
-from components.transform import executor
 
 
 class Transform(component.Transform):

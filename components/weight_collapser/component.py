@@ -1,11 +1,10 @@
 """Specification of the weight collapser."""
 
+from mlet_tf.components.weight_collapser import executor
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import component_spec, standard_artifacts
 from tfx.types.experimental import simple_artifacts
-
-from components.weight_collapser import executor
 
 
 class WeightCollapserSpec(component_spec.ComponentSpec):

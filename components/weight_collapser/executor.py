@@ -9,11 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 from absl import logging
-from tfx import types
-from tfx.dsl.components.base import base_executor
-from tfx.types import artifact_utils
-
-from components.common import (
+from mlet_tf.components.common import (
     SERVING_MODEL,
     TransformGraph,
     join,
@@ -21,7 +17,11 @@ from components.common import (
     save_model,
     split_files,
 )
-from components.records import example_batches
+from mlet_tf.components.records import example_batches
+from tfx import types
+from tfx.dsl.components.base import base_executor
+from tfx.types import artifact_utils
+
 from mlet_tf.collapse import collapse_model, collapse_report
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import GateError

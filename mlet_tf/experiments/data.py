@@ -107,7 +107,7 @@ def prepare(config: DataConfig, folder: Path, progress: Callable[[str], None] | 
     Raises:
         InputError: If the log cannot be read or a split would be empty.
     """
-    from pipeline.config import VocabularyConfig
+    from mlet_tf.pipeline.config import VocabularyConfig
 
     vocabulary = from_mapping(VocabularyConfig, config.vocabulary, "data.vocabulary")
     log = None if config.log is None else os.path.expandvars(config.log)
@@ -211,7 +211,7 @@ class _Preparation:
 
     def _write_vocabularies(self, split: np.ndarray, folder: Path) -> dict[str, dict[str, Any]]:
         """Writes the vocabularies of the training rows; returns what `preprocessing_fn` has to know of them."""
-        from components.transform.executor import write_feature
+        from mlet_tf.components.transform.executor import write_feature
         from mlet_tf.datasets.counts import ValueCounter
 
         folder.mkdir()
@@ -296,9 +296,9 @@ def _preprocessing(
     import tensorflow_transform as tft
     from tensorflow_transform.impl_helper import analyze_in_place  # What TFX's Transform calls.
 
-    from components.common import TransformGraph
+    from mlet_tf.components.common import TransformGraph
     from mlet_tf.export import raw_feature_spec
-    from pipeline.preprocessing import preprocessing_fn
+    from mlet_tf.pipeline.preprocessing import preprocessing_fn
 
     config = {
         "schema": schema.to_dict(),

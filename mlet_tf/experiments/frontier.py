@@ -143,7 +143,7 @@ def shrink_run(
     Raises:
         InputError: If there is no finished run, or `output` exists.
     """
-    from components.common import save_model
+    from mlet_tf.components.common import save_model
     from mlet_tf.experiments.run_data import load_run
 
     if output.exists():

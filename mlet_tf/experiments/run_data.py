@@ -58,11 +58,11 @@ def load_run(folder: Path, note: Callable[[str], None]) -> Iterator[Run]:
         raise InputError(f"{folder}: expected the output folder of a run, found no run.json in it")
     import tensorflow_transform as tft
 
-    from components.common import TransformGraph, join, load_keras_model
     from mlet_tf.collapse import collapse_model
+    from mlet_tf.components.common import TransformGraph, join, load_keras_model
     from mlet_tf.experiments.nested import NestedEmbeddings, embedding_collection
-    from pipeline.config import load_config
-    from pipeline.examples import pack_examples
+    from mlet_tf.pipeline.config import load_config
+    from mlet_tf.pipeline.examples import pack_examples
 
     artifacts = json.loads((folder / "run.json").read_text())["artifacts"]
     schema = load_config(folder / "config.yaml").schema

@@ -11,10 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlet_tf.components.beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from mlet_tf.components.click_log_example_gen import (
+    ClickLogExampleGen,
+    count_rows,
+    read_ingest_report,
+    shards,
+)
+from mlet_tf.components.click_log_example_gen.config import IngestConfig
+from mlet_tf.components.records import count_records, example_batches
 from tests_support import run_example_gen as ingest
 from tfx.components import FileBasedExampleGen
 from tfx.orchestration import metadata
@@ -22,15 +31,6 @@ from tfx.proto import example_gen_pb2
 from tfx.utils import proto_utils
 from tfx.v1 import dsl, orchestration
 
-import components.beam
-from components.click_log_example_gen import (
-    ClickLogExampleGen,
-    count_rows,
-    read_ingest_report,
-    shards,
-)
-from components.click_log_example_gen.config import IngestConfig
-from components.records import count_records, example_batches
 from mlet_tf.datasets import AVAZU, CRITEO, ClickLogSchema, TimeColumn
 from mlet_tf.datasets.reading import read_log
 from mlet_tf.errors import InputError
@@ -305,12 +305,12 @@ def test_a_full_disk_is_said_and_leaves_no_split(tmp_path):
 
 def test_a_lost_chunk_and_a_lost_record_are_noticed(hashed, tmp_path, monkeypatch):
     folder, _ = hashed
-    run_task = components.beam._run_task
+    run_task = mlet_tf.components.beam._run_task
 
     def lose_one(numbered, **kwargs):
         return None if numbered[0] == 1 else run_task(numbered, **kwargs)
 
-    monkeypatch.setattr(components.beam, "_run_task", lose_one)
+    monkeypatch.setattr(mlet_tf.components.beam, "_run_task", lose_one)
     with pytest.raises(RuntimeError, match=r"There is no result for chunk 1 of .*b\.tsv: Beam lost it"):
         ingest(tmp_path / "chunk", TINY, folder / "log")
     monkeypatch.undo()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlet_tf.components.evaluator.executor import slice_metrics
+from mlet_tf.components.evaluator.gate import judge
 
-from components.evaluator.executor import slice_metrics
-from components.evaluator.gate import judge
 from mlet_tf.metrics import ctr_metrics
 
 GATE = {

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from mlet_tf.components.common import example_files
+from mlet_tf.components.serving_validator.check import check, check_with_server
 
-from components.common import example_files
-from components.serving_validator.check import check, check_with_server
 from mlet_tf.datasets import CRITEO
 
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import pytest
 import tensorflow_data_validation as tfdv
+from mlet_tf.components.example_validator import executor as validator
+from mlet_tf.components.statistics_gen import executor
+from mlet_tf.components.statistics_gen.executor import summarize_file
 from tests_support import make_statistics, run_example_gen, run_statistics_gen, write_schema
 from tfx.types import standard_artifacts
 
-from components.example_validator import executor as validator
-from components.statistics_gen import executor
-from components.statistics_gen.executor import summarize_file
 from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.synthetic import write_log
 from mlet_tf.errors import GateError

@@ -226,9 +226,8 @@ def test_disk_full_in_any_command(command, tmp_path, monkeypatch):
 def test_disk_full_while_rows_are_packed(finished_run, tmp_path):
     """The message names the folder; once there is room the same call goes on."""
     import tensorflow_transform as tft
-
-    from components.common import TransformGraph
-    from pipeline.examples import pack_examples
+    from mlet_tf.components.common import TransformGraph
+    from mlet_tf.pipeline.examples import pack_examples
 
     artifacts = finished_run.result["artifacts"]
     transform = TransformGraph(tft.TFTransformOutput(artifacts["transform_graph"]))
@@ -249,10 +248,9 @@ def test_disk_full_while_rows_are_packed(finished_run, tmp_path):
 
 def test_rows_that_got_lost_are_noticed_by_the_trainer(finished_run, tmp_path):
     import tensorflow_transform as tft
-
-    from components.click_log_example_gen.report import read_ingest_report, write_ingest_report
-    from components.common import TransformGraph
-    from pipeline.examples import pack_examples
+    from mlet_tf.components.click_log_example_gen.report import read_ingest_report, write_ingest_report
+    from mlet_tf.components.common import TransformGraph
+    from mlet_tf.pipeline.examples import pack_examples
 
     artifacts = finished_run.result["artifacts"]
     shutil.copytree(artifacts["examples"], tmp_path / "examples")

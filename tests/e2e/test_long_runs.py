@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def _run(config: Path, overrides: list[str], log: Path) -> subprocess.Popen:
     options = [text for override in overrides for text in ("--set", override)]
-    command = [sys.executable, "-m", "mlet_tf.cli", "run", "--config", str(config), *options]
+    command = [sys.executable, "-m", "mlet_tf.pipeline.cli.main", "run", "--config", str(config), *options]
     return subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
+from mlet_tf.components.evaluator.executor import load_predictions
 from tests_support import ROWS, raw_columns
 
-from components.evaluator.executor import load_predictions
 from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.encoding import encode_examples
 from mlet_tf.datasets.reading import read_log
@@ -56,7 +56,7 @@ def test_run_file(finished_run):
 
 
 def test_resolved_configuration_is_stored(finished_run):
-    from pipeline.config import load_config
+    from mlet_tf.pipeline.config import load_config
 
     stored = load_config(finished_run.output / "config.yaml")
     assert stored == load_config(finished_run.config, finished_run.overrides())

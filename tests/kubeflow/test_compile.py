@@ -9,11 +9,11 @@ import pytest
 import yaml
 from kfp import components
 from kubeflow.local_kfp import LocalKubeflow
+from mlet_tf.pipeline.config import load_config
+from mlet_tf.pipeline.container_entrypoint import with_artifact_types
+from mlet_tf.pipeline.kubeflow_runner import PARAMETERS, compile_pipeline
 
 from mlet_tf.errors import InputError
-from pipeline.config import load_config
-from pipeline.container_entrypoint import with_artifact_types
-from pipeline.kubeflow_runner import PARAMETERS, compile_pipeline
 
 IMAGE = "registry.example/mlet-tf:1"
 
@@ -55,10 +55,13 @@ def test_containers_run_installed_modules(compiled):
     executors = compiled.spec["deploymentSpec"]["executors"]
     for executor in executors.values():
         container = executor["container"]
-        assert container["command"] == ["python", "-m", "pipeline.container_entrypoint"]
+        assert container["command"] == ["python", "-m", "mlet_tf.pipeline.container_entrypoint"]
         assert "module_file" not in json.dumps(container)
     args = executors["WeightCollapser_executor"]["container"]["args"]
-    assert args[args.index("--executor_class_path") + 1] == "components.weight_collapser.executor.Executor"
+    assert (
+        args[args.index("--executor_class_path") + 1]
+        == "mlet_tf.components.weight_collapser.executor.Executor"
+    )
 
 
 def test_every_parameter_reaches_its_container(compiled):
@@ -247,7 +250,7 @@ def test_a_file_that_is_no_package(api_server, command, tmp_path):
 
 
 def test_settings_of_a_run_are_checked_in_the_container():
-    from components.trainer.executor import settings_of, with_settings
+    from mlet_tf.components.trainer.executor import settings_of, with_settings
 
     rates = {name: {"learning_rate": 0.1} for name in ("tables", "projections", "dense")}
     config = {"model": {"hidden_dim": None, "output_dim": 4}, "train": {"max_steps": 7, **rates}}

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kubeflow.local_kfp import LocalKubeflow, TaskFailedError
+from mlet_tf.components.evaluator.executor import RESULTS
+from mlet_tf.pipeline.config import load_config
+from mlet_tf.pipeline.kubeflow_runner import compile_pipeline
 
-from components.evaluator.executor import RESULTS
 from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.reading import read_log
 from mlet_tf.metrics import METRICS
 from mlet_tf.serving import CTRClient, LocalServer, ServeOptions
-from pipeline.config import load_config
-from pipeline.kubeflow_runner import compile_pipeline
 
 
 def _metrics(run: LocalKubeflow) -> dict[str, dict[str, float]]:

@@ -5,10 +5,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlet_tf.pipeline.config import (
+    BeamConfig,
+    ModelConfig,
+    PipelineConfig,
+    TrainConfig,
+    dump_config,
+    load_config,
+)
 
 from mlet_tf._mapping import from_mapping, to_mapping
 from mlet_tf.errors import InputError
-from pipeline.config import BeamConfig, ModelConfig, PipelineConfig, TrainConfig, dump_config, load_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("[!s]*.yaml"))  # Not the sweeps.
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlet_tf.pipeline.config import ModelConfig, OptimizerConfig, TrainConfig
+from mlet_tf.pipeline.trainer import build_model, compile_model, distribution_strategy
+from mlet_tf.pipeline.training import Checkpoints, total_steps, train
 from tests_support import DENSE, VOCABULARY, write_packed_rows
 
 from mlet_tf.distributed import Cluster, Workers, gather_model
 from mlet_tf.errors import InputError
-from pipeline.config import ModelConfig, OptimizerConfig, TrainConfig
-from pipeline.trainer import build_model, compile_model, distribution_strategy
-from pipeline.training import Checkpoints, total_steps, train
 
 MODEL = ModelConfig(output_dim=4, hidden_dim=8, bottom_units=(8,), top_units=(8,))
 # An odd number of rows, a factorised and a direct table.
@@ -244,7 +244,7 @@ def test_a_pipeline_and_a_worker(tmp_path, finished_run):
         log = (tmp_path / name).with_suffix(".log").open("wb")
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "mlet_tf.cli", name, *arguments],
+                [sys.executable, "-m", "mlet_tf.pipeline.cli.main", name, *arguments],
                 env={**os.environ, "TF_CONFIG": json.dumps(task), "TF_NUM_INTRAOP_THREADS": "1"},
                 cwd=Path(__file__).parents[2],
                 stdout=log,

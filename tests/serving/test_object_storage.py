@@ -119,7 +119,7 @@ def test_the_whole_pipeline_with_everything_on_s3(s3, little_log, tmp_path, monk
     config = tmp_path / "s3.yaml"
     config.write_text(CONFIG)
     overrides = [f"data.train=s3://{BUCKET}/pipeline/*.tsv", f"output=s3://{BUCKET}/pipeline/run"]
-    command = [sys.executable, "-m", "mlet_tf.cli", "run", "--config", str(config)]
+    command = [sys.executable, "-m", "mlet_tf.pipeline.cli.main", "run", "--config", str(config)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     for override in overrides:
         command += ["--set", override]
@@ -137,5 +137,5 @@ def test_the_whole_pipeline_with_everything_on_s3(s3, little_log, tmp_path, monk
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
     )
     assert again.returncode == 0 and "Nothing to do" in again.stdout
-    report = [sys.executable, "-m", "mlet_tf.cli", "report", str(tmp_path / "runs" / "little")]
+    report = [sys.executable, "-m", "mlet_tf.pipeline.cli.main", "report", str(tmp_path / "runs" / "little")]
     assert subprocess.run(report, cwd=tmp_path, env=environment, check=False, timeout=300).returncode == 0

@@ -18,9 +18,10 @@ def worker(config_path: str, overrides: tuple[str, ...], timeout: float) -> None
     Waits until the chief's run comes to its Trainer, takes part in the training, and ends with it. The output folder
     has to be one that all processes see: a shared disk, gs:// or s3://.
     """
+    from mlet_tf.pipeline.config import load_config
+
     from mlet_tf.distributed.cluster import Cluster
     from mlet_tf.storage import absolute
-    from pipeline.config import load_config
 
     cluster = Cluster.from_environment()
     if cluster.is_chief:
@@ -29,6 +30,6 @@ def worker(config_path: str, overrides: tuple[str, ...], timeout: float) -> None
             f"`mlet-tf run`. Received: {os.environ.get('TF_CONFIG')!r}"
         )
     config = load_config(config_path, overrides)
-    from pipeline.worker import join_training
+    from mlet_tf.pipeline.worker import join_training
 
     sys.exit(join_training(f"{absolute(config.output)}/work", timeout))

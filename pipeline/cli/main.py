@@ -16,9 +16,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # About Python's end of life.
 
 import click
+from mlet_tf.pipeline.cli import kubeflow, plan, sweep, worker
 
 from mlet_tf._version import __version__
-from mlet_tf.commands import kubeflow, plan, sweep, worker
 from mlet_tf.errors import GateError, InputError, WorkerLostError
 
 _NOT_PUSHED = 3
@@ -88,11 +88,11 @@ def run(config_path: str, overrides: tuple[str, ...]) -> None:
     Ends with a table and `run.json` in the output folder. Run again with nothing changed, it does
     nothing. Exits with 3 when the gate kept the model from being pushed.
     """
-    from pipeline.config import load_config
+    from mlet_tf.pipeline.config import load_config
 
     config = load_config(config_path, overrides)
     click.echo(f"Pipeline {config.name!r}; everything it writes is in {config.output}", err=True)
-    from pipeline import local_runner
+    from mlet_tf.pipeline import local_runner
 
     result = local_runner.run(config)
     click.echo(_summary(result))

@@ -38,12 +38,12 @@ def compile_command(config_path: str, image: str | None, output: str, overrides:
     Data location, steps, hidden dim, learning rates and image become parameters of the pipeline, with
     the values of the configuration as defaults.
     """
-    from pipeline.config import load_config
+    from mlet_tf.pipeline.config import load_config
 
     if image is not None:
         overrides = (*overrides, f"kubeflow.image={image}")
     config = load_config(config_path, overrides)
-    from pipeline import kubeflow_runner
+    from mlet_tf.pipeline import kubeflow_runner
 
     spec = kubeflow_runner.compile_pipeline(config)
     kubeflow_runner.write_pipeline(spec, output)

@@ -1,0 +1,77 @@
+"""Registers this package's layers and optimizers with Keras, at whatever moment Keras is imported.
+
+`keras.models.load_model` has to know them after `import mlet_tf`. Importing Keras there would take seconds, which a
+command that only prints its help, or asks a server, should not pay.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+# Where one of these is what imports Keras, the other one must not need the whole of it: no import of names from the
+# package `mlet_tf.layers` in `mlet_tf.optimizers`, nor the other way round.
+_MODULES = ("mlet_tf.layers", "mlet_tf.optimizers")
+
+
+def register_with_keras() -> None:
+    """Registers now where Keras or TensorFlow is imported already, otherwise right after the import of Keras."""
+    if not sys.modules.keys().isdisjoint({"keras", "tensorflow"}):
+        _register()
+    else:
+        sys.meta_path.insert(0, _KerasFinder())
+
+
+def _register() -> None:
+    _require_keras_3()
+    for module in _MODULES:
+        importlib.import_module(module)
+
+
+def _require_keras_3() -> None:
+    """Raises where `tf.keras` is not Keras 3: layers of two Keras versions mix without an error, untrained."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    version = getattr(tf.keras, "__version__", "2")  # tf_keras tells none.
+    if not version.startswith("3"):
+        raise ImportError(
+            f"mlet_tf needs tf.keras to be Keras 3. Received: Keras {version}. Import mlet_tf before "
+            "tensorflow, or set the environment variable TF_USE_LEGACY_KERAS=0."
+        )
+
+
+class _KerasFinder(importlib.abc.MetaPathFinder):
+    """Finds `keras` as the other finders do, once, and wraps its loader."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader)
+        return spec
+
+
+class _RegisteringLoader(importlib.abc.Loader):
+    """Loads Keras, then registers."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__.loader = module.__loader__ = self._loader  # As if nobody had been in between.
+        self._loader.exec_module(module)
+        _register()
