@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from mlet_tf.layers import variable_role
+from mlet_tf.layers.roles import variable_role
 
 if keras.backend.backend() == "tensorflow":
     from mlet_tf.optimizers import _rows

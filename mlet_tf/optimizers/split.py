@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from mlet_tf.layers import variable_role
+from mlet_tf.layers.roles import variable_role
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
