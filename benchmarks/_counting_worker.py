@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from benchmarks import _harness
 from mlet_tf.datasets import CRITEO
-from mlet_tf.datasets.counts import ValueCounter, merge_counts, open_run
+from mlet_tf.features.counts import ValueCounter, merge_counts, open_run
 
 SCHEMA = dataclasses.replace(CRITEO, categoricals=("id",), integers=(), columns=("label", "id"))
 ROWS = 1 << 18

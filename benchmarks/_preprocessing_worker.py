@@ -72,8 +72,9 @@ def ours(spec: dict[str, Any], schema: ClickLogSchema, folder: Path) -> Iterator
     from mlet_tf.components.common import TransformGraph
     from mlet_tf.components.transform import Transform
     from mlet_tf.components.transform import executor as transform_executor
-    from mlet_tf.pipeline.config import VocabularyConfig
-    from mlet_tf.pipeline.examples import pack_examples
+
+    from mlet_tf.config import VocabularyConfig
+    from mlet_tf.features.packing import pack_examples
 
     node = ClickLogExampleGen(schema, spec["path"])
     examples = _artifact(node, "examples", folder)
@@ -82,7 +83,7 @@ def ours(spec: dict[str, Any], schema: ClickLogSchema, folder: Path) -> Iterator
     node = Transform(
         examples=node.outputs["examples"],
         schema=_schema_channel(),
-        preprocessing_fn="mlet_tf.pipeline.preprocessing.preprocessing_fn",
+        preprocessing_fn="mlet_tf.features.preprocessing.preprocessing_fn",
         custom_config={"schema": spec["schema"], **vocabulary, "frequency_slices": []},
     )
     graph = _artifact(node, "transform_graph", folder)
@@ -207,9 +208,10 @@ def _schema_channel() -> Any:
 
 
 def _write_schema(schema: ClickLogSchema, folder: Path) -> Any:
-    from mlet_tf.pipeline.config import ValidationConfig
-    from mlet_tf.pipeline.schema import schema_text
     from tfx.types import standard_artifacts
+
+    from mlet_tf.config import ValidationConfig
+    from mlet_tf.features.validation_schema import schema_text
 
     artifact = standard_artifacts.Schema()
     artifact.uri = str(folder / "schema")

@@ -14,12 +14,12 @@ from typing import Any
 import yaml
 from mlet_tf.components.common import join
 from mlet_tf.components.trainer.executor import SETTINGS
-from mlet_tf.pipeline.config import NodeConfig, PipelineConfig
 from mlet_tf.pipeline.pipeline import LAST_BLESSED, create_pipeline
 from tfx import v1 as tfx
 from tfx.dsl.components.base import base_node
 
 from mlet_tf._mapping import nearest
+from mlet_tf.config import NodeConfig, PipelineConfig
 from mlet_tf.errors import InputError
 from mlet_tf.storage import is_remote
 

@@ -18,13 +18,13 @@ from mlet_tf.components.statistics_gen.component import StatisticsGen
 from mlet_tf.components.trainer.component import Trainer
 from mlet_tf.components.transform.component import Transform
 from mlet_tf.components.weight_collapser.component import WeightCollapser
-from mlet_tf.pipeline.config import PipelineConfig
-from mlet_tf.pipeline.schema import schema_text
 from tfx import v1 as tfx
 from tfx.dsl.components.base import base_node
 
 from mlet_tf._mapping import to_mapping
 from mlet_tf._version import __version__
+from mlet_tf.config import PipelineConfig
+from mlet_tf.features.validation_schema import schema_text
 from mlet_tf.storage import absolute
 
 LAST_BLESSED = "LastBlessedModel"
@@ -102,7 +102,7 @@ def _data_nodes(config: PipelineConfig) -> dict[str, base_node.BaseNode]:
         examples=example_gen.outputs["examples"],
         schema=schema_gen.outputs["schema"],
         sample_rate=config.validation.sample_rate,
-        code_version=code_version("mlet_tf.components.statistics_gen", "mlet_tf.components.records"),
+        code_version=code_version("mlet_tf.components.statistics_gen", "mlet_tf.features.records"),
     )
     validator = (
         GatedExampleValidator if config.validation.fail_on_anomalies else tfx.components.ExampleValidator
@@ -127,20 +127,20 @@ def _model_nodes(
     transform = Transform(
         examples=examples,
         schema=nodes["schema_gen"].outputs["schema"],
-        preprocessing_fn="mlet_tf.pipeline.preprocessing.preprocessing_fn",
+        preprocessing_fn="mlet_tf.features.preprocessing.preprocessing_fn",
         custom_config={
             "schema": schema.to_dict(),
             **dataclasses.asdict(config.vocabulary),
             "frequency_slices": list(config.gate.frequency_slices),
             "code_version": code_version(
-                "mlet_tf.pipeline.preprocessing", "mlet_tf.components.transform", "mlet_tf.datasets"
+                "mlet_tf.features.preprocessing", "mlet_tf.components.transform", "mlet_tf.datasets"
             ),
         },
     )
     # A failed validation stops the run before anything is trained on such data.
     transform.add_upstream_node(nodes["example_validator"])
     trainer = Trainer(
-        run_fn="mlet_tf.pipeline.trainer.run_fn",
+        run_fn="mlet_tf.training.trainer.run_fn",
         examples=examples,
         transform_graph=transform.outputs["transform_graph"],
         schema=nodes["schema_gen"].outputs["schema"],
@@ -151,10 +151,10 @@ def _model_nodes(
             "vocabulary": to_mapping(config.vocabulary),
             "work": work,
             "code_version": code_version(
-                "mlet_tf.pipeline.trainer",
-                "mlet_tf.pipeline.training",
-                "mlet_tf.pipeline.examples",
-                "mlet_tf.components.records",
+                "mlet_tf.training.trainer",
+                "mlet_tf.training.loop",
+                "mlet_tf.features.packing",
+                "mlet_tf.features.records",
                 "mlet_tf.distributed",
                 *_MODEL_CODE,
             ),
@@ -169,7 +169,7 @@ def _model_nodes(
         table_dtype=config.serving.table_dtype,
         code_version=code_version(
             "mlet_tf.components.weight_collapser",
-            "mlet_tf.components.records",
+            "mlet_tf.features.records",
             "mlet_tf._remake",
             "mlet_tf.collapse",
             "mlet_tf.quantize",
@@ -198,7 +198,7 @@ def _push_nodes(
         code_version=code_version(
             "mlet_tf.components.evaluator",
             "mlet_tf.components.common",
-            "mlet_tf.components.records",
+            "mlet_tf.features.records",
             "mlet_tf.metrics",
         ),
     )
@@ -224,7 +224,7 @@ def _push_nodes(
             examples=examples,
             schema=schema,
             code_version=code_version(
-                "mlet_tf.components.serving_validator", "mlet_tf.components.records", "mlet_tf.export"
+                "mlet_tf.components.serving_validator", "mlet_tf.features.records", "mlet_tf.export"
             ),
         )
     pusher = AtomicPusher(

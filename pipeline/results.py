@@ -11,9 +11,9 @@ from mlet_tf.components.click_log_example_gen.report import read_ingest_report
 from mlet_tf.components.common import join
 from mlet_tf.components.evaluator.executor import RESULTS
 from mlet_tf.components.weight_collapser.executor import REPORT
-from mlet_tf.pipeline.trainer import HISTORY
 
 from mlet_tf.metrics import METRICS
+from mlet_tf.training.trainer import HISTORY
 
 RUN_FILE = "run.json"
 

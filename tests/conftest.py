@@ -60,7 +60,8 @@ def little_log(tmp_path_factory) -> Path:
 def finished_run(tmp_path_factory, little_log) -> Run:
     """The whole pipeline, run once for all tests."""
     from mlet_tf.pipeline import local_runner
-    from mlet_tf.pipeline.config import load_config
+
+    from mlet_tf.config import load_config
 
     folder = tmp_path_factory.mktemp("run")
     config = folder / "little.yaml"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import keras
 from mlet_tf.pipeline.cli.main import cli
-from mlet_tf.pipeline.config import PipelineConfig
 
+from mlet_tf.config import PipelineConfig
 from mlet_tf.serving import ServeOptions
 
 REPOSITORY = Path(__file__).parents[1]

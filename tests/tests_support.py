@@ -14,7 +14,8 @@ def raw_columns(rows):
 def write_packed_rows(path, rows, seed, sparse=2):
     """Rows for the trainer with ids below `VOCABULARY`, below 7 from the third feature on."""
     import numpy as np
-    from mlet_tf.pipeline.examples import PackedRows
+
+    from mlet_tf.features.packing import PackedRows
 
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, VOCABULARY, (rows, sparse)).astype(np.int32)
@@ -47,15 +48,16 @@ def run_transform(uri, schema, examples, beam=None, **config):
 
     import tensorflow_transform as tft
     from mlet_tf.components.transform import Transform, executor
-    from mlet_tf.pipeline.config import VocabularyConfig
     from tfx import types
     from tfx.types import standard_artifacts
+
+    from mlet_tf.config import VocabularyConfig
 
     slices = config.pop("frequency_slices", [])
     node = Transform(
         examples=types.Channel(type=standard_artifacts.Examples),
         schema=types.Channel(type=standard_artifacts.Schema),
-        preprocessing_fn="mlet_tf.pipeline.preprocessing.preprocessing_fn",
+        preprocessing_fn="mlet_tf.features.preprocessing.preprocessing_fn",
         custom_config={
             "schema": schema.to_dict(),
             **dataclasses.asdict(VocabularyConfig(**config)),
@@ -109,9 +111,10 @@ def write_schema(uri, schema):
     """The artifact that ClickLogSchemaGen makes."""
     from pathlib import Path
 
-    from mlet_tf.pipeline.config import ValidationConfig
-    from mlet_tf.pipeline.schema import schema_text
     from tfx.types import standard_artifacts
+
+    from mlet_tf.config import ValidationConfig
+    from mlet_tf.features.validation_schema import schema_text
 
     artifact = standard_artifacts.Schema()
     artifact.uri = f"{uri}/schema"

@@ -5,9 +5,9 @@ from typing import Any
 
 import tensorflow as tf
 from mlet_tf.components.click_log_example_gen.config import EVAL, TRAIN
-from mlet_tf.components.records import count_records
 
-from mlet_tf.datasets.counts import Run, open_run
+from mlet_tf.features.counts import Run, open_run
+from mlet_tf.features.records import count_records
 
 REPORT_FILE = "ingest_report.json"
 COUNTS_FOLDER = "counts"

@@ -15,12 +15,12 @@ import pyarrow as pa
 import tensorflow as tf
 from isal import isal_zlib
 from mlet_tf.components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig
-from mlet_tf.components.records import count_records
 
-from mlet_tf.datasets.counts import ValueCounter
 from mlet_tf.datasets.encoding import dictionary_columns, encode_examples, list_records
 from mlet_tf.datasets.reading import Block, Chunk, read_chunk
 from mlet_tf.errors import InputError
+from mlet_tf.features.counts import ValueCounter
+from mlet_tf.features.records import count_records
 
 # Examples of a shard before compression; a trainer shuffles across shards, so they are not to be huge.
 _SHARD_BYTES = 128 << 20
@@ -63,7 +63,7 @@ class Result:
         first_rejects: The first of them.
         rejects_file: The file with all of them, if there are any.
         shards: Files written, as (split, path, rows found on reading it again).
-        counts: Files with the values of `train`, counted, see `mlet_tf.datasets.counts`.
+        counts: Files with the values of `train`, counted, see `mlet_tf.features.counts`.
         encoded: Rows that were encoded, by split.
         error: Why the chunk cannot be read or written.
     """

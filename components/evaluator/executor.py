@@ -14,7 +14,6 @@ from absl import logging
 from google.protobuf import json_format
 from mlet_tf.components.common import SERVING_MODEL, TransformGraph, join, split_files
 from mlet_tf.components.evaluator.gate import Metrics, Slice, judge
-from mlet_tf.components.records import example_batches
 from tensorflow_model_analysis.proto import config_pb2, metrics_for_slice_pb2
 from tfx import types
 from tfx.dsl.components.base import base_beam_executor
@@ -22,6 +21,7 @@ from tfx.types import artifact_utils
 
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import raw_feature_spec
+from mlet_tf.features.records import example_batches
 from mlet_tf.metrics import ctr_metrics
 
 RESULTS = "gate.json"

@@ -14,7 +14,6 @@ import tensorflow_data_validation as tfdv
 from mlet_tf.components.beam import stream_tasks
 from mlet_tf.components.click_log_example_gen import read_ingest_report
 from mlet_tf.components.common import join, split_files
-from mlet_tf.components.records import example_batches
 from tensorflow_data_validation.statistics import stats_impl
 from tensorflow_data_validation.statistics.generators import (
     basic_stats_generator,
@@ -26,6 +25,8 @@ from tfx.components.statistics_gen import executor
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils
+
+from mlet_tf.features.records import example_batches
 
 _BATCH_ROWS = 16_384
 # Up to so many distinct values of a column the sketches are exact.

@@ -20,8 +20,8 @@ from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import import_utils, io_utils, json_utils
 
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.datasets.counts import Run, merge_counts
-from mlet_tf.datasets.vocabulary import rank, vocabulary_file, write_vocabulary
+from mlet_tf.features.counts import Run, merge_counts
+from mlet_tf.features.vocabulary import rank, vocabulary_file, write_vocabulary
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -41,7 +41,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             exec_properties: `preprocessing_fn`: an import path; `custom_config`: JSON with `schema`
                 (`ClickLogSchema.to_dict()`), `min_count`, `max_size`, `rare_below` and `max_values_in_memory`.
                 The function gets it with one key more, `vocabularies`: of each feature `file`, `size` and
-                `rare_start`, see `mlet_tf.datasets.vocabulary`.
+                `rare_start`, see `mlet_tf.features.vocabulary`.
 
         Raises:
             RuntimeError: The counts do not cover the examples, or Beam lost a vocabulary.

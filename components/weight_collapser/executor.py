@@ -17,7 +17,6 @@ from mlet_tf.components.common import (
     save_model,
     split_files,
 )
-from mlet_tf.components.records import example_batches
 from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
@@ -26,6 +25,7 @@ from mlet_tf.collapse import collapse_model, collapse_report
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import GateError
 from mlet_tf.export import MODEL_INPUTS, raw_feature_spec
+from mlet_tf.features.records import example_batches
 from mlet_tf.quantize import quantization_report, quantize_model
 from mlet_tf.serving import write_warmup
 

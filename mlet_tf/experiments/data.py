@@ -107,7 +107,7 @@ def prepare(config: DataConfig, folder: Path, progress: Callable[[str], None] | 
     Raises:
         InputError: If the log cannot be read or a split would be empty.
     """
-    from mlet_tf.pipeline.config import VocabularyConfig
+    from mlet_tf.config import VocabularyConfig
 
     vocabulary = from_mapping(VocabularyConfig, config.vocabulary, "data.vocabulary")
     log = None if config.log is None else os.path.expandvars(config.log)
@@ -212,7 +212,7 @@ class _Preparation:
     def _write_vocabularies(self, split: np.ndarray, folder: Path) -> dict[str, dict[str, Any]]:
         """Writes the vocabularies of the training rows; returns what `preprocessing_fn` has to know of them."""
         from mlet_tf.components.transform.executor import write_feature
-        from mlet_tf.datasets.counts import ValueCounter
+        from mlet_tf.features.counts import ValueCounter
 
         folder.mkdir()
         counter, runs = ValueCounter(self._schema), []
@@ -298,7 +298,7 @@ def _preprocessing(
 
     from mlet_tf.components.common import TransformGraph
     from mlet_tf.export import raw_feature_spec
-    from mlet_tf.pipeline.preprocessing import preprocessing_fn
+    from mlet_tf.features.preprocessing import preprocessing_fn
 
     config = {
         "schema": schema.to_dict(),

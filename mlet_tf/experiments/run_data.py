@@ -60,9 +60,9 @@ def load_run(folder: Path, note: Callable[[str], None]) -> Iterator[Run]:
 
     from mlet_tf.collapse import collapse_model
     from mlet_tf.components.common import TransformGraph, join, load_keras_model
+    from mlet_tf.config import load_config
     from mlet_tf.experiments.nested import NestedEmbeddings, embedding_collection
-    from mlet_tf.pipeline.config import load_config
-    from mlet_tf.pipeline.examples import pack_examples
+    from mlet_tf.features.packing import pack_examples
 
     artifacts = json.loads((folder / "run.json").read_text())["artifacts"]
     schema = load_config(folder / "config.yaml").schema

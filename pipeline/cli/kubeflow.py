@@ -38,7 +38,7 @@ def compile_command(config_path: str, image: str | None, output: str, overrides:
     Data location, steps, hidden dim, learning rates and image become parameters of the pipeline, with
     the values of the configuration as defaults.
     """
-    from mlet_tf.pipeline.config import load_config
+    from mlet_tf.config import load_config
 
     if image is not None:
         overrides = (*overrides, f"kubeflow.image={image}")

@@ -88,7 +88,7 @@ def run(config_path: str, overrides: tuple[str, ...]) -> None:
     Ends with a table and `run.json` in the output folder. Run again with nothing changed, it does
     nothing. Exits with 3 when the gate kept the model from being pushed.
     """
-    from mlet_tf.pipeline.config import load_config
+    from mlet_tf.config import load_config
 
     config = load_config(config_path, overrides)
     click.echo(f"Pipeline {config.name!r}; everything it writes is in {config.output}", err=True)

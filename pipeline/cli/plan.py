@@ -71,9 +71,8 @@ def plan(
     Nothing is read or run. Times are as good as the rates given; memory is measured to be right within 15 %
     on one machine (python -m benchmarks.planning).
     """
-    from mlet_tf.pipeline.config import load_config
-
     from mlet_tf import planning
+    from mlet_tf.config import load_config
 
     config = load_config(config_path, overrides)
     vocabulary, rows = read_data(data)
@@ -95,7 +94,7 @@ def sizes_of(config: Any, vocabulary: tuple[int, ...], rows: int) -> Any:
     """The sizes of a configuration's training.
 
     Args:
-        config: A `mlet_tf.pipeline.config.PipelineConfig`.
+        config: A `mlet_tf.config.PipelineConfig`.
         vocabulary: Table rows by feature.
         rows: Rows of the training split.
     """

@@ -18,8 +18,7 @@ def worker(config_path: str, overrides: tuple[str, ...], timeout: float) -> None
     Waits until the chief's run comes to its Trainer, takes part in the training, and ends with it. The output folder
     has to be one that all processes see: a shared disk, gs:// or s3://.
     """
-    from mlet_tf.pipeline.config import load_config
-
+    from mlet_tf.config import load_config
     from mlet_tf.distributed.cluster import Cluster
     from mlet_tf.storage import absolute
 
@@ -30,6 +29,6 @@ def worker(config_path: str, overrides: tuple[str, ...], timeout: float) -> None
             f"`mlet-tf run`. Received: {os.environ.get('TF_CONFIG')!r}"
         )
     config = load_config(config_path, overrides)
-    from mlet_tf.pipeline.worker import join_training
+    from mlet_tf.training.processes import join_training
 
     sys.exit(join_training(f"{absolute(config.output)}/work", timeout))

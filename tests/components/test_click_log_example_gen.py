@@ -23,7 +23,6 @@ from mlet_tf.components.click_log_example_gen import (
     shards,
 )
 from mlet_tf.components.click_log_example_gen.config import IngestConfig
-from mlet_tf.components.records import count_records, example_batches
 from tests_support import run_example_gen as ingest
 from tfx.components import FileBasedExampleGen
 from tfx.orchestration import metadata
@@ -34,6 +33,7 @@ from tfx.v1 import dsl, orchestration
 from mlet_tf.datasets import AVAZU, CRITEO, ClickLogSchema, TimeColumn
 from mlet_tf.datasets.reading import read_log
 from mlet_tf.errors import InputError
+from mlet_tf.features.records import count_records, example_batches
 
 TINY = ClickLogSchema(
     name="tiny",

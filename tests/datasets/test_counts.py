@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlet_tf.datasets import ClickLogSchema, TimeColumn, counts
-from mlet_tf.datasets.counts import ValueCounter, merge_counts, open_run
+from mlet_tf.datasets import ClickLogSchema, TimeColumn
 from mlet_tf.datasets.encoding import dictionary_columns
-from mlet_tf.datasets.vocabulary import EMPTY, rank, write_vocabulary
+from mlet_tf.features import counts
+from mlet_tf.features.counts import ValueCounter, merge_counts, open_run
+from mlet_tf.features.vocabulary import EMPTY, rank, write_vocabulary
 
 SCHEMA = ClickLogSchema(
     name="little",

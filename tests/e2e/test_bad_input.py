@@ -227,7 +227,8 @@ def test_disk_full_while_rows_are_packed(finished_run, tmp_path):
     """The message names the folder; once there is room the same call goes on."""
     import tensorflow_transform as tft
     from mlet_tf.components.common import TransformGraph
-    from mlet_tf.pipeline.examples import pack_examples
+
+    from mlet_tf.features.packing import pack_examples
 
     artifacts = finished_run.result["artifacts"]
     transform = TransformGraph(tft.TFTransformOutput(artifacts["transform_graph"]))
@@ -250,7 +251,8 @@ def test_rows_that_got_lost_are_noticed_by_the_trainer(finished_run, tmp_path):
     import tensorflow_transform as tft
     from mlet_tf.components.click_log_example_gen.report import read_ingest_report, write_ingest_report
     from mlet_tf.components.common import TransformGraph
-    from mlet_tf.pipeline.examples import pack_examples
+
+    from mlet_tf.features.packing import pack_examples
 
     artifacts = finished_run.result["artifacts"]
     shutil.copytree(artifacts["examples"], tmp_path / "examples")

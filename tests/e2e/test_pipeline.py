@@ -56,7 +56,7 @@ def test_run_file(finished_run):
 
 
 def test_resolved_configuration_is_stored(finished_run):
-    from mlet_tf.pipeline.config import load_config
+    from mlet_tf.config import load_config
 
     stored = load_config(finished_run.output / "config.yaml")
     assert stored == load_config(finished_run.config, finished_run.overrides())

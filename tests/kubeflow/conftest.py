@@ -13,8 +13,9 @@ PIPELINE_ROOT = "gs://bucket/root"
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory, little_log) -> "Compiled":
     """The pipeline of the shared run, compiled, with values that a run has to change to do the same."""
-    from mlet_tf.pipeline.config import load_config
     from mlet_tf.pipeline.kubeflow_runner import compile_pipeline
+
+    from mlet_tf.config import load_config
 
     folder = tmp_path_factory.mktemp("kubeflow")
     config = folder / "little.yaml"

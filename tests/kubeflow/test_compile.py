@@ -9,10 +9,10 @@ import pytest
 import yaml
 from kfp import components
 from kubeflow.local_kfp import LocalKubeflow
-from mlet_tf.pipeline.config import load_config
 from mlet_tf.pipeline.container_entrypoint import with_artifact_types
 from mlet_tf.pipeline.kubeflow_runner import PARAMETERS, compile_pipeline
 
+from mlet_tf.config import load_config
 from mlet_tf.errors import InputError
 
 IMAGE = "registry.example/mlet-tf:1"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from kubeflow.local_kfp import LocalKubeflow, TaskFailedError
 from mlet_tf.components.evaluator.executor import RESULTS
-from mlet_tf.pipeline.config import load_config
 from mlet_tf.pipeline.kubeflow_runner import compile_pipeline
 
+from mlet_tf.config import load_config
 from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.reading import read_log
 from mlet_tf.metrics import METRICS

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlet_tf.pipeline.config import (
+
+from mlet_tf._mapping import from_mapping, to_mapping
+from mlet_tf.config import (
     BeamConfig,
     ModelConfig,
     PipelineConfig,
@@ -13,8 +15,6 @@ from mlet_tf.pipeline.config import (
     dump_config,
     load_config,
 )
-
-from mlet_tf._mapping import from_mapping, to_mapping
 from mlet_tf.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("[!s]*.yaml"))  # Not the sweeps.

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlet_tf.pipeline.config import ModelConfig, OptimizerConfig, TrainConfig
-from mlet_tf.pipeline.trainer import build_model, compile_model, distribution_strategy
-from mlet_tf.pipeline.training import Checkpoints, total_steps, train
 from tests_support import DENSE, VOCABULARY, write_packed_rows
 
+from mlet_tf.config import ModelConfig, OptimizerConfig, TrainConfig
 from mlet_tf.distributed import Cluster, Workers, gather_model
 from mlet_tf.errors import InputError
+from mlet_tf.training.loop import Checkpoints, total_steps, train
+from mlet_tf.training.trainer import build_model, compile_model, distribution_strategy
 
 MODEL = ModelConfig(output_dim=4, hidden_dim=8, bottom_units=(8,), top_units=(8,))
 # An odd number of rows, a factorised and a direct table.

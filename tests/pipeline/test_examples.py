@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from mlet_tf.pipeline.examples import pack_examples
 from tests_support import run_example_gen
 
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
+from mlet_tf.features.packing import pack_examples
 
 SCHEMA = ClickLogSchema(
     name="numbered",

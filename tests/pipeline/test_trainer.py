@@ -11,12 +11,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from mlet_tf.pipeline.config import ModelConfig, OptimizerConfig, TrainConfig
-from mlet_tf.pipeline.trainer import build_model, compile_model, total_steps, train
 from tests_support import DENSE, VOCABULARY, write_packed_rows
 
+from mlet_tf.config import ModelConfig, OptimizerConfig, TrainConfig
 from mlet_tf.errors import InputError
 from mlet_tf.optimizers import WarmupDecay
+from mlet_tf.training.trainer import build_model, compile_model, total_steps, train
 
 FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}

@@ -11,12 +11,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 from absl import logging
-from mlet_tf.pipeline.config import TrainConfig
-from mlet_tf.pipeline.examples import PackedRows
-from mlet_tf.pipeline.progress import ProgressLine
 
+from mlet_tf.config import TrainConfig
 from mlet_tf.distributed import Cluster, Workers
 from mlet_tf.errors import InputError
+from mlet_tf.features.packing import PackedRows
+from mlet_tf.progress import ProgressLine
 
 
 @dataclasses.dataclass

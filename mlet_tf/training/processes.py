@@ -1,7 +1,7 @@
-"""The processes of a training over several: each runs `mlet_tf.pipeline.trainer.fit_and_export` on the same arguments.
+"""The processes of a training over several: each runs `mlet_tf.training.trainer.fit_and_export` on the same arguments.
 
 The chief's Trainer writes the arguments into the work folder, from where the workers take them:
-`python -m mlet_tf.pipeline.worker FILE`, or `mlet-tf worker --config ...`, in each, under its own `TF_CONFIG`.
+`python -m mlet_tf.training.processes FILE`, or `mlet-tf worker --config ...`, in each, under its own `TF_CONFIG`.
 """
 
 import hashlib
@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import tensorflow as tf
-from mlet_tf.components.common import join
 
+from mlet_tf.components.common import join
 from mlet_tf.distributed import Workers
 from mlet_tf.errors import InputError, WorkerLostError
 
@@ -36,7 +36,7 @@ def train_as_chief(fn_args: Any) -> None:
     """
     path = join(fn_args.custom_config["work"], ARGUMENTS)
     _write(path, {field: getattr(fn_args, field) for field in (*_INPUTS, *_OUTPUTS)})
-    code = subprocess.run([sys.executable, "-m", "mlet_tf.pipeline.worker", path], check=False).returncode
+    code = subprocess.run([sys.executable, "-m", "mlet_tf.training.processes", path], check=False).returncode
     tf.io.gfile.remove(path)
     if code == _LOST:
         raise WorkerLostError(
@@ -59,7 +59,7 @@ def join_training(work: str, timeout: float) -> int:
         InputError: The chief did not come.
     """
     path = wait_for_arguments(work, timeout)
-    return subprocess.run([sys.executable, "-m", "mlet_tf.pipeline.worker", path], check=False).returncode
+    return subprocess.run([sys.executable, "-m", "mlet_tf.training.processes", path], check=False).returncode
 
 
 def wait_for_arguments(work: str, timeout: float) -> str:
@@ -85,7 +85,7 @@ def wait_for_arguments(work: str, timeout: float) -> str:
 
 def main() -> None:
     """Takes part in one training."""
-    from mlet_tf.pipeline.trainer import fit_and_export
+    from mlet_tf.training.trainer import fit_and_export
 
     with tf.io.gfile.GFile(sys.argv[1]) as file:
         arguments = json.load(file)

@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
+
 from mlet_tf.components.click_log_example_gen import read_ingest_report
 from mlet_tf.components.common import example_files, join, writing
-from mlet_tf.components.records import example_batches
-from mlet_tf.pipeline.preprocessing import DENSE, LABEL, SPARSE
-from mlet_tf.pipeline.progress import ProgressLine
-
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.datasets.vocabulary import vocabulary_file
 from mlet_tf.errors import InputError
 from mlet_tf.export import Transform, raw_feature_spec
+from mlet_tf.features.preprocessing import DENSE, LABEL, SPARSE
+from mlet_tf.features.records import example_batches
+from mlet_tf.features.vocabulary import vocabulary_file
+from mlet_tf.progress import ProgressLine
 
 # Each thread holds a batch and a packed shard, some 100 MB.
 _MAX_THREADS = 16

@@ -1,9 +1,9 @@
 """The tensorflow-metadata schema of a click log, for `ClickLogSchemaGen`."""
 
 from google.protobuf import text_format
-from mlet_tf.pipeline.config import ValidationConfig
 from tensorflow_metadata.proto.v0 import schema_pb2
 
+from mlet_tf.config import ValidationConfig
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import raw_feature_spec
 

@@ -16,26 +16,26 @@ from typing import Any
 import keras
 import tensorflow as tf
 import tensorflow_transform as tft
+
+from mlet_tf._mapping import from_mapping
 from mlet_tf.components.common import TransformGraph, join, save_model
-from mlet_tf.pipeline.config import (
+from mlet_tf.config import (
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
     VocabularyConfig,
 )
-from mlet_tf.pipeline.examples import pack_examples, vocabulary_sizes
-from mlet_tf.pipeline.training import total_steps, train
-from mlet_tf.pipeline.worker import train_as_chief
-
-from mlet_tf._mapping import from_mapping
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.distributed import Cluster, Workers, averaged, build_sharded_dlrm, gather_model
+from mlet_tf.features.packing import pack_examples, vocabulary_sizes
 from mlet_tf.layers import EmbeddingFeature
 from mlet_tf.models import DLRM, build_dlrm
 from mlet_tf.optimizers import WarmupDecay, split_optimizer
 from mlet_tf.optimizers.names import OPTIMIZERS
 from mlet_tf.storage import is_remote
+from mlet_tf.training.loop import total_steps, train
+from mlet_tf.training.processes import train_as_chief
 
 HISTORY = "history.json"
 

@@ -1,0 +1,1 @@
+"""Training: building a model, its optimizers, the loop, checkpoints, several processes."""
