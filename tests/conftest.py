@@ -6,12 +6,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "0")  # Some tests import TensorFlow before mlet_tf.
 
 import dataclasses
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import numpy as np
 import pytest
 from tests_support import ROWS
+
+# The same examples in every run, and however busy the machine is.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 CONFIG = """
 name: little
@@ -43,6 +50,17 @@ class Run:
 
     def overrides(self, *more: str) -> list[str]:
         return [f"data.train={self.log}", f"output={self.output}", *more]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # Libraries draw from it.
+    if "keras" in sys.modules:
+        import keras
+
+        keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")

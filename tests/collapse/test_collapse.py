@@ -115,7 +115,7 @@ def test_subclassed_model():
     assert_collapsed(model, collapsed, ids)
 
 
-@settings(max_examples=2 if keras.backend.backend() == "jax" else 6, deadline=None)
+@settings(max_examples=2 if keras.backend.backend() == "jax" else 6)
 @given(
     rows=st.integers(1, 30),
     hidden=st.integers(4, 9),

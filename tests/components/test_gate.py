@@ -87,7 +87,7 @@ def test_nan_does_not_pass():
         lambda rows: len({label for label, _ in rows}) == 2
     )
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_auc_counts_pairs(rows):
     label, ctr = np.array([r[0] for r in rows], float), np.array([r[1] for r in rows])
     wins = [(p > n) + 0.5 * (p == n) for p in ctr[label == 1] for n in ctr[label == 0]]

@@ -154,7 +154,7 @@ def _ranked(found, min_count=1, max_size=None, parts=1):
     return rank(tables, min_count, max_size)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.dictionaries(st.binary(min_size=1, max_size=3), st.integers(1, 4)),
     st.integers(1, 3),

@@ -12,7 +12,7 @@ BYTES = st.none() | st.binary(max_size=40) | st.sampled_from([127, 128, 16_384])
 ROWS = st.lists(st.tuples(INTEGERS, INTEGERS, BYTES, BYTES), max_size=20)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ROWS, st.text(min_size=1, max_size=200))
 def test_examples_parse_back_to_the_columns(rows, name):
     names = ["i", name + "2", "b", "ü" + name]

@@ -487,7 +487,7 @@ def test_a_file_without_permission_is_named(tmp_path):
     assert f"{path} cannot be read: Permission denied" in _message(lambda: plan_chunks([str(path)], TINY))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(262_968, 1_139_567))  # the hours of 2000 to 2099
 def test_times_agree_with_the_calendar(hour):
     calendar = np.datetime64("1970-01-01T00") + np.timedelta64(hour, "h")

@@ -49,7 +49,7 @@ def schemas(draw):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(schemas())
 def test_a_schema_survives_json_and_yaml(schema):
     assert ClickLogSchema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema

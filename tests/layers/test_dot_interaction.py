@@ -15,7 +15,7 @@ def explicit(x, self_interaction):
     return np.stack([(x[:, i] * x[:, j]).sum(-1) for i, j in zip(rows, columns, strict=True)], 1)
 
 
-@settings(max_examples=4 if SLOW_TO_COMPILE else 20, deadline=None)
+@settings(max_examples=4 if SLOW_TO_COMPILE else 20)
 @given(shape=sizes, self_interaction=st.booleans(), seed=st.integers(0, 99))
 def test_outputs_are_all_pairs(to_numpy, shape, self_interaction, seed):
     x = np.random.default_rng(seed).normal(size=shape).astype("float32")
@@ -43,7 +43,7 @@ class Product(keras.layers.Layer):
         return self.interaction(self.x * ones)
 
 
-@settings(max_examples=3 if SLOW_TO_COMPILE else 10, deadline=None)
+@settings(max_examples=3 if SLOW_TO_COMPILE else 10)
 @given(shape=sizes, self_interaction=st.booleans(), seed=st.integers(0, 99))
 def test_gradient_is_the_symmetric_product(gradients, shape, self_interaction, seed):
     rng = np.random.default_rng(seed)

@@ -55,7 +55,7 @@ def separate_layers(layer):
         yield alone
 
 
-@settings(max_examples=3 if SLOW_TO_COMPILE else 7, deadline=None)
+@settings(max_examples=3 if SLOW_TO_COMPILE else 7)
 @given(
     batch=st.sampled_from([0, 1, 2, 9, 300]),
     deduplicate=st.sampled_from([None, True, False]),
@@ -88,7 +88,7 @@ def test_every_row_belongs_to_one_table():
     assert sum(table.shape[0] for table in layer.tables) == ROWS.sum() - 25 - 11
 
 
-@settings(max_examples=2 if SLOW_TO_COMPILE else 4, deadline=None)
+@settings(max_examples=2 if SLOW_TO_COMPILE else 4)
 @given(deduplicate=st.booleans(), seed=st.integers(0, 99))
 def test_gradients_are_those_of_the_product(gradients, to_numpy, deduplicate, seed):
     """The outputs are linear in each weight by itself, so a gradient times a change is the whole difference."""
@@ -110,7 +110,7 @@ def test_gradients_are_those_of_the_product(gradients, to_numpy, deduplicate, se
         variable.assign(old)
 
 
-@settings(max_examples=3 if SLOW_TO_COMPILE else 5, deadline=None)
+@settings(max_examples=3 if SLOW_TO_COMPILE else 5)
 @given(
     seed=st.integers(0, 99),
     batch=st.sampled_from([1, 5]),

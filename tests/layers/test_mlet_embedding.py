@@ -25,7 +25,7 @@ def built(*args, **kwargs):
     return layer
 
 
-@settings(max_examples=5 if SLOW_TO_COMPILE else 25, deadline=None)
+@settings(max_examples=5 if SLOW_TO_COMPILE else 25)
 @given(data=st.data())
 def test_collapsed_layer_computes_the_same(data, to_numpy):
     rows = data.draw(st.integers(1, 40))
@@ -49,7 +49,7 @@ def test_collapsed_layer_computes_the_same(data, to_numpy):
     np.testing.assert_allclose(to_numpy(outputs), to_numpy(expected), atol=HALF[policy] * (1 + scale))
 
 
-@settings(max_examples=3 if SLOW_TO_COMPILE else 8, deadline=None)
+@settings(max_examples=3 if SLOW_TO_COMPILE else 8)
 @given(deduplicate=st.booleans(), chain=st.sampled_from([(5,), (5, 4), (3, 6, 2)]), seed=st.integers(0, 99))
 def test_gradients_are_those_of_the_explicit_product(gradients, deduplicate, chain, seed):
     rng = np.random.default_rng(seed)
@@ -255,7 +255,7 @@ def test_ids_out_of_range(bad, to_numpy):
     with pytest.raises(ValueError, match=f"items.*0 <= id < 10.*Received: {bad}"):
         strict(ids)
     lenient = built(10, 3, 5, oov="last")
-    np.testing.assert_array_equal(to_numpy(lenient(ids))[0, 1], to_numpy(lenient(np.array([9])))[0])
+    np.testing.assert_allclose(to_numpy(lenient(ids))[0, 1], to_numpy(lenient(np.array([9])))[0], atol=1e-6)
     compiled = None
     if ON_TENSORFLOW:
         import tensorflow as tf

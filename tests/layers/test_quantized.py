@@ -49,7 +49,7 @@ def tables(draw):
     return table.astype("float32")
 
 
-@settings(max_examples=3 if keras.backend.backend() == "jax" else 40, deadline=None)
+@settings(max_examples=3 if keras.backend.backend() == "jax" else 40)
 @given(tables(), st.integers(1, 25))
 def test_int8_rows_are_off_by_half_a_step_at_most(table, block_rows):
     layer = quantized(table, "int8", block_rows)
@@ -137,8 +137,8 @@ def test_out_of_range_ids_do_what_they_did(dtype, to_numpy):
             layer(ids)
     plain, narrow = collections(dtype, oov="last")
     np.testing.assert_allclose(to_numpy(narrow(ids)), to_numpy(plain(ids)), atol=4e-3)
-    np.testing.assert_array_equal(
-        to_numpy(narrow(ids)), to_numpy(narrow(np.array([[39, 0, 0, 0], [0, 3, 0, 0]])))
+    np.testing.assert_allclose(
+        to_numpy(narrow(ids)), to_numpy(narrow(np.array([[39, 0, 0, 0], [0, 3, 0, 0]]))), atol=1e-6
     )
 
 

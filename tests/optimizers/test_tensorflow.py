@@ -34,7 +34,7 @@ def summed(ids, values, rows):
     return dense
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     rows=st.integers(1, 12),
     width=st.integers(1, 5),

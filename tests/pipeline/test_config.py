@@ -30,7 +30,7 @@ def test_shipped_configurations_load_and_round_trip(path, tmp_path):
 @given(
     st.integers(1, 64), st.one_of(st.none(), st.integers(64, 128)), st.lists(st.integers(1, 512), max_size=3)
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_dataclasses_round_trip_through_plain_values(output_dim, hidden_dim, units):
     config = PipelineConfig(model=ModelConfig(output_dim, hidden_dim, bottom_units=tuple(units)))
     assert from_mapping(PipelineConfig, to_mapping(config)) == config

@@ -182,7 +182,7 @@ def test_two_values_in_a_row_are_refused(output):
 
 
 @given(st.datetimes(datetime.datetime(2000, 1, 1), datetime.datetime(2099, 12, 31)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_time_parts_agree_with_the_calendar(moment):
     yymmddhh = tf.constant([int(moment.strftime("%y%m%d%H"))], tf.int64)
     unix = tf.constant([int(moment.replace(tzinfo=datetime.UTC).timestamp())], tf.int64)

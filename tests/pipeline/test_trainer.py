@@ -61,7 +61,7 @@ def test_killed_training_goes_on_to_the_same_weights(tmp_path, uninterrupted):
     command = [sys.executable, "-c", script, *FOLDERS, str(folder)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     checkpoints = folder / "work" / "checkpoints"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     # Into the second epoch: seven checkpoints an epoch, the newest two are kept.
     while _newest(checkpoints) < 9 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -80,7 +80,7 @@ def ingested(column, cell):
     return values[0].as_py()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(COLUMN, COLUMN)
 def test_few_rows_and_many_are_read_as_the_pipeline_reads_its_logs(integers, categories):
     import tensorflow as tf

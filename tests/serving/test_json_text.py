@@ -23,7 +23,7 @@ def plain(value):
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(VALUES, st.booleans())
 def test_both_parsers_read_what_python_wrote(value, ascii_only):
     body = json.dumps(value, ensure_ascii=ascii_only).encode()
@@ -31,13 +31,13 @@ def test_both_parsers_read_what_python_wrote(value, ascii_only):
     assert plain(_Parser(body).document()) == value
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(VALUES.filter(lambda value: not isinstance(value, float)))
 def test_quoted_values_can_be_read_back(value):
     assert plain(parse(quote_value(parse(json.dumps(value).encode())).encode())) == value
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.binary(max_size=30) | st.text(alphabet='{}[]",:0123.eE-+nulltrfasIN \\u', max_size=30).map(str.encode)
 )
@@ -50,7 +50,7 @@ def test_any_bytes_are_read_or_refused_with_an_offset(body):
             assert 0 <= int(error.message.rsplit(": ", 1)[1]) <= len(body)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_a_float_reads_back_as_itself(value):
     text = decimal(value)
