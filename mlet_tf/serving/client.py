@@ -268,7 +268,7 @@ class AsyncCTRClient(_Client):
 
             self._transport = grpc.AsyncGrpcTransport(self._settings)
         else:
-            self._transport = AsyncRestTransport(self._settings)
+            self._transport = AsyncRestTransport(self._settings, self._max_concurrency)
 
     async def predict(self, rows: "RowsLike") -> np.ndarray:
         """Predicts CTRs, as `CTRClient.predict` does."""

@@ -1,6 +1,7 @@
 """The client when a server is down or busy: bounded concurrency, retries, back-off with jitter, the deadline."""
 
 import asyncio
+import pickle
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -69,8 +70,9 @@ def test_20_at_once_at_a_busy_server_are_all_answered(busy, protocol, ask):
     assert model.asked == 4 * len(ROWS)
 
 
-def test_a_gateway_that_answers_503_is_asked_again(busy):
-    model, target = busy("rest", refusals=2, status=503)
+@pytest.mark.parametrize("status", [502, 503])
+def test_a_gateway_whose_server_is_down_is_asked_again(busy, status):
+    model, target = busy("rest", refusals=2, status=status)
     assert in_threads(target, ROWS[:1], protocol="rest", rng=Drawn()) == LENGTHS[:1]
     assert model.asked == 3
 
@@ -92,6 +94,27 @@ def test_when_retries_are_used_up_the_servers_words_are_raised(busy, protocol):
     ):
         client.predict([{}])
     assert model.asked == 3 and caught.value.retryable
+
+
+def test_an_error_comes_whole_out_of_another_process():
+    error = ServingError("RESOURCE_EXHAUSTED", "too large", row=3, shown="{}", retryable=False)
+    read = pickle.loads(pickle.dumps(error))
+    assert (str(read), read.code, read.details, read.row) == (str(error), error.code, error.details, 3)
+    assert not read.retryable
+
+
+def test_more_requests_of_asyncio_over_rest_than_the_event_loop_has_threads(http_server):
+    """All 40 are with the server at once: each is answered only when the last one has come."""
+    barrier = threading.Barrier(40)
+
+    class Handler(Answering):
+        def reply(self, _):
+            barrier.wait(60)
+            return 200, '{"outputs": [0.25]}'
+
+    calls = [[{}]] * 40
+    options = {"protocol": "rest", "max_concurrency": 40, "retries": 0}
+    assert in_asyncio(http_server(Handler), calls, **options) == [0.25] * 40
 
 
 @both_protocols

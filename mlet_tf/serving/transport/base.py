@@ -1,6 +1,7 @@
 """What REST and gRPC share: the request, where it goes, and how it fails."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,12 @@ class ServingError(RuntimeError):
         self.details = details
         self.row = row
         self.retryable = code in _RETRYABLE if retryable is None else retryable
+        self._shown = shown
+
+    def __reduce__(self) -> tuple[Callable[..., "ServingError"], tuple[str, str]]:
+        # The default passes the message alone, and what comes from a process pool could not be read.
+        options = {"row": self.row, "shown": self._shown, "retryable": self.retryable}
+        return functools.partial(ServingError, **options), (self.code, self.details)
 
 
 @dataclass(frozen=True)

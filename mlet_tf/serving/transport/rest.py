@@ -6,6 +6,7 @@ import http.client
 import json
 import ssl
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
@@ -37,6 +38,7 @@ _CODES = {
     429: "RESOURCE_EXHAUSTED",
     500: "INTERNAL",
     501: "UNIMPLEMENTED",
+    502: "UNAVAILABLE",
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
@@ -141,20 +143,24 @@ class AsyncRestTransport:
 
     Args:
         settings: Where requests go.
+        threads: How many threads; the event loop's own are few, and others need them.
 
     Raises:
         InputError: A file of the TLS settings cannot be read.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, threads: int) -> None:
         self._transport = RestTransport(settings)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ctr-client")
 
     async def send(self, request: Request) -> Answer:
         """Sends a request once and returns the answer; raises as `RestTransport.send` does."""
-        return await asyncio.to_thread(self._transport.send, request)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._transport.send, request)
 
     async def close(self) -> None:
         """Closes the connections; one that is in use closes after its answer."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._transport.close()
 
 
