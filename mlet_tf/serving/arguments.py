@@ -1,6 +1,5 @@
 """Checks of the client's arguments, before any connection is opened."""
 
-import math
 from numbers import Integral, Real
 
 from mlet_tf.errors import InputError
@@ -20,8 +19,8 @@ def seconds(name: str, value: float, *, zero: bool = False) -> float:
     Raises:
         InputError: It is no number, or out of range.
     """
-    fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not 0 <= value <= _LONGEST_WAIT or (value == 0 and not zero):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= _LONGEST_WAIT or (value == 0 and not zero):
         low = "from 0" if zero else "above 0,"
         raise InputError(
             f"{name}: expected a number of seconds {low} to {_LONGEST_WAIT:.0f}. Received: {value!r}"

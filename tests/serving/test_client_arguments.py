@@ -17,7 +17,7 @@ NAN, INF = math.nan, math.inf
 # An argument, values that are refused, and what the message says before "Received".
 REFUSED = {
     "timeout": (
-        [None, "5", INF, NAN, True, 0, -1, 1e6, [1]],
+        [None, "5", INF, NAN, True, 0, -1, 1e6, 10**400, [1]],
         "timeout: expected a number of seconds above 0",
     ),
     "backoff": ([None, "5", INF, NAN, True, -0.1], "backoff: expected a number of seconds from 0"),
