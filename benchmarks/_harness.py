@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mlet_tf.network import bypass_proxy_for_loopback
+
 
 @dataclasses.dataclass
 class Result:
@@ -56,6 +58,7 @@ def main(
     for name, options in extra.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
     arguments = parser.parse_args()
+    bypass_proxy_for_loopback()
     results = measure(arguments)
     print_table(results)
     if arguments.json:

@@ -12,6 +12,7 @@ import tensorflow as tf
 from mlet_tf.components.common import join, remove_folder, writing
 
 from mlet_tf.errors import InputError
+from mlet_tf.network import bypass_proxy_for_loopback
 
 
 def run_tasks(
@@ -57,6 +58,7 @@ def stream_tasks(
     """
     with writing(folder):
         tf.io.gfile.makedirs(folder)
+    bypass_proxy_for_loopback()  # Where Beam's workers are processes on this machine.
     try:
         with make_pipeline() as pipeline:
             _ = (

@@ -23,6 +23,7 @@ from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import raw_feature_spec
 from mlet_tf.features.records import example_batches
 from mlet_tf.metrics import ctr_metrics
+from mlet_tf.network import bypass_proxy_for_loopback
 
 RESULTS = "gate.json"
 PREDICTIONS = "predictions"
@@ -61,6 +62,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             paths, schema, gate, input_dict["transform_graph"][0].uri, join(evaluation, PREDICTIONS)
         )
         tf.io.gfile.makedirs(join(evaluation, PREDICTIONS))
+        bypass_proxy_for_loopback()  # Where Beam's workers are processes on this machine.
         with self._make_beam_pipeline() as pipeline:
             _ = (
                 pipeline

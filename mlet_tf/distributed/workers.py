@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlet_tf.distributed.cluster import Cluster
+from mlet_tf.network import bypass_proxy_for_loopback
 
 # Any number that TensorFlow's own strategies, which count up from 1, do not come to.
 _GROUP_KEY = 1_000_003
@@ -45,6 +46,7 @@ class Workers:
         Args:
             cluster: The processes; by default those of `TF_CONFIG`.
         """
+        bypass_proxy_for_loopback()
         cluster = Cluster.from_environment() if cluster is None else cluster
         return cls(cluster, tf.distribute.MultiWorkerMirroredStrategy() if cluster.size > 1 else None)
 

@@ -2,49 +2,32 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import random
+import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from mlet_tf.errors import InputError
-from mlet_tf.serving.transport import (
-    AsyncGrpcTransport,
-    AsyncRestTransport,
-    GrpcTransport,
-    Metadata,
-    Request,
-    RestTransport,
-    ServingError,
-    Settings,
-    Tls,
-)
+from mlet_tf.serving import arguments
+from mlet_tf.serving.dialogue import Dialogue, Pause, Steps
+from mlet_tf.serving.retry import Backoff
+from mlet_tf.serving.target import Target
+from mlet_tf.serving.transport import Metadata, Request, ServingError, Settings, Tls
+from mlet_tf.serving.transport.rest import AsyncRestTransport, RestTransport
 
 if TYPE_CHECKING:
     from mlet_tf.datasets import ClickLogSchema
+    from mlet_tf.serving.dialogue import RowsLike
+    from mlet_tf.serving.transport.grpc import AsyncGrpcTransport, GrpcTransport
 
-_LONGEST_PAUSE = 2.0
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class _Pause:
-    """Seconds to wait before the next step."""
-
-    seconds: float
-
-
-# What a client does next; whoever runs the steps sends the answer back in, or throws the error in.
-_Steps = Generator[Request | _Pause, Any, _T]
-
-
 class _Client:
-    """What the blocking and the asyncio client share: checks, splitting, retries, finding the bad row."""
+    """What the blocking and the asyncio client share: the arguments, which `CTRClient` describes."""
 
     def __init__(
         self,
@@ -61,179 +44,110 @@ class _Client:
         retries: int = 5,
         backoff: float = 0.1,
         max_batch: int = 1024,
+        max_concurrency: int = 4,
         tls: Tls | bool | None = None,
         token: str | Callable[[], str] | None = None,
+        rng: random.Random | None = None,
     ) -> None:
-        """See `CTRClient`; opens no connection yet."""
         if protocol not in ("grpc", "rest"):
             raise InputError(f"protocol: expected 'grpc' or 'rest'. Received: {protocol!r}")
         if version is not None and label is not None:
             raise InputError("version, label: expected one of both at most. Received: both")
-        if isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1:
-            raise InputError(f"max_batch: expected an integer of at least 1. Received: {max_batch!r}")
-        if timeout <= 0 or retries < 0 or backoff < 0:
-            raise InputError(
-                "timeout, retries, backoff: expected more than 0, 0 or more, 0 or more. "
-                f"Received: {timeout!r}, {retries!r}, {backoff!r}"
-            )
-        host, encrypted = _read_target(target, protocol)
-        options = (tls if isinstance(tls, Tls) else Tls()) if tls or encrypted else None
-        if token is not None and options is None and not _is_loopback(host):
-            raise InputError(f"token: expected tls with it, as {host} is another machine. Received: no tls")
-        self._settings = Settings(host, model_name, signature, input_name, version, label, options, token)
-        self._schema = schema
-        self._protocol = protocol
-        self._timeout = timeout
-        self._retries = retries
-        self._backoff = backoff
-        self._max_batch = max_batch
-        self._transport = self._connect()
+        if schema is not None and not hasattr(schema, "raw_features"):
+            raise InputError(f"schema: expected a ClickLogSchema, see load_schema. Received: {schema!r}")
+        if rng is not None and not isinstance(rng, random.Random):
+            raise InputError(f"rng: expected a random.Random. Received: {rng!r}")
+        place = Target.parse(target, protocol)
+        self._settings = Settings(
+            target=place,
+            model_name=arguments.text("model_name", model_name),
+            signature=arguments.text("signature", signature),
+            input_name=arguments.text("input_name", input_name),
+            version=arguments.version_number(version),
+            label=None if label is None else arguments.text("label", label),
+            tls=_read_tls(tls, place),
+            token=token,
+        )
+        _check_token(self._settings)
+        self._max_concurrency = arguments.whole("max_concurrency", max_concurrency, 1)
+        self._dialogue = Dialogue(
+            server=str(place),
+            schema=schema,
+            timeout=arguments.seconds("timeout", timeout),
+            backoff=Backoff(
+                arguments.whole("retries", retries, 0),
+                arguments.seconds("backoff", backoff, zero=True),
+                rng or random.Random(),
+            ),
+            max_batch=arguments.whole("max_batch", max_batch, 1),
+        )
+        self._open(protocol)
 
-    def _connect(self) -> Any:
+    def _open(self, protocol: str) -> None:
+        """Makes the transport and the slots for requests under way; connects only with the first request."""
         raise NotImplementedError
 
-    def _predict_steps(self, rows: Any, version: int | None = None) -> _Steps[np.ndarray]:
-        from mlet_tf.serving.rows import Rows
+    def _ready_steps(self, version: int | None, timeout: float, probe: "RowsLike | None") -> Steps[None]:
+        return self._dialogue.wait_until_ready(
+            arguments.version_number(version), arguments.seconds("timeout", timeout, zero=True), probe
+        )
 
-        batch = Rows(rows, self._schema)
-        answers = np.empty(batch.count, np.float32)
-        for begin in range(0, batch.count, self._max_batch):
-            chunk = batch.examples[begin : begin + self._max_batch]
-            try:
-                answers[begin : begin + len(chunk)] = yield from self._ctr_steps(chunk, version)
-            except ServingError as error:
-                if error.code != "INVALID_ARGUMENT":
-                    raise
-                found = yield from self._find_row(chunk, version)
-                if found is None:
-                    raise
-                row, reason = begin + found[0], found[1]
-                shown = batch.describe(row)
-                raise ServingError(reason.code, reason.details, row=row, shown=shown) from None
-        return answers
+    def _no_slot(self) -> ServingError:
+        return ServingError(
+            "DEADLINE_EXCEEDED",
+            f"max_concurrency={self._max_concurrency} requests of this client were under way all the time",
+        )
 
-    def _ctr_steps(self, examples: Sequence[bytes], version: int | None) -> _Steps[np.ndarray]:
-        values = yield from self._retried("predict", examples, version)
-        values = np.reshape(values, -1)
-        if len(values) != len(examples):
-            raise ServingError("INTERNAL", f"{len(examples)} rows were sent, {len(values)} CTRs came back")
-        return values
 
-    def _retried(self, kind: str, examples: Sequence[bytes] = (), version: int | None = None) -> _Steps[Any]:
-        """One request, sent again where the server is unavailable, and for no other reason."""
-        request = Request(kind, time.monotonic() + self._timeout, examples, version)
-        for attempt in range(self._retries):
-            try:
-                return (yield request)
-            except ServingError as error:
-                pause = min(self._backoff * 2**attempt, _LONGEST_PAUSE) * random.uniform(0.8, 1.2)
-                if error.code != "UNAVAILABLE" or time.monotonic() + pause >= request.deadline:
-                    raise
-            yield _Pause(pause)
-        return (yield request)
-
-    def _find_row(
-        self, examples: Sequence[bytes], version: int | None
-    ) -> _Steps[tuple[int, ServingError] | None]:
-        """The first row that is refused on its own, found by halving; None if it is not a row's fault."""
-        begin, end, reason = 0, len(examples), None
-        while end - begin > 1 or reason is None:
-            middle = max(begin + 1, (begin + end) // 2)
-            error = yield from self._refusal(examples[begin:middle], version)
-            if error is None:
-                begin = middle
-            elif error.code == "INVALID_ARGUMENT":
-                end, reason = middle, error
-            else:
-                return None
-            if begin == len(examples):
-                return None
-        if begin == 0:
-            # Nothing was answered so far: what is said of the last row and of an empty one is no row's fault.
-            for other in ([examples[-1:]] if len(examples) > 1 else []) + [[b""]]:
-                error = yield from self._refusal(other, version)
-                if error is None or error.details != reason.details:
-                    break
-            else:
-                return None
-        return begin, reason
-
-    def _refusal(self, examples: Sequence[bytes], version: int | None) -> _Steps[ServingError | None]:
-        """Why the server refuses the rows; None if it answers."""
-        try:
-            yield from self._ctr_steps(examples, version)
-        except ServingError as error:
-            return error
+def _read_tls(tls: Tls | bool | None, target: Target) -> Tls | None:
+    if tls is not None and not isinstance(tls, Tls | bool):
+        raise InputError(f"tls: expected True, False or a Tls. Received: {tls!r}")
+    if tls and target.encrypted is False:
+        raise InputError(f"tls: expected https:// with it. Received: http://{target}")
+    if not tls and not target.encrypted:
         return None
-
-    def _ready_steps(self, version: int | None, timeout: float, probe: Any) -> _Steps[None]:
-        end = time.monotonic() + timeout
-        rows = [{}] if probe is None else probe
-        while True:
-            try:
-                states = yield Request("status", min(end + 1.0, time.monotonic() + self._timeout))
-                available = [number for number, state in states.items() if state == "AVAILABLE"]
-                if (version in available) if version is not None else available:
-                    yield from self._predict_steps(rows, version)
-                    return
-                reason = ServingError("NOT_FOUND", f"the versions are {states}")
-            except ServingError as error:
-                reason = error
-            if time.monotonic() >= end:
-                wanted = "no version is" if version is None else f"version {version} is not"
-                raise ServingError(
-                    "DEADLINE_EXCEEDED",
-                    f"{wanted} ready at {self._settings.target} after {timeout:g} s; the last answer: {reason}",
-                ) from reason
-            yield _Pause(0.1)
+    return tls if isinstance(tls, Tls) else Tls()
 
 
-def _read_target(target: str, protocol: str) -> tuple[str, bool]:
-    """Host, port and path without the scheme, and whether the scheme asks for TLS."""
-    scheme, rest = target.split("://", 1) if "://" in target else ("http", target)
-    if protocol == "grpc" and rest == target:
-        return target, False
-    if protocol == "rest" and scheme in ("http", "https") and _has_valid_port(rest):
-        return rest.rstrip("/"), scheme == "https"
-    wanted = "host:port" if protocol == "grpc" else "host:port or http(s)://host:port"
-    raise InputError(f"target: expected {wanted} for {protocol}. Received: {target!r}")
-
-
-def _has_valid_port(target: str) -> bool:
-    try:
-        return urlsplit(f"//{target}").port != 0
-    except ValueError:
-        return False
-
-
-def _is_loopback(target: str) -> bool:
-    host = urlsplit(f"//{target}").hostname or ""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
+def _check_token(settings: Settings) -> None:
+    """A token goes over TLS, or stays on this machine, whose loopback no proxy sees."""
+    token, target = settings.token, settings.target
+    if token is None:
+        return
+    if not isinstance(token, str) and not callable(token):
+        raise InputError(f"token: expected a text or a function. Received: {type(token).__name__}")
+    if settings.tls is None and not target.is_loopback:
+        raise InputError(f"token: expected tls with it, as {target} is another machine. Received: no tls")
 
 
 class CTRClient(_Client):
-    """Asks a model server for CTRs. It may be shared by threads; leave it with `close` or a `with` block.
+    """Asks a model server for CTRs.
+
+    Threads may share one client. Close it with `close` or use it in a `with` block.
 
     Args:
         target: `"host:port"`; for REST also `"http://host:port"` or `"https://host:port/prefix"`.
         model_name: The model's name on the server.
-        protocol: `"grpc"` or `"rest"`. REST does without TensorFlow.
-        signature: A signature of one input, serialised tf.Examples.
+        protocol: `"grpc"` or `"rest"`. REST needs neither TensorFlow nor gRPC.
+        signature: A signature with one input, serialised tf.Examples.
         input_name: That input's name.
-        schema: Columns of the log, which say how values are sent; see `Rows`.
-        version: The version to ask; without it the newest.
-        label: The label of the version to ask, such as `"stable"`.
-        timeout: Seconds that one request may take, its retries included.
-        retries: How often a request is sent again where the server is UNAVAILABLE.
-        backoff: Seconds before the first retry; they double each time, to two at most.
-        max_batch: Rows in one request; more are split.
-        tls: True, or a `Tls`, for an encrypted connection.
-        token: Sent as `authorization: Bearer`; a function is asked for it before each request.
+        schema: Columns of the log, which decide how values are sent; see `Rows`.
+        version: Version to ask; by default the newest.
+        label: Label of the version to ask, such as `"stable"`.
+        timeout: Seconds for one request, including its retries and the wait for a free slot.
+        retries: How often a request is sent again if the server is down (UNAVAILABLE) or busy (RESOURCE_EXHAUSTED).
+        backoff: Bound of the pause before the first retry, in seconds. It doubles with each retry, up to 2 s; the
+            pause itself is random below the bound.
+        max_batch: Rows in one request. Calls with more rows are split.
+        max_concurrency: Requests under way at once; further ones wait. A model server answers four a core over gRPC
+            and refuses what exceeds that.
+        tls: True or a `Tls` for an encrypted connection.
+        token: Sent as `authorization: Bearer`. A function is called for it before each request.
+        rng: Random numbers for the pauses, for reproducible runs.
 
     Raises:
-        InputError: An argument does not fit.
+        InputError: An argument is out of range or has the wrong type, or a token would leave this machine without
+            TLS.
 
     Example:
         >>> with CTRClient("127.0.0.1:8500", schema=CRITEO) as client:
@@ -241,44 +155,61 @@ class CTRClient(_Client):
         ...     ctr = client.predict([{"I1": 3, "C1": "68fd1e64"}])
     """
 
-    def _connect(self) -> GrpcTransport | RestTransport:
-        return (GrpcTransport if self._protocol == "grpc" else RestTransport)(self._settings)
+    def _open(self, protocol: str) -> None:
+        self._slots = threading.BoundedSemaphore(self._max_concurrency)
+        self._transport: GrpcTransport | RestTransport
+        if protocol == "grpc":
+            from mlet_tf.serving.transport import grpc
 
-    def predict(self, rows: Any) -> np.ndarray:
-        """CTRs of rows.
+            self._transport = grpc.GrpcTransport(self._settings)
+        else:
+            self._transport = RestTransport(self._settings)
+
+    def predict(self, rows: "RowsLike") -> np.ndarray:
+        """Predicts CTRs.
 
         Args:
-            rows: A list of dicts, a pandas frame, an Arrow table, or lines of a raw log; see `Rows`.
+            rows: Dicts, a pandas frame, an Arrow table or batch, or lines of a raw log; with or without the label.
+                An iterator, such as an open file, is read to its end.
 
         Returns:
-            float32 `[rows]`, in the rows' order.
+            float32 `[rows]`, in the order of the rows: every row has its CTR, or there is an error.
 
         Raises:
-            InputError: A row cannot be sent.
-            ServingError: The server refused (`row` tells which one), or cannot be reached.
+            InputError: A row cannot be sent. Nothing was sent.
+            ServingError: The server refused (`row` tells which row, if one is at fault), or cannot be reached.
         """
-        return self._run(self._predict_steps(rows))
+        return self._run(self._dialogue.predict(rows))
 
     def status(self) -> dict[int, str]:
-        """The states of the model's versions, such as `{2: "AVAILABLE", 1: "END"}`."""
-        return self._run(self._retried("status"))
-
-    def metadata(self) -> Metadata:
-        """By signature, `inputs` and `outputs`: type and shape by name, None for a shape of any rank."""
-        return self._run(self._retried("metadata"))
-
-    def wait_until_ready(
-        self, version: int | None = None, *, timeout: float = 60.0, probe: Any = None
-    ) -> None:
-        """Waits until a version is AVAILABLE and has answered: a half-copied one may be only the first.
-
-        Args:
-            version: The version to wait for; without it any.
-            timeout: Seconds to wait.
-            probe: Rows to ask for; without them one row with all values missing.
+        """Returns the states of the model's versions, such as `{2: "AVAILABLE", 1: "END"}`.
 
         Raises:
-            ServingError: It is not ready in time.
+            ServingError: The server refused, or cannot be reached.
+        """
+        return self._run(self._dialogue.status())
+
+    def metadata(self) -> Metadata:
+        """Returns, by signature, `inputs` and `outputs`: type and shape by name. The shape is None for any rank.
+
+        Raises:
+            ServingError: The server refused, or cannot be reached.
+        """
+        return self._run(self._dialogue.metadata())
+
+    def wait_until_ready(
+        self, version: int | None = None, *, timeout: float = 60.0, probe: "RowsLike | None" = None
+    ) -> None:
+        """Waits until a version is AVAILABLE and has answered a request, which a half-copied one does not.
+
+        Args:
+            version: Version to wait for; by default any.
+            timeout: Seconds to wait.
+            probe: Rows to ask for; by default one row with all values missing.
+
+        Raises:
+            InputError: An argument is out of range or has the wrong type.
+            ServingError: No version is ready in time.
         """
         self._run(self._ready_steps(version, timeout, probe))
 
@@ -287,14 +218,12 @@ class CTRClient(_Client):
         self._transport.close()
 
     def __enter__(self) -> "CTRClient":
-        """The client itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes."""
         self.close()
 
-    def _run(self, steps: _Steps[_T]) -> _T:
+    def _run(self, steps: Steps[_T]) -> _T:
         answer, error = None, None
         while True:
             try:
@@ -302,13 +231,23 @@ class CTRClient(_Client):
             except StopIteration as done:
                 return done.value
             answer, error = None, None
-            if isinstance(step, _Pause):
+            if isinstance(step, Pause):
                 time.sleep(step.seconds)
                 continue
             try:
-                answer = self._transport.send(step)
+                with self._slot(step):
+                    answer = self._transport.send(step)
             except ServingError as failure:
                 error = failure
+
+    @contextlib.contextmanager
+    def _slot(self, request: Request) -> Iterator[None]:
+        if not self._slots.acquire(timeout=request.seconds()):
+            raise self._no_slot()
+        try:
+            yield
+        finally:
+            self._slots.release()
 
 
 class AsyncCTRClient(_Client):
@@ -321,25 +260,32 @@ class AsyncCTRClient(_Client):
         ...     ctr = await client.predict(rows)
     """
 
-    def _connect(self) -> AsyncGrpcTransport | AsyncRestTransport:
-        return (AsyncGrpcTransport if self._protocol == "grpc" else AsyncRestTransport)(self._settings)
+    def _open(self, protocol: str) -> None:
+        self._slots = asyncio.Semaphore(self._max_concurrency)
+        self._transport: AsyncGrpcTransport | AsyncRestTransport
+        if protocol == "grpc":
+            from mlet_tf.serving.transport import grpc
 
-    async def predict(self, rows: Any) -> np.ndarray:
-        """See `CTRClient.predict`."""
-        return await self._run(self._predict_steps(rows))
+            self._transport = grpc.AsyncGrpcTransport(self._settings)
+        else:
+            self._transport = AsyncRestTransport(self._settings, self._max_concurrency)
+
+    async def predict(self, rows: "RowsLike") -> np.ndarray:
+        """Predicts CTRs, as `CTRClient.predict` does."""
+        return await self._run(self._dialogue.predict(rows))
 
     async def status(self) -> dict[int, str]:
-        """See `CTRClient.status`."""
-        return await self._run(self._retried("status"))
+        """Returns the states of the model's versions, as `CTRClient.status` does."""
+        return await self._run(self._dialogue.status())
 
     async def metadata(self) -> Metadata:
-        """See `CTRClient.metadata`."""
-        return await self._run(self._retried("metadata"))
+        """Returns the signatures' inputs and outputs, as `CTRClient.metadata` does."""
+        return await self._run(self._dialogue.metadata())
 
     async def wait_until_ready(
-        self, version: int | None = None, *, timeout: float = 60.0, probe: Any = None
+        self, version: int | None = None, *, timeout: float = 60.0, probe: "RowsLike | None" = None
     ) -> None:
-        """See `CTRClient.wait_until_ready`."""
+        """Waits until a version has answered, as `CTRClient.wait_until_ready` does."""
         await self._run(self._ready_steps(version, timeout, probe))
 
     async def close(self) -> None:
@@ -347,14 +293,12 @@ class AsyncCTRClient(_Client):
         await self._transport.close()
 
     async def __aenter__(self) -> "AsyncCTRClient":
-        """The client itself."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Closes."""
         await self.close()
 
-    async def _run(self, steps: _Steps[_T]) -> _T:
+    async def _run(self, steps: Steps[_T]) -> _T:
         answer, error = None, None
         while True:
             try:
@@ -362,10 +306,23 @@ class AsyncCTRClient(_Client):
             except StopIteration as done:
                 return done.value
             answer, error = None, None
-            if isinstance(step, _Pause):
+            if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
                 continue
             try:
-                answer = await self._transport.send(step)
+                async with self._slot(step):
+                    answer = await self._transport.send(step)
             except ServingError as failure:
                 error = failure
+
+    @contextlib.asynccontextmanager
+    async def _slot(self, request: Request) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(request.seconds()):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise self._no_slot() from None
+        try:
+            yield
+        finally:
+            self._slots.release()

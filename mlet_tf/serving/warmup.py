@@ -1,4 +1,4 @@
-"""Warm-up requests inside a SavedModel: a model server answers them before a version takes traffic."""
+"""Warm-up requests in a SavedModel: a model server answers them before a version takes traffic."""
 
 import itertools
 import os
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mlet_tf.errors import InputError
+from mlet_tf.serving import arguments
 
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 MAX_WARMUP_REQUESTS = 1000
@@ -20,33 +21,35 @@ def write_warmup(
     batch_size: int = 1,
     output: str | None = None,
 ) -> int:
-    """Writes warm-up requests for a SavedModel, into it if it is not yet pushed.
+    """Writes warm-up requests for a SavedModel.
 
-    A server refuses a version (and, if it is the only one, ends) over a broken file, so the file
-    appears whole or not at all.
+    The file appears whole or not at all. A server refuses a version with a broken file, and exits if that is the
+    only version.
 
     Args:
-        saved_model_dir: the SavedModel.
-        examples: serialised tf.Examples of raw rows. A server takes 1000 requests; no more are read.
-        signature_name: the signature to warm up; its one input must be a vector of strings.
-        model_name: the name in the requests.
-        batch_size: examples in one request.
-        output: the file to write; left out, the one in the SavedModel where a server looks for it.
+        saved_model_dir: Folder of the SavedModel.
+        examples: Serialised tf.Examples of raw rows. Reading stops after 1000 requests, the most a server takes.
+        signature_name: Signature to warm up. Its one input must be a vector of strings.
+        model_name: Name of the model in the requests.
+        batch_size: Examples in one request.
+        output: File to write; by default the one in the SavedModel where a server looks for it.
 
     Returns:
-        How many requests were written.
+        The number of requests written.
 
     Raises:
-        InputError: if the signature or the SavedModel is not there, or there are no examples.
+        InputError: There is no SavedModel, no such signature or no example, or an argument is out of range.
     """
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
+    batch_size = arguments.whole("batch_size", batch_size, 1)
+    model_name = arguments.text("model_name", model_name)
     folder = os.fspath(saved_model_dir).rstrip("/")
     input_name = _string_input(folder, signature_name)
     rows = iter(examples)
     target = output or f"{folder}/{WARMUP_FILE}"
-    tf.io.gfile.makedirs(target.rsplit("/", 1)[0])
+    tf.io.gfile.makedirs(os.path.dirname(target) or ".")  # noqa: PTH120 (a path of an object store too)
     unfinished = f"{target}.unfinished"
     written = 0
     try:
@@ -72,6 +75,7 @@ def write_warmup(
 
 def _string_input(folder: str, signature_name: str) -> str:
     import tensorflow as tf
+    from google.protobuf.message import DecodeError
     from tensorflow.core.framework import types_pb2
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -79,8 +83,11 @@ def _string_input(folder: str, signature_name: str) -> str:
     if not tf.io.gfile.exists(model_file):
         raise InputError(f"{folder}: expected a SavedModel, found no saved_model.pb in it")
     with tf.io.gfile.GFile(model_file, "rb") as file:
-        model = saved_model_pb2.SavedModel.FromString(file.read())
-    signatures = model.meta_graphs[0].signature_def
+        content = file.read()
+    try:
+        signatures = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0].signature_def
+    except (DecodeError, IndexError):
+        raise InputError(f"{model_file}: expected a SavedModel's graph, it is damaged or empty") from None
     if signature_name not in signatures:
         raise InputError(f"{folder}: no signature {signature_name!r}, only {', '.join(sorted(signatures))}")
     inputs = signatures[signature_name].inputs

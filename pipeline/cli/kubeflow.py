@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import yaml
 
 from mlet_tf._mapping import nearest
 from mlet_tf.errors import InputError
+from mlet_tf.network import is_loopback
 
 TOKEN = "KFP_TOKEN"
 
@@ -124,6 +126,15 @@ def _read_package(path: str) -> dict[str, Any]:
     return spec
 
 
+def _keeps_a_token(endpoint: str) -> bool:
+    """Whether nobody on the way can read what is sent: over TLS, or on this machine."""
+    try:
+        parts = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+        return parts.scheme == "https" or is_loopback(parts.hostname or "")
+    except ValueError:
+        return False
+
+
 def _start(
     endpoint: str,
     package: str,
@@ -134,6 +145,9 @@ def _start(
     service_account: str | None,
 ) -> str:
     """Starts the run; returns its id."""
+    token = os.environ.get(TOKEN)
+    if token and not _keeps_a_token(endpoint):
+        raise InputError(f"{TOKEN}: expected https:// with it, as {endpoint} is another machine")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         import kfp
@@ -141,9 +155,7 @@ def _start(
         import urllib3
 
         try:
-            client = kfp.Client(
-                endpoint, namespace=namespace or "kubeflow", existing_token=os.environ.get(TOKEN)
-            )
+            client = kfp.Client(endpoint, namespace=namespace or "kubeflow", existing_token=token)
             run = client.create_run_from_pipeline_package(
                 package,
                 arguments=dict(parameters),

@@ -20,6 +20,7 @@ from mlet_tf.pipeline.cli import kubeflow, plan, sweep, worker
 
 from mlet_tf._version import __version__
 from mlet_tf.errors import GateError, InputError, WorkerLostError
+from mlet_tf.network import bypass_proxy_for_loopback
 
 _NOT_PUSHED = 3
 
@@ -365,6 +366,7 @@ def _bytes(count: float) -> str:
 
 def main() -> None:
     """Entry point: a user's mistake ends with one line, not with a traceback."""
+    bypass_proxy_for_loopback()
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:

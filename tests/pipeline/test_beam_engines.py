@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from mlet_tf.components.click_log_example_gen import count_rows
@@ -50,6 +51,16 @@ def _wait_for(port: int, process: subprocess.Popen) -> None:
 @contextlib.contextmanager
 def _multi_processing(_: Path):
     yield BeamConfig(workers=2)
+
+
+@contextlib.contextmanager
+def _multi_processing_behind_a_proxy(_: Path):
+    """Beam's workers are on loopback, where no proxy may come between; this one's port is closed."""
+    proxy = f"http://127.0.0.1:{_free_port()}"
+    with mock.patch.dict(os.environ, http_proxy=proxy, https_proxy=proxy):
+        for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+            os.environ.pop(name, None)
+        yield BeamConfig(workers=2)
 
 
 @contextlib.contextmanager
@@ -110,7 +121,9 @@ def expected(tmp_path_factory, log) -> dict[str, bytes]:
     return outputs
 
 
-@pytest.mark.parametrize("engine", [_multi_processing, _job_server_and_worker_pool, _dask])
+@pytest.mark.parametrize(
+    "engine", [_multi_processing, _multi_processing_behind_a_proxy, _job_server_and_worker_pool, _dask]
+)
 def test_engines_with_several_workers_give_the_same_bytes(tmp_path, log, expected, engine):
     with engine(tmp_path) as beam:
         assert _outputs(tmp_path, log, beam) == expected

@@ -11,8 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_servers import busy, certificate, flaky, grpc_server, http_server  # noqa: F401 (fixtures)
+
+from mlet_tf.network import bypass_proxy_for_loopback
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+bypass_proxy_for_loopback()
 
 FEATURES, DENSE, WIDTH, ROWS = 26, 13, 16, 40
 

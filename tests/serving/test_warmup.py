@@ -71,3 +71,23 @@ def test_mistakes_are_named(model, tmp_path):
         write_warmup(model, [b"row"], signature_name="ids")
     with pytest.raises(InputError, match=r"found no saved_model\.pb"):
         write_warmup(tmp_path, [b"row"])
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xff no graph"])
+def test_a_damaged_saved_model_is_named(tmp_path, content):
+    (tmp_path / "saved_model.pb").write_bytes(content)
+    with pytest.raises(InputError, match=r"saved_model.pb: expected a SavedModel's graph"):
+        write_warmup(tmp_path, [b"row"])
+    assert [path.name for path in tmp_path.iterdir()] == ["saved_model.pb"]
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": "2"}, {"model_name": ""}])
+def test_arguments_that_do_not_fit(model, options):
+    with pytest.raises(InputError, match=f"^{next(iter(options))}: expected"):
+        write_warmup(model, [b"row"], **options)
+
+
+def test_an_output_in_the_working_directory(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert write_warmup(model, [b"row"], output="requests") == 1
+    assert (tmp_path / "requests").is_file()
