@@ -21,7 +21,7 @@ _ZSTD_SKIPPED = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)  # As pzstd b
 _UNPACK, _EXPORT = "unpack it first", "export it as CSV, TSV or Parquet"
 _COMPRESS = "unpack it, or compress it with gzip, bzip2, xz, zstd or lz4"
 _REFUSED = (
-    (b"PARE", f"an encrypted Parquet file: {_EXPORT}"),
+    (b"PARE", "an encrypted Parquet file: decrypt it first"),
     (b"PK\x05\x06", f"an empty zip archive: {_UNPACK}"),
     (b"7z\xbc\xaf\x27\x1c", f"a 7z archive: {_UNPACK}"),
     (b"Rar!\x1a\x07", f"a RAR archive: {_UNPACK}"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -41,7 +43,7 @@ class CompressedSource:
         """
         try:
             data = self._file.read(size)
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
             if getattr(error, "errno", None):
                 raise InputError(f"{self._path} cannot be read: {error.strerror}") from error
             raise InputError(
@@ -65,46 +67,61 @@ class CompressedSource:
 
 def _open(raw: Any, codec: str) -> Any:
     if codec == "gzip":
-        return gzip.GzipFile(fileobj=raw)  # Arrow's takes no zeros after the last member, as tapes have them.
+        return gzip.GzipFile(fileobj=raw)
+    if codec == "bz2":
+        return io.BufferedReader(_Members(raw, bz2.BZ2Decompressor), _READ_BYTES)
     if codec == "xz":
-        return io.BufferedReader(_XzReader(raw), _READ_BYTES)
+        import lzma  # Not every Python has it.
+
+        return io.BufferedReader(_Members(raw, lzma.LZMADecompressor), _READ_BYTES)
     return pa.CompressedInputStream(raw, codec)
 
 
-class _XzReader(io.RawIOBase):
-    """Streams of .xz and .lzma; Python's own reader ends without an error where it finds no further stream."""
+class _Members(io.RawIOBase):
+    """Streams of .bz2, .xz or .lzma, one after the other.
 
-    def __init__(self, raw: Any) -> None:
-        import lzma
+    Python's own readers end without an error where something else follows a stream, and Arrow's reader of .bz2
+    fails at a stream of 0 bytes.
 
-        self._raw, self._lzma = raw, lzma
-        self._decompressor = lzma.LZMADecompressor()
+    Args:
+        raw: The compressed file.
+        decompressor: Makes what decompresses one stream.
+    """
+
+    def __init__(self, raw: Any, decompressor: Callable[[], Any]) -> None:
+        self._raw, self._new = raw, decompressor
+        self._decompressor = decompressor()
         self._held = b""
 
     def readable(self) -> bool:
-        """It is."""
+        """Whether it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
         """Reads into `buffer`; 0 bytes only at the end."""
         while True:
-            if self._decompressor.eof:
-                self._held = self._decompressor.unused_data.lstrip(b"\0")  # Zeros may stand between streams.
-                while not self._held:
-                    block = self._raw.read(_READ_BYTES)
-                    if not block:
-                        return 0
-                    self._held = block.lstrip(b"\0")
-                self._decompressor = self._lzma.LZMADecompressor()
+            if self._decompressor.eof and not self._next_stream():
+                return 0
             if self._decompressor.needs_input and not self._held:
                 self._held = self._raw.read(_READ_BYTES)
                 if not self._held:
-                    raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+                    raise EOFError("it ends within a stream")
             try:
                 data = self._decompressor.decompress(self._held, len(buffer))
-            except self._lzma.LZMAError as error:
+            except Exception as error:  # OSError or LZMAError, a class that not every Python has.
                 raise EOFError(str(error)) from error
             self._held = b""
             if data:
                 buffer[: len(data)] = data
                 return len(data)
+
+    def _next_stream(self) -> bool:
+        """Goes to the next stream, over zeros; whether there is anything more."""
+        self._held = self._decompressor.unused_data.lstrip(b"\0")
+        while not self._held:
+            block = self._raw.read(_READ_BYTES)
+            if not block:
+                return False
+            self._held = block.lstrip(b"\0")
+        self._decompressor = self._new()
+        return True

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
+import struct
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +22,8 @@ PARQUET_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError)
 # Every version of Arrow reads these.
 _ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"}
 _LACKING = re.compile(r"not (yet )?implemented|support|recognized|unknown|codec", re.IGNORECASE)
+# A nonce and a tag after the footer.
+_SIGNATURE_BYTES = 12 + 16
 _ADVICE = "write the file again with plain or dictionary encoding and snappy, gzip or zstd"
 
 
@@ -38,6 +43,8 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
             raise InputError(
                 f"{path} has a column of a pickled Python type, which could run code: not read"
             ) from None
+        if _is_signed(source, file.metadata):
+            raise InputError(f"{path} is an encrypted Parquet file: decrypt it first")
         yield file
 
 
@@ -63,11 +70,16 @@ def rows_error(
     return InputError(f"{path} is a damaged Parquet file: reading failed near row {row} ({_line(error)})")
 
 
+def _is_signed(source: BinaryIO, metadata: pq.FileMetaData) -> bool:
+    """Whether the footer is readable and columns are encrypted: Arrow ends the process when it looks at these."""
+    source.seek(-8, io.SEEK_END)
+    (size,) = struct.unpack("<I", source.read(4))
+    return size == metadata.serialized_size + _SIGNATURE_BYTES
+
+
 def _footer_error(path: str, error: Exception) -> InputError:
     if getattr(error, "errno", None):
         return InputError(f"{path} cannot be read: {error.strerror}")
-    if "crypt" in str(error):
-        return InputError(f"{path} is an encrypted Parquet file: decrypt it first ({_line(error)})")
     if _is_lacking(error):
         return InputError(
             f"{path} has a column of a type that Arrow {pa.__version__} does not know ({_line(error)}): "
@@ -90,7 +102,7 @@ def _lacking_column(path: str, groups: Sequence[int], columns: Sequence[str]) ->
                 unusual = sorted(set(part.encodings) - _ENCODINGS) if part else []
                 if unusual or (part and not _has_codec(part.compression)):
                     return (
-                        f"column {name!r} (type {part.physical_type}, encoding {', '.join(part.encodings)}, "
+                        f"column {name!r} (type {part.physical_type}, encoding {', '.join(sorted(part.encodings))}, "
                         f"codec {part.compression}: {_line(error)})"
                     )
                 if isinstance(error, pa.ArrowNotImplementedError):
