@@ -44,14 +44,21 @@ class CompressedSource:
         try:
             data = self._file.read(size)
         except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
-            if getattr(error, "errno", None):
-                raise InputError(f"{self._path} cannot be read: {error.strerror}") from error
-            raise InputError(
-                f"{self._path} is a damaged {self._codec} file: reading failed after {self._position} uncompressed "
-                f"bytes, near byte {self._raw.tell()} of {storage.file_size(self._path)} ({error})"
-            ) from error
+            raise self._explained(error) from error
         self._position += len(data)
         return data
+
+    def _explained(self, error: Exception) -> InputError:
+        if getattr(error, "errno", None):
+            return InputError(f"{self._path} cannot be read: {error.strerror}")
+        if "too much memory" in str(error):
+            return InputError(
+                f"{self._path} needs a window that is not read (zstd --long): compress it without"
+            )
+        return InputError(
+            f"{self._path} is a damaged {self._codec} file: reading failed after {self._position} uncompressed "
+            f"bytes, near byte {self._raw.tell()} of {storage.file_size(self._path)} ({error})"
+        )
 
     def seek(self, offset: int) -> None:
         """Goes forward to an uncompressed offset."""

@@ -79,89 +79,110 @@ def file_kind(path: str) -> str:
     return "parquet" if ending == ".parquet" else _ENDINGS.get(ending, "text")
 
 
+def plain_name(path: str) -> str:
+    """The name of a file without its folder and the ending of a compression."""
+    name, ending = os.path.splitext(path.rsplit("/", 1)[-1])  # noqa: PTH122 (may be remote)
+    return name if ending in _ENDINGS else name + ending
+
+
 class _Search:
-    """One search for files; remembers what it has left out."""
+    """One search for files; remembers the folders that it has listed, and what it has left out."""
 
     def __init__(self) -> None:
-        self._left_out: list[str] = []
+        self._listed: dict[str, list[storage.Entry]] = {}
+        self._left_out: dict[str, None] = {}
 
     def find(self, data: str) -> list[str]:
         path = data.rstrip("/") or "/"
         if storage.exists(path) or not _WILDCARD.search(path):
-            found = list(self._at(path))
+            found = list(self._at(path, storage.is_folder(path)))
         else:
             parts = path.split("/")
             first = next(i for i, part in enumerate(parts) if _WILDCARD.search(part))
             root = "/".join(parts[:first]) + ("/" if parts[:first] == [""] else "")
-            found = sorted(set(self._matching(root, parts[first:])))
+            found = list(self._matching(root, parts[first:]))
+        found = sorted(set(found))
         _refuse_twice(found)
         if self._left_out:
             _say_left_out(data, tuple(self._left_out))
         return found
 
-    def _at(self, path: str) -> Iterator[str]:
+    def _at(self, path: str, is_folder: bool) -> Iterator[str]:
         """The file at a path, or all below the folder."""
-        if storage.is_folder(path):
-            yield from sorted(self._below(path))
-        elif storage.exists(path):
+        if is_folder:
+            yield from self._below(path)
+        elif storage.exists(path) or _is_link(path):
             yield _regular(path)
-        elif (local := storage.local_path(path)) and local.is_symlink():
-            _regular(path)
 
     def _below(self, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
         """All files in a folder and the folders inside it."""
         above = (*above, _real(folder))
-        for entry in self._entries(folder):
-            path = _join(folder, entry.name)
-            if not entry.is_folder:
-                yield _regular(path)
-            else:
+        for path, is_folder in self._children(folder):
+            if is_folder:
                 _refuse_circle(path, above)
                 yield from self._below(path, above)
+            else:
+                yield _regular(path)
 
     def _matching(self, folder: str, parts: list[str], above: tuple[str, ...] = ()) -> Iterator[str]:
         """The files that match a pattern, given by its parts, in a folder."""
         part, rest = parts[0], parts[1:]
-        if part == "**":
-            if not rest:
-                yield from self._below(folder)
-                return
+        if part == "**" and rest:
             yield from self._matching(folder, rest)
             above = (*above, _real(folder))
-            for entry in self._entries(folder):
-                path = _join(folder, entry.name)
-                if entry.is_folder:
-                    _refuse_circle(path, above)
-                    yield from self._matching(path, parts, above)
-            return
-        if _WILDCARD.search(part):
-            matched = [_join(folder, entry.name) for entry in self._entries(folder, part)]
-        else:
-            matched = [_join(folder, part)]
-        for path in matched:
-            if not rest:
-                yield from self._at(path)
-            elif storage.is_folder(path):
+            for path in self._folders(folder):
+                _refuse_circle(path, above)
+                yield from self._matching(path, parts, above)
+        elif rest:
+            for path in self._folders(folder, part):
                 yield from self._matching(path, rest)
+        elif _WILDCARD.search(part):
+            for path, is_folder in self._children(folder, part):
+                yield from self._below(path) if is_folder else [_regular(path)]
+        else:
+            path = _join(folder, part)
+            yield from self._at(path, storage.is_folder(path))
 
-    def _entries(self, folder: str, pattern: str = "*") -> Iterator[storage.Entry]:
-        """The children that match a pattern; those that are left out are noted."""
-        try:
-            children = storage.entries(folder or ".")
-        except (FileNotFoundError, NotADirectoryError):  # The part of a pattern before its wildcards.
+    def _folders(self, folder: str, part: str = "*") -> Iterator[str]:
+        """The folders in a folder that match one part of a pattern."""
+        if not _WILDCARD.search(part):
+            path = _join(folder, part)
+            if storage.is_folder(path):
+                yield path
             return
-        for child in children:
-            if fnmatch.fnmatchcase(child.name, pattern):
-                if _is_data(child, pattern):
-                    yield child
-                else:
-                    self._left_out.append(_join(folder, child.name))
+        for path, is_folder in self._children(folder, part, only_folders=True):
+            if is_folder:
+                yield path
+            elif _is_link(path):
+                _regular(path)  # One to nowhere may have been a folder.
+
+    def _children(
+        self, folder: str, pattern: str = "*", *, only_folders: bool = False
+    ) -> Iterator[tuple[str, bool]]:
+        """Paths of the children that match a pattern, and which are folders; those left out are noted."""
+        if folder not in self._listed:
+            try:
+                self._listed[folder] = storage.entries(folder or ".")
+            except (FileNotFoundError, NotADirectoryError):  # The part of a pattern before its wildcards.
+                self._listed[folder] = []
+        for child in self._listed[folder]:
+            if not fnmatch.fnmatchcase(child.name, pattern):
+                continue
+            if _is_data(child, pattern):
+                yield _join(folder, child.name), child.is_folder
+            elif child.is_folder or not only_folders:
+                self._left_out[_join(folder, child.name)] = None
 
 
 def _is_data(entry: storage.Entry, pattern: str) -> bool:
     if entry.name.startswith((".", "_")):
         return entry.name[0] == pattern[0]
     return entry.is_folder or not entry.name.endswith(".json") or pattern.endswith(".json")
+
+
+def _is_link(path: str) -> bool:
+    local = storage.local_path(path)
+    return local is not None and local.is_symlink()
 
 
 def _regular(path: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from mlet_tf import storage
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.datasets.files import list_files
+from mlet_tf.datasets.files import list_files, plain_name
 from mlet_tf.datasets.reading import read_log
 from mlet_tf.errors import InputError
 
@@ -98,6 +98,14 @@ def test_marker_files_are_read_where_the_pattern_asks_for_them(folder):
     assert found(folder, "/*.json") == ["d.json"]
 
 
+def test_what_no_pattern_asks_for_is_no_news(folder, caplog):
+    write(folder, "a.csv", "b/c.csv", "b/d.json", "_SUCCESS", ".e.csv", ".git/f.csv")
+    caplog.set_level(logging.WARNING)
+    assert found(folder, "/**/*.csv") == ["a.csv", "b/c.csv"]
+    (line,) = [record.getMessage() for record in caplog.records if "not read" in record.getMessage()]
+    assert f"not read: {folder}/.e.csv, {folder}/.git (names" in line
+
+
 def test_names_with_characters_of_patterns_are_names_first(folder):
     write(folder, "a[1].csv", "a1.csv")
     assert found(folder, "/a[1].csv") == ["a[1].csv"]
@@ -119,6 +127,15 @@ def test_a_link_to_nowhere_is_named(tmp_path, data):
         InputError, match=r"inside/gone\.csv, a link to /no/such/file, cannot be read: No such"
     ):
         list_files(f"{tmp_path}{data}")
+
+
+def test_a_link_to_nowhere_that_may_have_been_a_folder_is_named(tmp_path):
+    write(str(tmp_path), "a.csv", "b/c.csv")
+    (tmp_path / "latest").symlink_to("/no/such/folder")
+    for pattern in ("/**/*.csv", "/*/c.csv"):
+        with pytest.raises(InputError, match=r"latest, a link to /no/such/folder, cannot be read: No such"):
+            found(str(tmp_path), pattern)
+    assert found(str(tmp_path), "/*.csv") == ["a.csv"]
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -182,3 +199,18 @@ def test_an_empty_file_among_others_is_named(tmp_path):
     (tmp_path / "b.csv").write_bytes(gzip.compress(b""))
     with pytest.raises(InputError, match=r"b\.csv is empty \(0 bytes when uncompressed\)"):
         list(read_log(str(tmp_path), PAIRS))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/logs/a.tsv.gz", "a.tsv"),
+        ("s3://b/a.tsv.zst", "a.tsv"),
+        ("a.tsv", "a.tsv"),
+        ("part-0", "part-0"),
+        ("/a.b/.c", ".c"),
+    ],
+)
+def test_a_file_has_one_name_however_it_is_compressed(path, name):
+    """The split by hash goes by it."""
+    assert plain_name(path) == name

@@ -138,6 +138,14 @@ def test_a_frame_that_zstd_skips_comes_first(tmp_path):
     assert rows(path) == (EXPECTED, 0)
 
 
+def test_a_window_of_zstd_that_is_not_read_is_no_damage(tmp_path):
+    """As `zstd --long=31` writes; the frame says that it needs 2 GiB."""
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"\x28\xb5\x2f\xfd\x00\xa8" + b"\x01\x00\x00")
+    with pytest.raises(InputError, match=r"log\.csv needs a window that is not read \(zstd --long\)"):
+        rows(path)
+
+
 def _tar(form=tarfile.PAX_FORMAT):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=form) as archive:
