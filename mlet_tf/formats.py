@@ -55,7 +55,7 @@ _SUSPECTED = (
     (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS, not the file: run `git lfs pull`"),
     (re.compile(rb"\s*[\[{]\s*[\"{]"), f"JSON: {_EXPORT}"),
 )
-_ODD_BYTES = re.compile(rb"[\x04-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_ODD_BYTES = re.compile(rb"[\x00\x04-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def codec_of(head: bytes) -> str | None:
@@ -117,8 +117,10 @@ def suspected_format(head: bytes) -> str | None:
         return _convert(encoding)
     if is_text(head):
         return next((found for pattern, found in _SUSPECTED if pattern.match(head)), None)
-    if b"\0" in head or len(_ODD_BYTES.findall(head)) > len(head) / 50:
+    if len(_ODD_BYTES.findall(head)) > len(head) / 50:
         return f"binary data of an unknown format (it begins with the bytes {head[:8].hex(' ')})"
+    if is_text(head[: head.find(b"\n") + 1]):
+        return None
     return "not UTF-8 text, it may be Latin-1 or Windows-1252: convert it with `iconv -f LATIN1 -t UTF-8`"
 
 

@@ -247,6 +247,13 @@ def test_a_header_in_latin_1_is_named(tmp_path):
         list(read_log(str(path), PAIRS))
 
 
+def test_bad_bytes_further_down_do_not_hide_what_is_wrong(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"y,d\n" + b"1,caf\xe9\n1,\0\n" + b"".join(LINES[:20]))
+    with pytest.raises(InputError, match=r"log\.csv has no column 'c'"):
+        list(read_log(str(path), PAIRS))
+
+
 def test_what_a_header_holds_does_not_reach_the_terminal(tmp_path):
     path = tmp_path / "log.csv"
     path.write_bytes(b"y,d\x1b[2J" + b"e" * 200 + b"\n1,x\n")
