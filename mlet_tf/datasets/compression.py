@@ -76,11 +76,11 @@ def _open(raw: Any, codec: str) -> Any:
     if codec == "gzip":
         return gzip.GzipFile(fileobj=raw)
     if codec == "bz2":
-        return io.BufferedReader(_Members(raw, bz2.BZ2Decompressor), _READ_BYTES)
+        return io.BufferedReader(_Members(raw, bz2.BZ2Decompressor, OSError), _READ_BYTES)
     if codec == "xz":
         import lzma  # Not every Python has it.
 
-        return io.BufferedReader(_Members(raw, lzma.LZMADecompressor), _READ_BYTES)
+        return io.BufferedReader(_Members(raw, lzma.LZMADecompressor, lzma.LZMAError), _READ_BYTES)
     return pa.CompressedInputStream(raw, codec)
 
 
@@ -93,10 +93,11 @@ class _Members(io.RawIOBase):
     Args:
         raw: The compressed file.
         decompressor: Makes what decompresses one stream.
+        damage: What that raises at damage.
     """
 
-    def __init__(self, raw: Any, decompressor: Callable[[], Any]) -> None:
-        self._raw, self._new = raw, decompressor
+    def __init__(self, raw: Any, decompressor: Callable[[], Any], damage: type[Exception]) -> None:
+        self._raw, self._new, self._damage = raw, decompressor, damage
         self._decompressor = decompressor()
         self._held = b""
 
@@ -115,7 +116,7 @@ class _Members(io.RawIOBase):
                     raise EOFError("it ends within a stream")
             try:
                 data = self._decompressor.decompress(self._held, len(buffer))
-            except Exception as error:  # OSError or LZMAError, a class that not every Python has.
+            except self._damage as error:
                 raise EOFError(str(error)) from error
             self._held = b""
             if data:
