@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 
 from mlet_tf.errors import InputError
-from mlet_tf.serving.files import files_of
+from mlet_tf.storage import names, open_binary, written_aside
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -57,9 +57,9 @@ def write_report(run_folder: Path, output: Path) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     images = {title: _save(draw(), output, title) for title, draw in plots.items()}
     page = output / PAGE
-    aside = page.with_suffix(".unfinished")
-    aside.write_text(_render(run, gate, collapse, images))
-    return aside.replace(page)
+    with written_aside(page) as file:
+        file.write(_render(run, gate, collapse, images).encode())
+    return page
 
 
 def plot_sizes(tables: Sequence[Mapping[str, Any]]) -> plt.Figure:
@@ -170,10 +170,9 @@ def _models(predictions: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray
 
 
 def _predictions(folder: str) -> dict[str, np.ndarray]:
-    files, base = files_of(folder)
     parts = []
-    for name in files.names(base):
-        with files.read(f"{base}/{name}") as file:
+    for name in names(folder):
+        with open_binary(f"{folder}/{name}") as file:
             parts.append(np.load(io.BytesIO(file.read())))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
 
@@ -183,8 +182,7 @@ def _read_json(run: Mapping[str, Any], key: str) -> Any:
 
 
 def _read(path: str) -> Any:
-    files, path = files_of(path)
-    with files.read(path) as file:
+    with open_binary(path) as file:
         return json.loads(file.read())
 
 

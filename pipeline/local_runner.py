@@ -15,10 +15,9 @@ from mlet_tf.pipeline.results import gather, last_run_artifacts, read_run, write
 from tfx import v1 as tfx
 
 from mlet_tf.config import PipelineConfig, dump_config
-from mlet_tf.datasets.files import file_stamp, list_files
+from mlet_tf.datasets.files import list_files
 from mlet_tf.errors import InputError
-from mlet_tf.serving.files import files_of
-from mlet_tf.storage import absolute, is_remote
+from mlet_tf.storage import absolute, exists, file_stamp, is_remote, remove
 
 
 def run(config: PipelineConfig) -> dict[str, Any]:
@@ -56,8 +55,7 @@ def run(config: PipelineConfig) -> dict[str, Any]:
         result = gather(last_run_artifacts(connection), progress.seconds)
     result |= {"name": config.name, "fingerprint": fingerprint, "output": str(state)}
     write_run(state, result)
-    files, work = files_of(join(output, "work"))
-    files.remove(work)  # Checkpoints of a training that is complete.
+    remove(join(output, "work"))  # Checkpoints of a training that is complete.
     return {**result, "unchanged": False}
 
 
@@ -100,10 +98,7 @@ def _fingerprint(config: PipelineConfig, files: list[str]) -> str:
 
 
 def _still_there(last: dict[str, Any]) -> bool:
-    if last["pushed"] is None:
-        return True
-    files, path = files_of(last["pushed"])
-    return files.exists(path)
+    return last["pushed"] is None or exists(last["pushed"])
 
 
 def _use_model_server(config: PipelineConfig) -> bool:

@@ -8,14 +8,14 @@ from tfx.dsl.components.base import executor_spec
 from tfx.proto import example_gen_pb2
 
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.datasets.files import is_remote
 from mlet_tf.errors import InputError
+from mlet_tf.storage import is_remote
 
 
 class ClickLogExampleGen(component.FileBasedExampleGen):
     """Reads raw click logs into tf.Examples with splits `train` and `eval`.
 
-    Plain, gzip and Parquet files; rows in = rows out + rejected, checked. See the folder's README.
+    Plain text, compressed text and Parquet; rows in = rows out + rejected, checked. See the folder's README.
 
     Component `outputs` contains:
      - `examples`: Channel of `standard_artifacts.Examples`; the counts are among its custom properties.

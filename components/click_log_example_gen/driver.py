@@ -7,7 +7,7 @@ from mlet_tf.components.click_log_example_gen.config import input_files
 from tfx.components.example_gen import driver, input_processor
 from tfx.proto import example_gen_pb2, range_config_pb2
 
-from mlet_tf.datasets.files import file_stamp
+from mlet_tf.storage import file_stamp
 
 
 class Driver(driver.FileBasedDriver):

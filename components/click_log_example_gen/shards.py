@@ -17,6 +17,7 @@ from isal import isal_zlib
 from mlet_tf.components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig
 
 from mlet_tf.datasets.encoding import dictionary_columns, encode_examples, list_records
+from mlet_tf.datasets.files import plain_name
 from mlet_tf.datasets.reading import Block, Chunk, read_chunk
 from mlet_tf.errors import InputError
 from mlet_tf.features.counts import ValueCounter
@@ -144,8 +145,8 @@ def _in_eval(block: Block, task: Task, config: IngestConfig, cut: int | None) ->
 
 
 def _uniform(positions: np.ndarray, path: str, seed: int) -> np.ndarray:
-    """A number in [0, 1) for each row, from the file's name (without .gz), the row's place in it and the seed."""
-    name = path.rsplit("/", 1)[-1].removesuffix(".gz")
+    """A number in [0, 1) for each row, from the `plain_name` of the file, the row's place in it and the seed."""
+    name = plain_name(path)
     with np.errstate(over="ignore"):
         key = _mix(np.uint64(zlib.crc32(name.encode())) + (np.uint64(seed % (1 << 32)) << np.uint64(32)))
         return (_mix(positions.astype(np.uint64) ^ key) >> np.uint64(11)) * 2.0**-53

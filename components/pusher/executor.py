@@ -8,12 +8,12 @@ from absl import logging
 from mlet_tf.components.common import join
 from tfx import types
 from tfx.components.pusher import executor
-from tfx.dsl.io import fileio
 from tfx.proto import pusher_pb2
 from tfx.types import artifact_utils
 from tfx.utils import proto_utils
 
 from mlet_tf.serving import list_versions, push
+from mlet_tf.storage import open_binary, tree
 
 
 class Executor(executor.Executor):
@@ -55,8 +55,7 @@ class Executor(executor.Executor):
 def _digest(folder: str) -> dict[str, str]:
     """SHA-256 of each file below a folder, by relative path."""
     digests = {}
-    for parent, _, names in fileio.walk(folder):
-        for name in names:
-            with fileio.open(join(parent, name), "rb") as file:
-                digests[join(parent, name)[len(folder) :]] = hashlib.sha256(file.read()).hexdigest()
+    for name in tree(folder):
+        with open_binary(join(folder, name)) as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

@@ -15,8 +15,7 @@ from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import SIGNATURES, raw_feature_spec
 from mlet_tf.features.records import example_batches
 from mlet_tf.serving import CTRClient, ServeOptions, find_model_server
-from mlet_tf.serving.files import files_of, tree
-from mlet_tf.storage import is_remote
+from mlet_tf.storage import copy_file, is_remote, tree
 
 BATCH_SIZES = (1, 2, 64)
 
@@ -94,12 +93,8 @@ def _bring(model: str, folder: str) -> None:
     if not is_remote(model):
         Path(folder).symlink_to(Path(model).absolute())
         return
-    files, model = files_of(model)
-    for name in tree(files, model):
-        target = Path(folder) / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with files.read(f"{model}/{name}") as source:
-            target.write_bytes(source.read())
+    for name in tree(model):
+        copy_file(f"{model}/{name}", f"{folder}/{name}")
 
 
 def _free_port() -> int:

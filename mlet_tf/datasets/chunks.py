@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import pyarrow_hotfix  # noqa: F401 (pyarrow below 14.0.1 runs code that a Parquet file holds: CVE-2023-47248)
 
-from mlet_tf.datasets import files as files_lib
+from mlet_tf import storage
+from mlet_tf.datasets.compression import CompressedSource
 from mlet_tf.datasets.convert import is_text
+from mlet_tf.datasets.files import file_kind
+from mlet_tf.datasets.parquet_files import open_parquet
 from mlet_tf.datasets.schema import ClickLogSchema, nearest_hint
 from mlet_tf.errors import InputError
+from mlet_tf.formats import codec_of, is_parquet, refused_format, suspected_format
 
 MAX_LINE_BYTES = 1 << 20
 _PEEK_BYTES = 1 << 16
@@ -30,8 +34,8 @@ class Chunk:
 
     Args:
         path: The file.
-        kind: `"text"`, `"gzip"` or `"parquet"`.
-        start: First byte (text; uncompressed in gzip) or row group. A text chunk holds the lines that begin
+        kind: As of `file_kind`.
+        start: First byte of uncompressed text, or first row group. A text chunk holds the lines that begin
             in `[start, end)`.
         end: End, not included; `None` is the end of the file.
         columns: Names of the file's columns, in file order.
@@ -94,18 +98,19 @@ def plan_chunks(files: Sequence[str], schema: ClickLogSchema, chunk_bytes: int =
     Args:
         files: Paths, as of `list_files`.
         schema: What the columns should be.
-        chunk_bytes: Wanted size of a chunk. A gzip file cannot be entered in the middle, so it is one chunk,
-            whatever its size (it is still read as a stream).
+        chunk_bytes: Wanted size of a chunk. A compressed file cannot be entered in the middle, so it is one
+            chunk, whatever its size (it is still read as a stream).
 
     Returns:
         The chunks of each file in order.
 
     Raises:
-        InputError: A file is empty, not readable, has another separator or lacks a column.
+        InputError: A file is empty, not readable, of a format that is not read, has another separator or
+            lacks a column.
     """
     chunks: list[Chunk] = []
     for path in files:
-        kind = files_lib.file_kind(path)
+        kind = file_kind(path)
         chunks += (
             _parquet_chunks(path, schema, chunk_bytes)
             if kind == "parquet"
@@ -114,17 +119,14 @@ def plan_chunks(files: Sequence[str], schema: ClickLogSchema, chunk_bytes: int =
     return chunks
 
 
+def open_text(path: str, kind: str) -> BinaryIO | CompressedSource:
+    """Opens a text file at its first byte; of compressed text the uncompressed bytes are read."""
+    return storage.open_binary(path) if kind == "text" else CompressedSource(path, kind)
+
+
 def _parquet_chunks(path: str, schema: ClickLogSchema, chunk_bytes: int) -> list[Chunk]:
-    with files_lib.open_binary(path) as source:
-        try:
-            file = pq.ParquetFile(source)
-            columns = file.schema_arrow
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path} is not a readable Parquet file: {error}") from error
-        except RuntimeError:  # From pyarrow_hotfix.
-            raise InputError(
-                f"{path} has a column of a pickled Python type, which could run code: not read"
-            ) from None
+    with open_parquet(path) as file:
+        columns = file.schema_arrow
         _check_header(path, list(columns.names), schema)
         _check_parquet_types(path, columns, schema)
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
@@ -151,15 +153,51 @@ def _check_parquet_types(path: str, found: pa.Schema, schema: ClickLogSchema) ->
 
 
 def _text_chunks(path: str, kind: str, schema: ClickLogSchema, chunk_bytes: int) -> list[Chunk]:
-    source = files_lib.GzipSource(path) if kind == "gzip" else files_lib.open_binary(path)
+    head = _text_head(path, kind)
     try:
+        columns, start = _check_head(path, head, schema)
+    except InputError:
+        if suspected := suspected_format(head):
+            raise InputError(f"{path} is {suspected}") from None
+        raise
+    if kind != "text":
+        return [Chunk(path, kind, start, None, columns, 0, True)]
+    size = storage.file_size(path)
+    count = max(1, round((size - start) / chunk_bytes))
+    edges = [start + (size - start) * i // count for i in range(count + 1)]
+    return [
+        Chunk(path, kind, begin, end, columns, 0, begin == start)
+        for begin, end in itertools.pairwise(edges)
+        if begin < end
+    ]
+
+
+def _text_head(path: str, kind: str) -> bytes:
+    """The first bytes of the text: all of it, or `_PEEK_BYTES` and as many more as its first line takes."""
+    with contextlib.closing(open_text(path, kind)) as source:
         head = source.read(_PEEK_BYTES)
+        if kind != "text":
+            _check_compressed(path, kind, head)
         while b"\n" not in head and len(head) <= MAX_LINE_BYTES and (more := source.read(_PEEK_BYTES)):
             head += more
-    finally:
-        source.close()
+    return head
+
+
+def _check_compressed(path: str, kind: str, head: bytes) -> None:
+    """Raises where something else than text was compressed."""
     if not head:
         raise InputError(f"{path} is empty (0 bytes when uncompressed): expected rows of a click log")
+    inside = refused_format(head)
+    if is_parquet(head):
+        inside = "a Parquet file: unpack it first"
+    elif codec := codec_of(head):
+        inside = f"a {codec} file: unpack it once"
+    if inside:
+        raise InputError(f"{path} is a {kind} file, and what is inside of it is {inside}")
+
+
+def _check_head(path: str, head: bytes, schema: ClickLogSchema) -> tuple[tuple[str, ...], int]:
+    """Checks the first lines; returns the file's columns, and the first byte after mark and header."""
     whole = len(head) < _PEEK_BYTES
     start = len(_BOM) if head.startswith(_BOM) else 0
     columns = schema.columns
@@ -171,16 +209,7 @@ def _text_chunks(path: str, kind: str, schema: ClickLogSchema, chunk_bytes: int)
         start += len(line) + 1
     lines = head[start:].split(b"\n")
     _check_fields(path, [line for line in (lines if whole else lines[:-1]) if line.strip()], columns, schema)
-    if kind == "gzip":
-        return [Chunk(path, kind, start, None, columns, 0, True)]
-    size = files_lib.file_size(path)
-    count = max(1, round((size - start) / chunk_bytes))
-    edges = [start + (size - start) * i // count for i in range(count + 1)]
-    return [
-        Chunk(path, kind, begin, end, columns, 0, begin == start)
-        for begin, end in itertools.pairwise(edges)
-        if begin < end
-    ]
+    return columns, start
 
 
 def _header_columns(path: str, line: bytes, schema: ClickLogSchema) -> tuple[str, ...]:
@@ -206,6 +235,7 @@ def _check_header(path: str, names: list[str], schema: ClickLogSchema) -> None:
             )
         if name not in names:
             shown = ", ".join(names[:30])[:_HEADER_SHOWN]
+            shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in shown)
             raise InputError(
                 f"{path} has no column {name!r}, which schema {schema.name!r} expects"
                 f"{nearest_hint(name, names)}. Its columns: {shown}"

@@ -1,229 +1,229 @@
-"""Finding and opening the files of a click log, local or remote."""
+"""Finding the files of a click log, local or remote: every one that is there, or an error that names it."""
 
 from __future__ import annotations
 
-import glob
-import gzip
-import io
-import zlib
-from pathlib import Path
-from typing import Any, BinaryIO
+import fnmatch
+import functools
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterator
 
+from mlet_tf import storage
 from mlet_tf.errors import InputError
-from mlet_tf.storage import is_remote, tensorflow_opens
+from mlet_tf.formats import HEAD_BYTES, codec_of, is_parquet, refused_format
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_PARQUET_MAGIC = b"PAR1"
+_WILDCARD = re.compile(r"[*?\[]")
+_ENDINGS = {
+    ".gz": "gzip",
+    ".bz2": "bz2",
+    ".xz": "xz",
+    ".lzma": "xz",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".lz4": "lz4",
+}
+_SHOWN = 5
+
+_log = logging.getLogger(__name__)
 
 
 def list_files(data: str) -> list[str]:
     """Lists the files that a user's path stands for.
 
     Args:
-        data: A file, a pattern with `*`, `?` or `[...]`, or a folder. Of a folder all files count, those in
-            folders inside it and those named `.*`, `_*` or `*.json` excepted.
+        data: A file, a folder or a pattern. `*`, `?` and `[...]` match within a name, `**` any number of folders.
+            A folder, also one that a pattern matches, stands for all files in it and in the folders inside it.
+            As in Spark, Hadoop and Beam names that begin with `.` or `_` are left out, and so are `*.json`, unless
+            the pattern asks for them; a warning says so once.
 
     Returns:
         Sorted paths, at least one.
 
     Raises:
-        InputError: Nothing is there.
+        InputError: Nothing is there, a folder cannot be read, a link leads nowhere or in a circle, two links lead to
+            one file, or there is something that is neither a file nor a folder.
     """
     data = str(data)
-    if is_remote(data):
-        found = _list_remote(data)
-    elif Path(data).is_dir():
-        found = [str(path) for path in Path(data).iterdir() if path.is_file()]
-    elif Path(data).exists():
-        return [data]
-    else:
-        found = [path for path in glob.glob(data) if Path(path).is_file()]  # noqa: PTH207 (Path.glob takes no absolute pattern)
-    files = sorted(path for path in found if _is_data(path))
-    if not files:
+    try:
+        found = _Search().find(data)
+    except OSError as error:
+        raise InputError(f"{error.filename or data} cannot be read: {error.strerror or error}") from error
+    if not found:
         raise InputError(f"No file found at {data!r}: expected a file, a pattern or a folder of log files")
-    return files
+    return found
 
 
 def file_kind(path: str) -> str:
-    """Returns `"parquet"`, `"gzip"` or `"text"`, by the ending or else by the first bytes.
+    """Tells by its first bytes how a file is read.
+
+    Returns:
+        `"parquet"`, `"text"`, or for compressed text `"gzip"`, `"bz2"`, `"xz"`, `"zstd"` or `"lz4"`.
 
     Raises:
-        InputError: The file cannot be read or is empty.
+        InputError: The file cannot be read, is empty or of a format that is not read.
     """
-    with open_binary(path) as file:
-        magic = file.read(4)
-    if not magic:
+    with storage.open_binary(path) as file:
+        head = file.read(HEAD_BYTES)
+    if not head:
         raise InputError(f"{path} is empty (0 bytes): expected rows of a click log")
-    if path.endswith(".parquet") or magic == _PARQUET_MAGIC:
+    if is_parquet(head):
         return "parquet"
-    return "gzip" if path.endswith(".gz") or magic.startswith(_GZIP_MAGIC) else "text"
+    if codec := codec_of(head):
+        return codec
+    if refused := refused_format(head):
+        raise InputError(f"{path} is {refused}")
+    # The name says that it should be something else than text: reading it as that tells what is wrong.
+    ending = os.path.splitext(path)[1]  # noqa: PTH122 (may be remote)
+    return "parquet" if ending == ".parquet" else _ENDINGS.get(ending, "text")
 
 
-def file_size(path: str) -> int:
-    """Size in bytes, as stored."""
-    return file_stamp(path)[0]
+def plain_name(path: str) -> str:
+    """The name of a file without its folder and the ending of a compression."""
+    name, ending = os.path.splitext(path.rsplit("/", 1)[-1])  # noqa: PTH122 (may be remote)
+    return name if ending in _ENDINGS else name + ending
 
 
-def file_stamp(path: str) -> tuple[int, int]:
-    """Size in bytes and time of the last change in nanoseconds: another stamp means another content."""
-    if is_remote(path) and not tensorflow_opens(path):
-        info = _fsspec(path).info(path)
-        changed = info.get("LastModified") or info.get("updated") or info.get("mtime") or 0
-        return info["size"], int(changed.timestamp() * 1e9) if hasattr(changed, "timestamp") else int(
-            float(changed)
-        )
-    if is_remote(path):
-        import tensorflow as tf
+class _Search:
+    """One search for files; remembers the folders that it has listed, and what it has left out."""
 
-        stat = tf.io.gfile.stat(path)
-        return stat.length, stat.mtime_nsec
-    local = Path(path).stat()  # TensorFlow's knows local times to the second only.
-    return local.st_size, local.st_mtime_ns
+    def __init__(self) -> None:
+        self._listed: dict[str, list[storage.Entry]] = {}
+        self._left_out: dict[str, None] = {}
+
+    def find(self, data: str) -> list[str]:
+        path = data.rstrip("/") or "/"
+        if storage.exists(path) or not _WILDCARD.search(path):
+            found = list(self._at(path, storage.is_folder(path)))
+        else:
+            parts = path.split("/")
+            first = next(i for i, part in enumerate(parts) if _WILDCARD.search(part))
+            root = "/".join(parts[:first]) + ("/" if parts[:first] == [""] else "")
+            found = list(self._matching(root, parts[first:]))
+        found = sorted(set(found))
+        _refuse_twice(found)
+        if self._left_out:
+            _say_left_out(data, tuple(self._left_out))
+        return found
+
+    def _at(self, path: str, is_folder: bool) -> Iterator[str]:
+        """The file at a path, or all below the folder."""
+        if is_folder:
+            yield from self._below(path)
+        elif storage.exists(path) or _is_link(path):
+            yield _regular(path)
+
+    def _below(self, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+        """All files in a folder and the folders inside it."""
+        above = (*above, _real(folder))
+        for path, is_folder in self._children(folder):
+            if is_folder:
+                _refuse_circle(path, above)
+                yield from self._below(path, above)
+            else:
+                yield _regular(path)
+
+    def _matching(self, folder: str, parts: list[str], above: tuple[str, ...] = ()) -> Iterator[str]:
+        """The files that match a pattern, given by its parts, in a folder."""
+        part, rest = parts[0], parts[1:]
+        if part == "**" and rest:
+            yield from self._matching(folder, rest)
+            above = (*above, _real(folder))
+            for path in self._folders(folder):
+                _refuse_circle(path, above)
+                yield from self._matching(path, parts, above)
+        elif rest:
+            for path in self._folders(folder, part):
+                yield from self._matching(path, rest)
+        elif _WILDCARD.search(part):
+            for path, is_folder in self._children(folder, part):
+                yield from self._below(path) if is_folder else [_regular(path)]
+        else:
+            path = _join(folder, part)
+            yield from self._at(path, storage.is_folder(path))
+
+    def _folders(self, folder: str, part: str = "*") -> Iterator[str]:
+        """The folders in a folder that match one part of a pattern."""
+        if not _WILDCARD.search(part):
+            path = _join(folder, part)
+            if storage.is_folder(path):
+                yield path
+            return
+        for path, is_folder in self._children(folder, part, only_folders=True):
+            if is_folder:
+                yield path
+            elif _is_link(path):
+                _regular(path)  # One to nowhere may have been a folder.
+
+    def _children(
+        self, folder: str, pattern: str = "*", *, only_folders: bool = False
+    ) -> Iterator[tuple[str, bool]]:
+        """Paths of the children that match a pattern, and which are folders; those left out are noted."""
+        if folder not in self._listed:
+            try:
+                self._listed[folder] = storage.entries(folder or ".")
+            except (FileNotFoundError, NotADirectoryError):  # The part of a pattern before its wildcards.
+                self._listed[folder] = []
+        for child in self._listed[folder]:
+            if not fnmatch.fnmatchcase(child.name, pattern):
+                continue
+            if _is_data(child, pattern):
+                yield _join(folder, child.name), child.is_folder
+            elif child.is_folder or not only_folders:
+                self._left_out[_join(folder, child.name)] = None
 
 
-def open_binary(path: str) -> BinaryIO:
-    """Opens a local or remote file for reading.
+def _is_data(entry: storage.Entry, pattern: str) -> bool:
+    if entry.name.startswith((".", "_")):
+        return entry.name[0] == pattern[0]
+    return entry.is_folder or not entry.name.endswith(".json") or pattern.endswith(".json")
 
-    Raises:
-        InputError: The file is not there or not readable.
-    """
+
+def _is_link(path: str) -> bool:
+    local = storage.local_path(path)
+    return local is not None and local.is_symlink()
+
+
+def _regular(path: str) -> str:
+    """The path, if a file is there."""
+    local = storage.local_path(path)
+    if local is None:
+        return path
     try:
-        if is_remote(path) and not tensorflow_opens(path):
-            return _fsspec(path).open(path, "rb")
-        if is_remote(path):
-            file: Any = io.BufferedReader(_RemoteFile(path))
-            file.peek(1)
-            return file
-        return Path(path).open("rb")
+        mode = local.stat().st_mode
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        link = f", a link to {local.readlink()}," if local.is_symlink() else ""
+        raise InputError(f"{path}{link} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} should be a file or a folder. Received: a device, pipe or socket")
+    return path
 
 
-def create_binary(path: str) -> BinaryIO:
-    """Opens a local file, or a remote one of TensorFlow's file systems, for writing from its start."""
-    if not is_remote(path):
-        return Path(path).open("wb")
-    file: Any = io.BufferedWriter(_RemoteFile(path, "wb"))
-    return file
+def _refuse_circle(folder: str, above: tuple[str, ...]) -> None:
+    if _real(folder) in above:
+        raise InputError(f"{folder} is a link to a folder that it is in: its files have no end")
 
 
-class GzipSource:
-    """The uncompressed bytes of a gzip file, read forwards; damage is an `InputError` that says where."""
-
-    def __init__(self, path: str) -> None:
-        """Opens the file."""
-        self._path = path
-        self._raw = open_binary(path)
-        self._file = gzip.GzipFile(fileobj=self._raw)
-
-    def read(self, size: int) -> bytes:
-        """Reads up to `size` bytes; fewer only at the end."""
-        try:
-            return self._file.read(size)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(
-                f"{self._path} is a damaged gzip file: reading failed after {self._file.tell()} uncompressed "
-                f"bytes, near byte {self._raw.tell()} of {file_size(self._path)} ({error})"
-            ) from error
-
-    def seek(self, offset: int) -> None:
-        """Goes forward to an uncompressed offset."""
-        while (left := offset - self._file.tell()) > 0:
-            if not self.read(min(left, 1 << 20)):
-                return
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-        self._raw.close()
+def _refuse_twice(files: list[str]) -> None:
+    """Raises where two of the files are one."""
+    seen: dict[str, str] = {}
+    for path in files:
+        other = seen.setdefault(_real(path), path)
+        if other != path:
+            raise InputError(f"{path} and {other} are the same file by a link: its rows would be read twice")
 
 
-class _RemoteFile(io.RawIOBase):
-    """A TensorFlow file behind Python's file interface."""
-
-    def __init__(self, path: str, mode: str = "rb") -> None:
-        import tensorflow as tf
-
-        self._path = path
-        self._errors = tf.errors.OpError
-        self._reads = mode == "rb"
-        self._file = tf.io.gfile.GFile(path, mode)
-
-    def readinto(self, buffer: Any) -> int:
-        """Reads into `buffer`."""
-        try:
-            data = self._file.read(len(buffer))
-        except self._errors as error:
-            raise OSError(str(error.message)) from error
-        buffer[: len(data)] = data
-        return len(data)
-
-    def write(self, data: Any) -> int:
-        """Writes `data`."""
-        try:
-            self._file.write(bytes(data))
-        except self._errors as error:
-            raise OSError(str(error.message)) from error
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Sets the position."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._file.tell(), io.SEEK_END: self._file.size()}[whence]
-        self._file.seek(base + offset)
-        return base + offset
-
-    def tell(self) -> int:
-        """The position."""
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        """Whether it was opened for reading."""
-        return self._reads
-
-    def writable(self) -> bool:
-        """Whether it was opened for writing."""
-        return not self._reads
-
-    def seekable(self) -> bool:
-        """As a file for reading is."""
-        return self._reads
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-        super().close()
+def _real(path: str) -> str:
+    local = storage.local_path(path)
+    return path if local is None else os.path.realpath(local)
 
 
-def _fsspec(path: str) -> Any:
-    """What fsspec has for a path that TensorFlow cannot open.
-
-    Raises:
-        InputError: Nothing, or a package is missing.
-    """
-    try:
-        import fsspec
-
-        return fsspec.core.url_to_fs(path)[0]
-    except (ImportError, ValueError) as error:
-        raise InputError(
-            f"{path}: no file system for `{path.partition('://')[0]}://` is installed ({error})"
-        ) from error
+def _join(folder: str, name: str) -> str:
+    return f"{folder}{name}" if folder.endswith("/") or not folder else f"{folder}/{name}"
 
 
-def _list_remote(data: str) -> list[str]:
-    if not tensorflow_opens(data):
-        files = _fsspec(data)
-        found = files.ls(data, detail=False) if files.isdir(data) else files.glob(data)
-        return [files.unstrip_protocol(path) for path in found if not files.isdir(path)]
-    import tensorflow as tf
-
-    if tf.io.gfile.isdir(data):
-        found = [f"{data.rstrip('/')}/{name}" for name in tf.io.gfile.listdir(data)]
-    else:
-        found = tf.io.gfile.glob(data)
-    return [path for path in found if not tf.io.gfile.isdir(path)]
-
-
-def _is_data(path: str) -> bool:
-    name = path.rsplit("/", 1)[-1]
-    return not name.startswith((".", "_")) and not name.endswith(".json")
+@functools.cache  # Once: a run lists its files several times.
+def _say_left_out(data: str, paths: tuple[str, ...]) -> None:
+    shown = ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
+    _log.warning("%s: not read: %s (names that begin with . or _, and *.json)", data, shown)

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlet_tf.datasets import files as files_lib
+from mlet_tf import storage
 from mlet_tf.datasets.chunks import Block, Chunk, Reject
 from mlet_tf.datasets.convert import convert, is_text
+from mlet_tf.datasets.parquet_files import PARQUET_ERRORS, rows_error
 from mlet_tf.datasets.schema import ClickLogSchema
-from mlet_tf.errors import InputError
 
 _BLOCK_ROWS = 32_768
 
@@ -34,13 +34,12 @@ def read_parquet(
         Blocks in file order.
 
     Raises:
-        InputError: The file is damaged.
+        InputError: The file is damaged, or has a column that this Arrow cannot read.
     """
-    row = chunk.first_row
-    with files_lib.open_binary(chunk.path) as source:
+    row, groups = chunk.first_row, list(range(chunk.start, chunk.end or 0))
+    with storage.open_binary(chunk.path) as source:
         try:
             metadata = pq.read_metadata(source)
-            groups = list(range(chunk.start, chunk.end or 0))
             small = _small_dictionaries(metadata, groups, wanted.names, block_bytes)
             file = pq.ParquetFile(source, metadata=metadata, read_dictionary=small)
             for batch in file.iter_batches(
@@ -52,10 +51,8 @@ def read_parquet(
                     part, part_sizes = batch.slice(start, stop - start), sizes[start:stop]
                     yield _block(part, part_sizes, chunk, schema, wanted, row + start, max_row_bytes)
                 row += batch.num_rows
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(
-                f"{chunk.path} is a damaged Parquet file: reading failed near row {row} ({error})"
-            ) from error
+        except PARQUET_ERRORS as error:
+            raise rows_error(chunk.path, error, groups, wanted.names, row) from error
 
 
 def _small_dictionaries(

@@ -1,4 +1,4 @@
-"""Columnar reading of raw click logs: text, gzip and Parquet into Arrow tables, bad rows set aside.
+"""Columnar reading of raw click logs: text, compressed text and Parquet into Arrow tables, bad rows set aside.
 
 A log is planned into chunks (`plan_chunks`) that can be read apart from each other, on one machine or many;
 a chunk is read as a stream of blocks (`read_chunk`), each a typed table and the rows that were rejected.
@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from mlet_tf.datasets import files as files_lib
-from mlet_tf.datasets.chunks import MAX_LINE_BYTES, Block, Chunk, Reject, plan_chunks
+from mlet_tf.datasets.chunks import MAX_LINE_BYTES, Block, Chunk, Reject, open_text, plan_chunks
 from mlet_tf.datasets.convert import arrow_schema
 from mlet_tf.datasets.files import list_files
 from mlet_tf.datasets.parquet import read_parquet
@@ -70,7 +69,7 @@ def read_chunk(
         yield from read_parquet(chunk, schema, wanted, block_bytes, max_line_bytes)
         return
     parser = TextParser(chunk, schema, wanted, max_line_bytes)
-    source = files_lib.GzipSource(chunk.path) if chunk.kind == "gzip" else files_lib.open_binary(chunk.path)
+    source = open_text(chunk.path, chunk.kind)
     try:
         for offset, data in line_blocks(source, chunk, block_bytes, max_line_bytes):
             yield parser.parse(offset, data)

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from mlet_tf._mapping import nearest
-from mlet_tf.datasets.files import open_binary
 from mlet_tf.errors import InputError
+from mlet_tf.storage import open_binary
 
 TIME_FORMATS = ("yymmddhh", "unix_seconds")
 TIME_PARTS = ("hour_of_day", "weekday")

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlet_tf.datasets.files import create_binary, open_binary
 from mlet_tf.datasets.schema import ClickLogSchema
 from mlet_tf.datasets.times import derive
+from mlet_tf.storage import create_binary, open_binary
 
 # What a counter gathers before it should go out as a run: rows, and bytes of their counted values.
 _RUN_ROWS = 1 << 18

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from isal import isal_zlib
 
-from mlet_tf.datasets.files import open_binary
 from mlet_tf.errors import InputError
+from mlet_tf.storage import open_binary
 
 # A TFRecord is a length, its checksum, the record and its checksum.
 _LENGTH = struct.Struct("<Q")

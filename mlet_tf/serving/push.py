@@ -20,11 +20,11 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mlet_tf import storage
 from mlet_tf.errors import InputError
-from mlet_tf.serving.files import Files, LocalFiles, files_of, tree
 from mlet_tf.serving.warmup import WARMUP_FILE, write_warmup
 
 MODEL_FILE = "saved_model.pb"
@@ -34,7 +34,6 @@ _UNFINISHED = re.compile(r"mlet-(?:push|remove)-(?P<version>[0-9]+)-(?P<time>[0-
 _ROLLED_BACK = re.compile(r"rolled-back-(?P<version>[0-9]+)")
 # Without a lock, an attempt this old is taken for dead.
 _STALE_SECONDS = 3600
-_BLOCK = 1 << 20
 
 
 def version_number(name: str) -> int | None:
@@ -50,8 +49,7 @@ def list_versions(base_path: str | Path) -> dict[int, str]:
 
     A server goes by the names alone, so folders that cannot be loaded are among them.
     """
-    files, base = files_of(os.fspath(base_path))
-    return _versions(files, base)
+    return _versions(storage.without_slash(base_path))
 
 
 def push(
@@ -85,39 +83,39 @@ def push(
             the disk is full, or the model takes no examples to warm up with. Nothing is left behind in
             these cases.
     """
-    source_files, source = files_of(os.fspath(saved_model_dir))
-    files, base = files_of(os.fspath(base_path))
+    source, base = storage.without_slash(saved_model_dir), storage.without_slash(base_path)
     if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
         raise InputError(f"keep: expected an integer of at least 1, received {keep!r}")
-    sources = {name: (source_files, f"{source}/{name}") for name in _saved_model_files(source_files, source)}
+    sources = {name: f"{source}/{name}" for name in _saved_model_files(source)}
     _refuse_nesting(source, base)
 
     with (
         _explained(f"pushing {source} to {base}", base),
         tempfile.TemporaryDirectory() as scratch,
-        _only_pusher(files, base) as locked,
+        _only_pusher(base) as locked,
     ):
         if warmup:
-            sources[WARMUP_FILE] = LocalFiles(), f"{scratch}/requests"
+            sources[WARMUP_FILE] = f"{scratch}/requests"
             write_warmup(source, warmup, output=f"{scratch}/requests")
-        _clear_unfinished(files, base, locked)
-        number = _next_version(files, base, version)
+        _clear_unfinished(base, locked)
+        number = _next_version(base, version)
         final = f"{base}/{number}"
         staging = f"{base}/{_unfinished_name('push', number)}"
         try:
-            for name, (kept_in, path) in sources.items():
-                _copy(kept_in, path, files, f"{staging}/{name}")
-            _publish(files, staging, final, sources)
+            for name, path in sources.items():
+                storage.copy_file(path, f"{staging}/{name}")
+            storage.flush_folders(staging)
+            _move_folder(staging, final, model_file_first=False)
         except BaseException:
-            _discard(files, staging, final)
+            _discard(staging, final)
             raise
-        for old, path in list(_whole_versions(files, base).items())[:-keep]:
+        for old, path in list(_whole_versions(base).items())[:-keep]:
             doomed = f"{base}/{_unfinished_name('remove', old)}"
-            _move_folder(files, path, doomed, model_file_first=True)
-            files.remove(doomed)
-        for name in files.names(base):
+            _move_folder(path, doomed, model_file_first=True)
+            storage.remove(doomed)
+        for name in storage.names(base):
             if _ROLLED_BACK.fullmatch(name):
-                files.remove(f"{base}/{name}")
+                storage.remove(f"{base}/{name}")
     return final
 
 
@@ -137,10 +135,10 @@ def rollback(base_path: str | Path) -> str:
     Raises:
         InputError: if there is no earlier version.
     """
-    files, base = files_of(os.fspath(base_path))
-    with _explained(f"rolling back {base}", base), _only_pusher(files, base, create=False) as locked:
-        _clear_unfinished(files, base, locked)
-        versions, whole = _versions(files, base), list(_whole_versions(files, base))
+    base = storage.without_slash(base_path)
+    with _explained(f"rolling back {base}", base), _only_pusher(base, create=False) as locked:
+        _clear_unfinished(base, locked)
+        versions, whole = _versions(base), list(_whole_versions(base))
         if len(whole) < 2:
             held = ", ".join(map(str, whole)) or "none"
             raise InputError(
@@ -150,30 +148,30 @@ def rollback(base_path: str | Path) -> str:
         # The newest last: until then servers have it.
         for number in sorted((n for n in versions if n > earlier), key=lambda n: n == newest):
             aside = f"{base}/rolled-back-{number}"
-            files.remove(aside)
-            _move_folder(files, versions[number], aside, model_file_first=True)
+            storage.remove(aside)
+            _move_folder(versions[number], aside, model_file_first=True)
     return versions[earlier]
 
 
-def _versions(files: Files, base: str) -> dict[int, str]:
-    numbered = {version_number(name): f"{base}/{name}" for name in files.names(base)}
+def _versions(base: str) -> dict[int, str]:
+    numbered = {version_number(name): f"{base}/{name}" for name in storage.names(base)}
     return {number: numbered[number] for number in sorted(n for n in numbered if n is not None)}
 
 
-def _whole_versions(files: Files, base: str) -> dict[int, str]:
-    return {number: path for number, path in _versions(files, base).items() if _is_whole(files, path)}
+def _whole_versions(base: str) -> dict[int, str]:
+    return {number: path for number, path in _versions(base).items() if _is_whole(path)}
 
 
-def _is_whole(files: Files, path: str) -> bool:
+def _is_whole(path: str) -> bool:
     """Whether a version can be loaded: its model file comes last and goes first."""
-    return files.exists(f"{path}/{MODEL_FILE}")
+    return storage.exists(f"{path}/{MODEL_FILE}")
 
 
-def _saved_model_files(files: Files, source: str) -> list[str]:
+def _saved_model_files(source: str) -> list[str]:
     """The files to copy."""
-    if not files.is_folder(source):
+    if not storage.is_folder(source):
         raise InputError(f"{source}: expected the folder of a SavedModel, found no such folder")
-    names = tree(files, source)
+    names = storage.tree(source)
     if MODEL_FILE not in names:
         raise InputError(f"{source}: expected a SavedModel, found no {MODEL_FILE} in it")
     return names
@@ -185,9 +183,9 @@ def _refuse_nesting(source: str, base: str) -> None:
         raise InputError(f"{base}: expected a base path outside the SavedModel {source}")
 
 
-def _next_version(files: Files, base: str, asked: int | None) -> int:
-    used = list(_versions(files, base))
-    used += [int(match["version"]) for name in files.names(base) if (match := _ROLLED_BACK.fullmatch(name))]
+def _next_version(base: str, asked: int | None) -> int:
+    used = list(_versions(base))
+    used += [int(match["version"]) for name in storage.names(base) if (match := _ROLLED_BACK.fullmatch(name))]
     newest = max([0, *used])
     if asked is None:
         return newest + 1
@@ -202,66 +200,40 @@ def _unfinished_name(kind: str, number: int) -> str:
     return f"mlet-{kind}-{max(number, 0)}-{int(time.time())}-{uuid.uuid4().hex}"
 
 
-def _copy(source_files: Files, source: str, files: Files, target: str) -> None:
-    files.make_folder(target.rsplit("/", 1)[0])
-    with source_files.read(source) as reader, files.write(target) as writer:
-        writer.write(b"")  # An empty file would else not come to be on tf.io.gfile.
-        while block := reader.read(_BLOCK):
-            writer.write(block)
-        if isinstance(files, LocalFiles):
-            writer.flush()
-            os.fsync(writer.fileno())
+def _move_folder(source: str, target: str, *, model_file_first: bool) -> None:
+    """Moves a version so that a server never loads half of it."""
+    storage.move_folder(source, target, lambda name: (name == MODEL_FILE) != model_file_first)
 
 
-def _publish(files: Files, staging: str, final: str, names: Iterable[str]) -> None:
-    if isinstance(files, LocalFiles):
-        for folder in {parent for name in names for parent in Path(name).parents}:
-            files.flush_folder(f"{staging}/{folder}")
-    _move_folder(files, staging, final, model_file_first=False)
-
-
-def _move_folder(files: Files, source: str, target: str, *, model_file_first: bool) -> None:
-    """Moves a folder: at once where that is possible, else so that a half-moved one cannot be loaded."""
-    if isinstance(files, LocalFiles):
-        Path(source).rename(target)
-        files.flush_folder(target.rsplit("/", 1)[0])
-        return
-    names = sorted(tree(files, source), key=lambda name: (name == MODEL_FILE) != model_file_first)
-    for name in names:
-        files.make_folder(f"{target}/{name}".rsplit("/", 1)[0])
-        files.move_file(f"{source}/{name}", f"{target}/{name}")
-    files.remove(source)
-
-
-def _discard(files: Files, staging: str, final: str) -> None:
+def _discard(staging: str, final: str) -> None:
     """Clears an attempt away; one that got as far as its `saved_model.pb` is whole and stays."""
     with contextlib.suppress(Exception):
-        if not isinstance(files, LocalFiles) and not _is_whole(files, final):
-            files.remove(final)
-        files.remove(staging)
+        if storage.local_path(final) is None and not _is_whole(final):
+            storage.remove(final)
+        storage.remove(staging)
 
 
-def _clear_unfinished(files: Files, base: str, locked: bool) -> None:
+def _clear_unfinished(base: str, locked: bool) -> None:
     """Removes what killed pushes and removals left, and ends killed rollbacks."""
-    half = {n: path for n, path in _versions(files, base).items() if not _is_whole(files, path)}
-    if isinstance(files, LocalFiles):  # Whose versions come and go at once: such a folder is somebody else's.
-        half = {}
-    for name in files.names(base):
+    half = {n: path for n, path in _versions(base).items() if not _is_whole(path)}
+    if storage.local_path(base) is not None:
+        half = {}  # Local versions come and go at once: such a folder is somebody else's.
+    for name in storage.names(base):
         if match := _UNFINISHED.fullmatch(name):
             if locked or time.time() - int(match["time"]) > _STALE_SECONDS:
                 if path := half.pop(int(match["version"]), None):
-                    files.remove(path)
-                files.remove(f"{base}/{name}")
+                    storage.remove(path)
+                storage.remove(f"{base}/{name}")
         elif (match := _ROLLED_BACK.fullmatch(name)) and (path := half.pop(int(match["version"]), None)):
-            _move_folder(files, path, f"{base}/{name}", model_file_first=True)
+            _move_folder(path, f"{base}/{name}", model_file_first=True)
 
 
 @contextlib.contextmanager
-def _only_pusher(files: Files, base: str, *, create: bool = True) -> Iterator[bool]:
+def _only_pusher(base: str, *, create: bool = True) -> Iterator[bool]:
     """Holds the base path's lock, which dies with the process; yields whether there is one."""
     if create:
-        files.make_folder(base)
-    if not isinstance(files, LocalFiles) or not files.is_folder(base):
+        storage.make_folder(base)
+    if storage.local_path(base) is None or not storage.is_folder(base):
         yield False
         return
     handle = os.open(base, os.O_RDONLY)
@@ -292,7 +264,7 @@ def _explained(doing: str, base: str) -> Iterator[None]:
         where = f" at {error.filename}" if error.filename else ""
         raise InputError(f"{doing}: {reason}{where}") from error
     except Exception as error:
-        # tf.io.gfile's errors are no OSErrors, and naming their class would import TensorFlow.
+        # TensorFlow's errors, of writing warm-up requests, are no OSErrors; naming their class would import it.
         if not hasattr(error, "error_code"):
             raise
         raise InputError(f"{doing}: {error}") from error

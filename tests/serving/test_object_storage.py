@@ -63,8 +63,7 @@ def _answers(server: subprocess.Popen, port: int) -> bool:
 def reader(request, monkeypatch):
     """Both ways to an object store: TensorFlow's file systems, and fsspec where they lack a scheme."""
     if request.param == "fsspec":
-        for module in ("mlet_tf.datasets.files", "mlet_tf.serving.files"):
-            monkeypatch.setattr(f"{module}.tensorflow_opens", lambda path: False)
+        monkeypatch.setattr("mlet_tf.storage.tensorflow_opens", lambda path: False)
     return request.param
 
 

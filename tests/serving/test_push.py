@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from mlet_tf import storage
 from mlet_tf.errors import InputError
-from mlet_tf.serving import files as files_module
 from mlet_tf.serving import list_versions, push, rollback
 from mlet_tf.serving.push import version_number
 
@@ -135,16 +135,16 @@ def test_a_failing_disk_leaves_nothing(model, tmp_path, monkeypatch, number, wor
     base = tmp_path / "b"
     push(model, base)
     writes = []
-    original = files_module.LocalFiles.write
+    original = storage.create_binary
 
-    def write(self, path):
+    def write(path):
         writes.append(path)
         if len(writes) > after:
             Path(path).write_bytes(b"half")
             raise OSError(number, os.strerror(number), path)
-        return original(self, path)
+        return original(path)
 
-    monkeypatch.setattr(files_module.LocalFiles, "write", write)
+    monkeypatch.setattr(storage, "create_binary", write)
     with pytest.raises(InputError, match=words):
         push(model, base)
     assert names(base) == ["1"]
@@ -156,7 +156,7 @@ import importlib, os, signal, sys
 from pathlib import Path
 sys.argv[0] = "mlet-tf"  # As the command: without TensorFlow, whose process would be slow to fork.
 module = importlib.import_module("mlet_tf.serving.push")
-module._BLOCK = 200
+module.storage._BLOCK_BYTES = 200
 model, base = sys.argv[1:]
 
 def contents(folder):
@@ -226,18 +226,17 @@ def test_pushes_at_the_same_time_get_versions_of_their_own(model, tmp_path):
 @pytest.mark.parametrize("scheme", ["ram", "memory"])
 def test_object_stores_get_the_model_file_last_and_lose_it_first(model, scheme, monkeypatch):
     base = f"{scheme}://{uuid.uuid4().hex}/ctr"
-    files, _ = files_module.files_of(base)
     moved = []
-    original = type(files).move_file
+    original = storage.move_file
 
-    def move_file(self, source, target):
+    def move_file(source, target):
         number = target.rsplit("/ctr/", 1)[1].split("/")[0]
         if number.isdigit():
-            assert not files.exists(f"{base}/{number}/saved_model.pb")
+            assert not storage.exists(f"{base}/{number}/saved_model.pb")
         moved.append(target)
-        original(self, source, target)
+        original(source, target)
 
-    monkeypatch.setattr(type(files), "move_file", move_file)
+    monkeypatch.setattr(storage, "move_file", move_file)
     assert push(model, base, keep=2) == f"{base}/1"
     assert moved[-1] == f"{base}/1/saved_model.pb"
     assert len(moved) == len(FILES)
@@ -247,7 +246,7 @@ def test_object_stores_get_the_model_file_last_and_lose_it_first(model, scheme, 
     assert moved[len(FILES)].endswith("/saved_model.pb")
     assert "mlet-remove-1-" in moved[len(FILES)]
     assert list(list_versions(base)) == [2, 3]
-    with files.read(f"{base}/3/variables/variables.index") as reader:
+    with storage.open_binary(f"{base}/3/variables/variables.index") as reader:
         assert reader.read() == FILES["variables/variables.index"]
     assert rollback(base) == f"{base}/2"
     assert list(list_versions(base)) == [2]
@@ -264,7 +263,6 @@ class Store:
 
     def __init__(self, monkeypatch):
         self.left = None
-        self.files, _ = files_module.files_of(self.base)
         for name in ("cp_file", "_rm", "rmdir", "mkdir", "_open"):
             self._guard(monkeypatch, name)
 
@@ -303,9 +301,7 @@ class Store:
         """The versions that can be loaded; each has to have all its files."""
         found = []
         for number, path in list_versions(self.base).items():
-            have = {
-                name: self.files.read(f"{path}/{name}").read() for name in files_module.tree(self.files, path)
-            }
+            have = {name: storage.open_binary(f"{path}/{name}").read() for name in storage.tree(path)}
             if "saved_model.pb" in have:
                 assert have == FILES, (number, sorted(have))
                 found.append(number)
@@ -340,7 +336,7 @@ def test_an_object_store_survives_a_kill_at_any_step(model, monkeypatch, action,
             assert before != [1, 2] or 4 not in list_versions(base)
 
             assert rollback(base) == f"{base}/{before[-2]}"
-            assert max(list_versions(base)) == before[-2], (steps, store.files.names(base))
+            assert max(list_versions(base)) == before[-2], (steps, storage.names(base))
             assert store.whole() == before[:-1]
 
             store.restore(left)
@@ -350,7 +346,7 @@ def test_an_object_store_survives_a_kill_at_any_step(model, monkeypatch, action,
             with monkeypatch.context() as later:
                 later.setattr(time, "time", lambda: 2**40)
                 push(model, base, keep=2)
-            assert store.files.names(base) == [str(new), str(new + 1)]
+            assert storage.names(base) == [str(new), str(new + 1)]
 
             store.restore(start)
             steps += 1
@@ -361,23 +357,22 @@ def test_an_object_store_survives_a_kill_at_any_step(model, monkeypatch, action,
 
 def test_an_interrupted_upload_is_cleared_later(model, monkeypatch):
     base = f"memory://{uuid.uuid4().hex}/ctr"
-    files, _ = files_module.files_of(base)
     unfinished = f"mlet-push-1-{10**9}-00ff"
     for name in (f"{unfinished}/saved_model.pb", "1/variables/variables.index"):
-        files.make_folder(f"{base}/{name}".rsplit("/", 1)[0])
-        with files.write(f"{base}/{name}") as writer:
+        storage.make_folder(f"{base}/{name}".rsplit("/", 1)[0])
+        with storage.create_binary(f"{base}/{name}") as writer:
             writer.write(b"half")
     assert push(model, base) == f"{base}/1"
-    assert files.names(base) == ["1"]
+    assert storage.names(base) == ["1"]
 
 
 def test_an_error_of_gfile_is_one_clear_error(model, monkeypatch):
     import tensorflow as tf
 
-    def write(self, path):
+    def write(self, data):
         raise tf.errors.PermissionDeniedError(None, None, "403 from the bucket")
 
-    monkeypatch.setattr(files_module.GFiles, "write", write)
+    monkeypatch.setattr(tf.io.gfile.GFile, "write", write)
     with pytest.raises(InputError, match=r"pushing .* to ram://.*: 403 from the bucket"):
         push(model, f"ram://{uuid.uuid4().hex}/ctr")
 

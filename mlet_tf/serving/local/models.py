@@ -10,10 +10,10 @@ import tensorflow as tf
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 
 from mlet_tf.errors import InputError
-from mlet_tf.serving.files import Files, files_of, tree
 from mlet_tf.serving.local.servable import CODES, Servable
 from mlet_tf.serving.local.status import Code, StatusError, invalid
 from mlet_tf.serving.push import list_versions
+from mlet_tf.storage import exists, file_stamp, tree
 
 _log = logging.getLogger(__name__)
 _State = get_model_status_pb2.ModelVersionStatus.State
@@ -126,7 +126,7 @@ class Models:
                     self._drop(name, number)
 
     def _poll_model(self, config: ModelConfig) -> None:
-        if not files_of(config.base_path)[0].exists(config.base_path):
+        if not exists(config.base_path):
             _log.warning("%s: base path %s is not there", config.name, config.base_path)
             return
         found = list_versions(config.base_path)
@@ -251,13 +251,12 @@ def _explain(error: Exception) -> tuple[Code, str]:
 
 
 def _fingerprint(path: str) -> tuple:
-    """The names of a version's files, and their sizes and times where the file system is local."""
-    files, folder = files_of(path)
-    return (folder, *((name, *_stamp(files, f"{folder}/{name}")) for name in tree(files, folder)))
+    """The names, sizes and times of a version's files."""
+    return (path, *((name, *_stamp(f"{path}/{name}")) for name in tree(path)))
 
 
-def _stamp(files: Files, path: str) -> tuple:
+def _stamp(path: str) -> tuple:
     try:
-        return files.stamp(path)
-    except (OSError, tf.errors.OpError):  # Gone since the folder was listed, or a link to nowhere.
+        return file_stamp(path)
+    except OSError:  # Gone since the folder was listed, or a link to nowhere.
         return ()

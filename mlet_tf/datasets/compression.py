@@ -1,0 +1,135 @@
+"""The uncompressed bytes of compressed text, read forwards as a stream."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from mlet_tf import storage
+from mlet_tf.errors import InputError
+
+_SKIP_BYTES = 1 << 20
+_READ_BYTES = 1 << 18
+
+
+class CompressedSource:
+    """The uncompressed bytes of a file; damage is an `InputError` that says where.
+
+    Several members (streams, frames) one after the other are read as one. A file that ends inside a member, or has
+    something else than a member after one, is damaged.
+
+    Args:
+        path: The file.
+        codec: `"gzip"`, `"bz2"`, `"xz"`, `"zstd"` or `"lz4"`.
+    """
+
+    def __init__(self, path: str, codec: str) -> None:
+        self._path, self._codec = path, codec
+        self._raw = storage.open_binary(path)
+        self._file = _open(self._raw, codec)
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        """Reads up to `size` bytes; fewer only at the end.
+
+        Raises:
+            InputError: The file is damaged or can no longer be read.
+        """
+        try:
+            data = self._file.read(size)
+        except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
+            raise self._explained(error) from error
+        self._position += len(data)
+        return data
+
+    def _explained(self, error: Exception) -> InputError:
+        if getattr(error, "errno", None):
+            return InputError(f"{self._path} cannot be read: {error.strerror}")
+        if "too much memory" in str(error):
+            return InputError(
+                f"{self._path} needs a window that is not read (zstd --long): compress it without"
+            )
+        return InputError(
+            f"{self._path} is a damaged {self._codec} file: reading failed after {self._position} uncompressed "
+            f"bytes, near byte {self._raw.tell()} of {storage.file_size(self._path)} ({error})"
+        )
+
+    def seek(self, offset: int) -> None:
+        """Goes forward to an uncompressed offset."""
+        while (left := offset - self._position) > 0:
+            if not self.read(min(left, _SKIP_BYTES)):
+                return
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+        self._raw.close()
+
+
+def _open(raw: Any, codec: str) -> Any:
+    if codec == "gzip":
+        return gzip.GzipFile(fileobj=raw)
+    if codec == "bz2":
+        return io.BufferedReader(_Members(raw, bz2.BZ2Decompressor, OSError), _READ_BYTES)
+    if codec == "xz":
+        import lzma  # Not every Python has it.
+
+        return io.BufferedReader(_Members(raw, lzma.LZMADecompressor, lzma.LZMAError), _READ_BYTES)
+    return pa.CompressedInputStream(raw, codec)
+
+
+class _Members(io.RawIOBase):
+    """Streams of .bz2, .xz or .lzma, one after the other.
+
+    Python's own readers end without an error where something else follows a stream, and Arrow's reader of .bz2
+    fails at a stream of 0 bytes.
+
+    Args:
+        raw: The compressed file.
+        decompressor: Makes what decompresses one stream.
+        damage: What that raises at damage.
+    """
+
+    def __init__(self, raw: Any, decompressor: Callable[[], Any], damage: type[Exception]) -> None:
+        self._raw, self._new, self._damage = raw, decompressor, damage
+        self._decompressor = decompressor()
+        self._held = b""
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Reads into `buffer`; 0 bytes only at the end."""
+        while True:
+            if self._decompressor.eof and not self._next_stream():
+                return 0
+            if self._decompressor.needs_input and not self._held:
+                self._held = self._raw.read(_READ_BYTES)
+                if not self._held:
+                    raise EOFError("it ends within a stream")
+            try:
+                data = self._decompressor.decompress(self._held, len(buffer))
+            except self._damage as error:
+                raise EOFError(str(error)) from error
+            self._held = b""
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+
+    def _next_stream(self) -> bool:
+        """Goes to the next stream, over zeros; whether there is anything more."""
+        self._held = self._decompressor.unused_data.lstrip(b"\0")
+        while not self._held:
+            block = self._raw.read(_READ_BYTES)
+            if not block:
+                return False
+            self._held = block.lstrip(b"\0")
+        self._decompressor = self._new()
+        return True
