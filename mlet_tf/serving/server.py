@@ -209,7 +209,8 @@ class LocalServer:
         self.stop()
 
     def _open_ports(self) -> None:
-        from mlet_tf.serving.local.rest import Rest, RestServer
+        from mlet_tf.serving.local.http_server import RestServer
+        from mlet_tf.serving.local.rest import Rest
         from mlet_tf.serving.local.rpc import RpcServer
 
         options = self.options

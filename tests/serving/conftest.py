@@ -1,6 +1,7 @@
 """Little models, and servers of them: the stand-in, or a real one named by TENSORFLOW_MODEL_SERVER."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-FEATURES, DENSE, WIDTH, ROWS = 26, 13, 16, 40
+FEATURES, DENSE, WIDTH, ROWS, HIDDEN = 26, 13, 16, 40, 256
+LOGIT_WITHOUT_NUMBERS = 1.0405811
 
 
 def write_hp2(path):
@@ -68,24 +70,33 @@ def write_hp2(path):
         builder.save()
 
 
-def write_ctr(path, logit_of_0=1.02599323, logit_of_1=1.46559727):
-    """A model whose logit is set by the first category alone: known for 0 and 1, else 0."""
+def write_ctr(path, logits=(1.02599323, 1.46559727)):
+    """A model whose logit is set by the first category alone, known for 0, 1 and 7, and by the first number.
+
+    Args:
+        path: folder to write.
+        logits: of category 0 and 1 where all numbers are 1.
+    """
     import tensorflow as tf
 
+    of_one = 1.02599323 - LOGIT_WITHOUT_NUMBERS
     table = np.zeros([FEATURES * ROWS, WIDTH], np.float32)
-    table[0, 0], table[1, 0] = logit_of_0, logit_of_1
+    table[[0, 1, 7], 0] = np.array([*logits, 0.763231754]) - of_one
 
     class Model(tf.Module):
         def __init__(self):
             self.table = tf.Variable(table)
-            weights = np.zeros([FEATURES * WIDTH + DENSE, 1], np.float32)
-            weights[0] = 1.0
-            self.weights = tf.Variable(weights)
+            hidden = np.zeros([FEATURES * WIDTH + DENSE, HIDDEN], np.float32)
+            hidden[0, 0], hidden[FEATURES * WIDTH, 0] = 1.0, of_one
+            self.hidden = tf.Variable(hidden)
+            self.weights = tf.Variable(np.eye(HIDDEN, 1, dtype=np.float32))
             self.offsets = tf.constant(np.arange(FEATURES) * ROWS, tf.int64)
 
         def logits(self, cat, dense):
-            embedded = tf.reshape(tf.gather(self.table, cat + self.offsets), [-1, FEATURES * WIDTH])
-            return tf.squeeze(tf.concat([embedded, dense], 1) @ self.weights, 1)
+            ids = tf.math.floormod(cat, ROWS) + self.offsets
+            embedded = tf.reshape(tf.gather(self.table, ids), [-1, FEATURES * WIDTH])
+            hidden = tf.matmul(tf.concat([embedded, dense], 1), self.hidden, name="MatMul")
+            return tf.squeeze(hidden @ self.weights, 1)
 
         def parsed(self, examples):
             features = tf.io.parse_example(
@@ -108,13 +119,13 @@ def write_ctr(path, logit_of_0=1.02599323, logit_of_1=1.46559727):
 
         @tf.function
         def classify(self, inputs):
-            ctr = tf.sigmoid(self.parsed(inputs))
+            ctr = self.examples(inputs)["ctr"]
             classes = tf.tile(tf.constant([["0", "1"]]), [tf.shape(ctr)[0], 1])
             return {"classes": classes, "scores": tf.stack([1.0 - ctr, ctr], 1)}
 
         @tf.function
         def regress(self, inputs):
-            return {"outputs": tf.sigmoid(self.parsed(inputs))}
+            return {"outputs": self.examples(inputs)["ctr"][:, tf.newaxis]}
 
     model = Model()
     strings = tf.TensorSpec([None], tf.string)
@@ -179,7 +190,7 @@ def two_models(tmp_path_factory):
     """The configuration file of hp2 (version 123) and ctr (1 stable, 2 canary)."""
     folder = tmp_path_factory.mktemp("two_models")
     write_hp2(folder / "hp2" / "00000123")
-    write_ctr(folder / "ctr" / "1", logit_of_0=-0.55581212)
+    write_ctr(folder / "ctr" / "1", logits=(-0.55581212, 1.46559727))
     write_ctr(folder / "ctr" / "2")
     (folder / "models.config").write_text(
         f"""model_config_list {{
@@ -270,10 +281,18 @@ def served(two_models, serving):
 
 @pytest.fixture(scope="session")
 def recorded_answers():
-    """What a real server answered, where the file with it is at hand."""
-    path = os.environ.get("MLET_TF_RECORDED_ANSWERS")
-    if not path or not Path(path).is_file():
-        pytest.skip("MLET_TF_RECORDED_ANSWERS names no file")
-    import json
+    """What a real server answered, from the files that MLET_TF_RECORDED_ANSWERS names.
 
-    return json.loads(Path(path).read_text())
+    One or more JSON files, separated as on PATH, or folders of them.
+    """
+    names = os.environ.get("MLET_TF_RECORDED_ANSWERS", "").split(os.pathsep)
+    files = [file for name in names if name for file in recorded_files(Path(name))]
+    if not files:
+        pytest.skip("MLET_TF_RECORDED_ANSWERS names no file")
+    return [row for file in files for row in json.loads(file.read_text())]
+
+
+def recorded_files(path):
+    if path.is_dir():
+        return sorted(path.glob("*.json"))
+    return [path] if path.is_file() else []

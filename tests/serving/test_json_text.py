@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlet_tf.serving.local.json_text import Members, _Parser, decimal, parse, quote_value
+from mlet_tf.serving.local.json_parse import Members, Parser, parse
+from mlet_tf.serving.local.json_print import decimal, quote_value
 from mlet_tf.serving.local.status import StatusError
 
 VALUES = st.recursive(
@@ -28,7 +29,7 @@ def plain(value):
 def test_both_parsers_read_what_python_wrote(value, ascii_only):
     body = json.dumps(value, ensure_ascii=ascii_only).encode()
     assert plain(parse(body)) == value
-    assert plain(_Parser(body).document()) == value
+    assert plain(Parser(body).document()) == value
 
 
 @settings(max_examples=150, deadline=None)
