@@ -5,11 +5,13 @@ leaves to the kernels, and cost more per call.
 """
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
 from mlet_tf.serving.local import tensors
@@ -17,8 +19,10 @@ from mlet_tf.serving.local.status import Code, StatusError, invalid
 from mlet_tf.serving.local.tensors import Tensor
 
 CODES = {code.value[0]: code for code in Code}
-# More than these do not go through numpy, into a session and out of it.
+# Numpy's limits, which are below TensorFlow's, for what goes into a session and comes out of it.
 _NUMPY_DIMENSIONS = 32
+_NUMPY_BYTES = 2**63
+_MAX_ITEM_BYTES = 16
 
 SignatureDef = meta_graph_pb2.SignatureDef
 Call = Callable[..., Sequence]
@@ -65,23 +69,17 @@ class Graph:
         names = sorted(feeds)
         for position, name in enumerate(names):
             self._check_feed(position, name, feeds[name])
-        dtypes = [self._tensor(name).dtype.as_datatype_enum for name in fetches]
-        deep = tuple(name for name in names if len(feeds[name].shape) > _NUMPY_DIMENSIONS)
-        call = self._call(tuple(names), tuple(fetches), deep)
+        packed = tuple(name for name in names if not _fits_numpy(feeds[name].shape))
+        call = self._call(tuple(names), tuple(fetches), packed)
+        arguments = [_packed(feeds[name]) if name in packed else feeds[name].array for name in names]
         try:
-            if not deep:
-                found = call(*(feeds[name].array for name in names))
-                return [
-                    Tensor.of(dtype, _as_array(value)) for dtype, value in zip(dtypes, found, strict=True)
-                ]
-            found = call(*_deep_arguments(feeds, names, deep))
+            found = call(*arguments)
         except tf.errors.OpError as error:
             raise StatusError(CODES[error.error_code], error.message) from None
-        pairs = zip(found[::2], found[1::2], strict=True)
-        return [
-            Tensor(dtype, values, tuple(shape.tolist()))
-            for dtype, (values, shape) in zip(dtypes, pairs, strict=True)
-        ]
+        if packed:
+            return [_unpacked(value) for value in found]
+        dtypes = [self._tensor(name).dtype.as_datatype_enum for name in fetches]
+        return [Tensor.of(dtype, _as_array(value)) for dtype, value in zip(dtypes, found, strict=True)]
 
     def _tensor(self, name: str) -> tf.Tensor:
         try:
@@ -102,17 +100,14 @@ class Graph:
         if self._max_batch_size is not None and rows > self._max_batch_size:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {self._max_batch_size}")
 
-    def _call(self, feeds: tuple[str, ...], fetches: tuple[str, ...], deep: tuple[str, ...]) -> Call:
-        key = (feeds, fetches, deep)
+    def _call(self, feeds: tuple[str, ...], fetches: tuple[str, ...], packed: tuple[str, ...]) -> Call:
+        key = (feeds, fetches, packed)
         with self._lock:
             if key not in self._calls:
-                options = config_pb2.CallableOptions()
+                options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+                if packed:
+                    options = self._packed_options(feeds, fetches, packed)
                 options.run_options.timeout_in_ms = self._timeout_ms
-                if deep:
-                    self._connect_deep(options, feeds, fetches, deep)
-                else:
-                    options.feed.extend(feeds)
-                    options.fetch.extend(fetches)
                 # The public `make_callable` converts and checks shapes; this one passes arrays as they are.
                 try:
                     self._calls[key] = self._session._make_callable_from_options(options)
@@ -120,40 +115,37 @@ class Graph:
                     raise StatusError(CODES[error.error_code], error.message) from None
             return self._calls[key]
 
-    def _connect_deep(
-        self,
-        options: config_pb2.CallableOptions,
-        feeds: Sequence[str],
-        fetches: Sequence[str],
-        deep: Sequence[str],
-    ) -> None:
-        """Makes tensors of too many dimensions for numpy in the graph, and takes their results apart there."""
+    def _packed_options(
+        self, feeds: Sequence[str], fetches: Sequence[str], packed: Sequence[str]
+    ) -> config_pb2.CallableOptions:
+        """Inputs that are parsed in the graph, and outputs that are serialised there."""
+        options = config_pb2.CallableOptions()
         with self._session.graph.as_default():
             for name in feeds:
-                if name not in deep:
+                if name not in packed:
                     options.feed.append(name)
                     continue
-                values = tf.compat.v1.placeholder(self._tensor(name).dtype, [None])
-                shape = tf.compat.v1.placeholder(tf.int64, [None])
-                options.feed.extend([values.name, shape.name])
-                connection = options.tensor_connection.add(to_tensor=name)
-                connection.from_tensor = tf.reshape(values, shape).name
+                proto = tf.compat.v1.placeholder(tf.string, [])
+                parsed = tf.io.parse_tensor(proto, self._tensor(name).dtype)
+                options.feed.append(proto.name)
+                options.tensor_connection.add(from_tensor=parsed.name, to_tensor=name)
             for name in fetches:
-                fetched = self._tensor(name)
-                shape = tf.raw_ops.Shape(input=fetched, out_type=tf.int64)
-                options.fetch.extend([tf.reshape(fetched, [-1]).name, shape.name])
+                options.fetch.append(tf.io.serialize_tensor(self._tensor(name)).name)
+        return options
 
 
-def _deep_arguments(
-    feeds: Mapping[str, Tensor], names: Sequence[str], deep: Sequence[str]
-) -> list[np.ndarray]:
-    arguments = []
-    for name in names:
-        if name in deep:
-            arguments += [feeds[name].values, np.array(feeds[name].shape, np.int64)]
-        else:
-            arguments.append(feeds[name].array)
-    return arguments
+def _fits_numpy(shape: tuple[int, ...]) -> bool:
+    values = math.prod(max(size, 1) for size in shape)
+    return len(shape) <= _NUMPY_DIMENSIONS and values * _MAX_ITEM_BYTES < _NUMPY_BYTES
+
+
+def _packed(tensor: Tensor) -> np.ndarray:
+    return np.array(tensors.to_proto(tensor).SerializeToString(), object)
+
+
+def _unpacked(value: bytes | np.ndarray) -> Tensor:
+    content = value if isinstance(value, bytes) else value.item()
+    return tensors.from_proto(tensor_pb2.TensorProto.FromString(content))
 
 
 def _session_config() -> config_pb2.ConfigProto:
