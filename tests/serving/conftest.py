@@ -1,17 +1,14 @@
-"""Little models, and servers of them: the stand-in, or a real one named by TENSORFLOW_MODEL_SERVER."""
+"""Little models, and servers of them."""
 
-import contextlib
+import functools
 import json
 import os
-import socket
-import subprocess
-import time
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from serving_support import server_kinds, start_server
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -206,70 +203,13 @@ def two_models(tmp_path_factory):
     return folder / "models.config"
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="session")
-def serving(tmp_path_factory):
+@pytest.fixture(scope="session", params=server_kinds())
+def serving(request, tmp_path_factory):
     """Starts a server of some `ServeOptions`: the stand-in, or the real one that TENSORFLOW_MODEL_SERVER names.
 
     A context manager of an object with the addresses `grpc` and `rest`, their ports, the options and `real`.
     """
-    from mlet_tf.serving.server import MODEL_SERVER_VARIABLE, LocalServer, ServeOptions
-
-    @contextlib.contextmanager
-    def start(**options):
-        if os.environ.get(MODEL_SERVER_VARIABLE):
-            options = ServeOptions(**options, port=free_port(), rest_api_port=free_port())
-            with real_server(options, tmp_path_factory.mktemp("log") / "server.log"):
-                yield described(options, options.port, options.rest_api_port, real=True)
-        else:
-            options = ServeOptions(**options, port=0, rest_api_port=0)
-            with LocalServer(options) as server:
-                yield described(options, server.port, server.rest_api_port, real=False)
-
-    return start
-
-
-def described(options, port, rest_api_port, *, real):
-    return SimpleNamespace(
-        grpc=f"127.0.0.1:{port}",
-        rest=f"127.0.0.1:{rest_api_port}",
-        port=port,
-        rest_api_port=rest_api_port,
-        options=options,
-        real=real,
-    )
-
-
-@contextlib.contextmanager
-def real_server(options, log):
-    from mlet_tf.serving.server import find_model_server
-
-    with log.open("wb") as output:
-        process = subprocess.Popen(find_model_server().command(options), stdout=output, stderr=output)
-        try:
-            name = options.model_configs()[0].name
-            url = f"http://127.0.0.1:{options.rest_api_port}/v1/models/{name}"
-            end = time.monotonic() + 60
-            while not answers(url):
-                assert process.poll() is None and time.monotonic() < end, log.read_text()
-                time.sleep(0.1)
-            yield
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def answers(url):
-    try:
-        urllib.request.urlopen(url, timeout=5).read()
-    except OSError:
-        return False
-    return True
+    return functools.partial(start_server, request.param, tmp_path_factory.mktemp("log"))
 
 
 @pytest.fixture(scope="session")

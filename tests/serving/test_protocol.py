@@ -266,6 +266,23 @@ def test_grpc_multi_inference_over_several_inputs(stub):
     assert scores == pytest.approx([1 - value, value], abs=1e-6)
 
 
+def test_rest_names_that_are_no_utf8(served):
+    """Bytes as they came, and a low surrogate alone: names of nothing, and no fault of the server."""
+    for name, quoted in ((b"\xff", b"\xff"), (b"\\udc80", b"\xed\xb2\x80")):
+        body = b'{"signature_name": "regress_x_to_y", "examples": [{"x": 2.0, "%s": 1}]}' % name
+        assert json.loads(ask(served, "POST", f"{HP2}:regress", body)[1]) == {"results": [3.0]}
+        for verb, rest, words in (
+            ("regress", b'"examples": [{}]', b"No signature was found with the name: %s"),
+            ("predict", b'"instances": [1]', b'Serving signature name: \\"%s\\" not found in signature def'),
+        ):
+            body = b'{"signature_name": "%s", %s}' % (name, rest)
+            connection = http.client.HTTPConnection(served.rest, timeout=60)
+            connection.request("POST", f"{HP2}:{verb}", body)
+            response = connection.getresponse()
+            assert (response.status, words % quoted in response.read()) == (400, True)
+            connection.close()
+
+
 def nested(value, depth):
     return "[" * depth + value + "]" * depth
 

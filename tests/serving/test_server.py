@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from serving_support import server_kinds, start_server
 
 from mlet_tf.errors import InputError
 from mlet_tf.serving import (
@@ -452,6 +453,80 @@ def test_finding_a_real_server(tmp_path, monkeypatch):
     assert f"--volume={tmp_path}:{tmp_path}:ro" in command
     assert "--publish=127.0.0.1:1:1" in command
     assert command.index("tensorflow/serving") < command.index("--port=1")
+
+
+# Answers any GET, but exits at the start as the real one does where it may not assign labels yet.
+FAKE_SERVER = """#!{python} -I
+import http.server, sys
+flags = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[1:])
+labelled = "version_labels" in open(flags["model_config_file"]).read()
+if labelled and flags.get("allow_version_labels_for_unavailable_models") != "true":
+    sys.exit("Request to assign label to version 1, which is not currently available for inference")
+if "stop" in flags:
+    sys.exit(int(flags["stop"]))
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"the fake")
+http.server.HTTPServer(("127.0.0.1", int(flags["rest_api_port"])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def fake_server(tmp_path, monkeypatch):
+    program = tmp_path / "fake_model_server"
+    program.write_text(FAKE_SERVER.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("TENSORFLOW_MODEL_SERVER", str(program))
+    return program
+
+
+def model_config(folder, labels=""):
+    path = folder / "models.config"
+    path.write_text(
+        f'model_config_list {{ config {{ name: "a" base_path: "{folder}" model_platform: "tensorflow" {labels} }} }}'
+    )
+    return str(path)
+
+
+LABELS = 'version_labels { key: "stable" value: 1 }'
+LABEL_FLAG = "--allow_version_labels_for_unavailable_models=true"
+
+
+@pytest.mark.parametrize("kind", ["binary", "docker"])
+def test_a_real_server_is_told_to_take_version_labels(tmp_path, kind):
+    """It assigns them before it loads the versions, and exits unless that is allowed."""
+    server = ModelServer(kind, "/program")
+    for labels in ("", LABELS):
+        command = server.command(ServeOptions(model_config_file=model_config(tmp_path, labels)))
+        assert (LABEL_FLAG in command) is bool(labels)
+        if kind == "docker" and labels:
+            assert command.index("tensorflow/serving") < command.index(LABEL_FLAG)
+    assert LABEL_FLAG not in server.command(ServeOptions(model_base_path=str(tmp_path)))
+
+
+def test_serve_starts_a_real_server_of_a_configuration_with_labels(
+    command, tmp_path, fake_server, monkeypatch
+):
+    def run(program, arguments):
+        sys.exit(subprocess.run([program, *arguments[1:], "--stop=7"], check=False).returncode)
+
+    monkeypatch.setattr("os.execvp", run)
+    code, _, err = command("serve", "--model_config_file", model_config(tmp_path, LABELS))
+    assert code == 7, err
+    assert LABEL_FLAG in err
+
+
+def test_these_tests_run_against_a_real_server_where_one_is_named(tmp_path, fake_server, monkeypatch):
+    """What `serving` gives where TENSORFLOW_MODEL_SERVER is set; here it names a fake."""
+    assert server_kinds() == ["stand-in", "real"]
+    with start_server("real", tmp_path, model_config_file=model_config(tmp_path, LABELS)) as server:
+        assert server.real
+        with urllib.request.urlopen(f"http://{server.rest}/v1/models/a", timeout=60) as answer:
+            assert answer.read() == b"the fake"
+    monkeypatch.delenv("TENSORFLOW_MODEL_SERVER")
+    assert server_kinds() == ["stand-in"]
 
 
 def test_a_fault_of_the_server_is_an_answer_too(base, monkeypatch):

@@ -1,6 +1,7 @@
 """REST bodies to tensors and examples, by TF Serving's rules."""
 
 import base64
+import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -362,7 +363,9 @@ def _fill_example(value: Json, example: example_pb2.Example) -> None:
         feature = feature_pb2.Feature()
         for item in content if is_array(content) else [content]:
             _add_to_feature(item, name, feature)
-        example.features.feature[name].CopyFrom(feature)
+        # A name that is no UTF-8 is that of no column.
+        with contextlib.suppress(UnicodeEncodeError):
+            example.features.feature[name].CopyFrom(feature)
 
 
 def _add_to_feature(value: Json, name: str, feature: feature_pb2.Feature) -> None:

@@ -132,14 +132,16 @@ class Rest:
             return json_answer.predict_answer(outputs, by_row=request.by_row)
 
     def _classify(self, spec: model_pb2.ModelSpec, body: bytes) -> str:
-        spec.signature_name, examples = json_request.examples_body(body)
+        name, examples = json_request.examples_body(body)
         with self._models.use(spec) as servable:
+            _set_signature(spec, name)
             request = classification_pb2.ClassificationRequest(model_spec=spec, input=examples)
             return json_answer.classify_answer(servable.classify(request).result)
 
     def _regress(self, spec: model_pb2.ModelSpec, body: bytes) -> str:
-        spec.signature_name, examples = json_request.examples_body(body)
+        name, examples = json_request.examples_body(body)
         with self._models.use(spec) as servable:
+            _set_signature(spec, name)
             request = regression_pb2.RegressionRequest(model_spec=spec, input=examples)
             return json_answer.regress_answer(servable.regress(request).result)
 
@@ -154,6 +156,13 @@ class Rest:
             f'{{\n"model_spec":{to_json(found, proto_names=True)},\n'
             f'"metadata": {{"signature_def": {to_json(signatures, proto_names=True)}}}\n}}\n'
         )
+
+
+def _set_signature(spec: model_pb2.ModelSpec, name: str) -> None:
+    try:
+        spec.signature_name = name
+    except ValueError:  # No UTF-8, and so the name of none.
+        raise invalid(f"No signature was found with the name: {name}") from None
 
 
 def _refusal(error: StatusError) -> Answer:
