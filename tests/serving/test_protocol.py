@@ -13,7 +13,7 @@ ONES = {"cat": [0] * 26, "dense": [1.0] * 13}
 
 
 def ask(served, method, path, body=None, headers=None):
-    connection = http.client.HTTPConnection(served.rest, timeout=60)
+    connection = http.client.HTTPConnection(served.rest, timeout=300)
     raw = body if body is None or isinstance(body, bytes | str) else json.dumps(body)
     connection.request(method, path, raw, headers or {})
     response = connection.getresponse()
@@ -150,7 +150,7 @@ def test_rest_status_and_metadata(served):
 
 
 def test_rest_keeps_a_connection_through_errors(served):
-    connection = http.client.HTTPConnection(served.rest, timeout=60)
+    connection = http.client.HTTPConnection(served.rest, timeout=300)
     for body, status in (('{"instances": [1]}', 200), ("{", 400), ('{"instances": [1]}', 200)):
         connection.request("POST", f"{HP2}:predict", body)
         response = connection.getresponse()
@@ -184,7 +184,7 @@ def predict(stub, name="hp2", signature="", inputs=None, version=None, label=Non
     for key, value in (inputs or {}).items():
         is_proto = isinstance(value, tf.make_tensor_proto(0).__class__)
         request.inputs[key].CopyFrom(value if is_proto else tf.make_tensor_proto(value))
-    return stub.Predict(request, timeout=60)
+    return stub.Predict(request, timeout=300)
 
 
 def test_grpc_answers(stub):
@@ -231,7 +231,7 @@ def multi(*tasks):
 
 def test_grpc_multi_inference(stub):
     answer = stub.MultiInference(
-        multi(("hp2", "regress_x_to_y2", "regress"), ("hp2", "classify_x_to_y", "classify")), timeout=60
+        multi(("hp2", "regress_x_to_y2", "regress"), ("hp2", "classify_x_to_y", "classify")), timeout=300
     )
     assert answer.results[0].regression_result.regressions[0].value == 6.0
     assert answer.results[1].classification_result.classifications[0].classes[0].score == 5.0
@@ -249,7 +249,7 @@ def test_grpc_multi_inference(stub):
          "Unsupported signature method_name: tensorflow/serving/predict"),
     ):  # fmt: skip
         with pytest.raises(grpc.RpcError) as caught:
-            stub.MultiInference(multi(*tasks), timeout=60)
+            stub.MultiInference(multi(*tasks), timeout=300)
         assert (caught.value.code().name, caught.value.details()) == (code, words)
 
 
@@ -259,7 +259,7 @@ def test_grpc_multi_inference_over_several_inputs(stub):
     feature = request.input.example_list.examples[0].features.feature
     feature["cat"].int64_list.value.extend([0] * 26)
     feature["dense"].float_list.value.extend([1.0] * 13)
-    regressed, classified = stub.MultiInference(request, timeout=60).results
+    regressed, classified = stub.MultiInference(request, timeout=300).results
     value = regressed.regression_result.regressions[0].value
     assert value == pytest.approx(0.736138344, abs=1e-6)
     scores = [item.score for item in classified.classification_result.classifications[0].classes]
@@ -276,7 +276,7 @@ def test_rest_names_that_are_no_utf8(served):
             ("predict", b'"instances": [1]', b'Serving signature name: \\"%s\\" not found in signature def'),
         ):
             body = b'{"signature_name": "%s", %s}' % (name, rest)
-            connection = http.client.HTTPConnection(served.rest, timeout=60)
+            connection = http.client.HTTPConnection(served.rest, timeout=300)
             connection.request("POST", f"{HP2}:{verb}", body)
             response = connection.getresponse()
             assert (response.status, words % quoted in response.read()) == (400, True)
@@ -329,7 +329,7 @@ def test_rest_refusals_and_answers_of_deep_bodies(served):
 )  # fmt: skip
 def test_rest_targets(served, target, status):
     """A target is an address: what follows two slashes at its beginning is the host."""
-    with socket.create_connection(("127.0.0.1", served.rest_api_port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", served.rest_api_port), timeout=300) as connection:
         connection.sendall(f"GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 %d " % status)
 
@@ -401,7 +401,7 @@ def test_grpc_shapes_that_no_tensor_has(stub, tensor):
 )  # fmt: skip
 def test_grpc_bytes_that_are_no_message(served, method, code, words):
     with grpc.insecure_channel(served.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(f"/{method}")(b"\xff\xff\xff", timeout=60)
+        channel.unary_unary(f"/{method}")(b"\xff\xff\xff", timeout=300)
     assert (caught.value.code().name, caught.value.details()) == (code, words)
 
 
@@ -412,5 +412,5 @@ def test_grpc_methods_that_the_stand_in_lacks(served):
         pytest.skip("a real server has them")
     with grpc.insecure_channel(served.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
         service = model_service_pb2_grpc.ModelServiceStub(channel)
-        service.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest(), timeout=60)
+        service.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest(), timeout=300)
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED

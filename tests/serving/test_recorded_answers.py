@@ -36,7 +36,7 @@ TOLERANCE = 1e-6
 
 
 def rest(address, method, path, body, headers=None):
-    connection = http.client.HTTPConnection(address, timeout=60)
+    connection = http.client.HTTPConnection(address, timeout=300)
     connection.request(method, path, body, headers or {})
     response = connection.getresponse()
     answer = response.status, response.headers.get("Content-Type"), response.read().decode()
@@ -301,7 +301,7 @@ def calls(stubs):
 
 def answer_of(call, request):
     try:
-        return "OK", call(request, timeout=60)
+        return "OK", call(request, timeout=300)
     except grpc.RpcError as error:
         return error.code().name, error.details()
 

@@ -69,9 +69,9 @@ class Graph:
         names = sorted(feeds)
         for position, name in enumerate(names):
             self._check_feed(position, name, feeds[name])
-        packed = tuple(name for name in names if not _fits_numpy(feeds[name].shape))
+        packed = not all(_fits_numpy(feeds[name].shape) for name in names)
         call = self._call(tuple(names), tuple(fetches), packed)
-        arguments = [_packed(feeds[name]) if name in packed else feeds[name].array for name in names]
+        arguments = [_packed(feeds[name]) if packed else feeds[name].array for name in names]
         try:
             found = call(*arguments)
         except tf.errors.OpError as error:
@@ -100,13 +100,14 @@ class Graph:
         if self._max_batch_size is not None and rows > self._max_batch_size:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {self._max_batch_size}")
 
-    def _call(self, feeds: tuple[str, ...], fetches: tuple[str, ...], packed: tuple[str, ...]) -> Call:
+    def _call(self, feeds: tuple[str, ...], fetches: tuple[str, ...], packed: bool) -> Call:
         key = (feeds, fetches, packed)
         with self._lock:
             if key not in self._calls:
-                options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
                 if packed:
-                    options = self._packed_options(feeds, fetches, packed)
+                    options = self._packed_options(feeds, fetches)
+                else:
+                    options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
                 options.run_options.timeout_in_ms = self._timeout_ms
                 # The public `make_callable` converts and checks shapes; this one passes arrays as they are.
                 try:
@@ -115,16 +116,11 @@ class Graph:
                     raise StatusError(CODES[error.error_code], error.message) from None
             return self._calls[key]
 
-    def _packed_options(
-        self, feeds: Sequence[str], fetches: Sequence[str], packed: Sequence[str]
-    ) -> config_pb2.CallableOptions:
+    def _packed_options(self, feeds: Sequence[str], fetches: Sequence[str]) -> config_pb2.CallableOptions:
         """Inputs that are parsed in the graph, and outputs that are serialised there."""
         options = config_pb2.CallableOptions()
         with self._session.graph.as_default():
             for name in feeds:
-                if name not in packed:
-                    options.feed.append(name)
-                    continue
                 proto = tf.compat.v1.placeholder(tf.string, [])
                 parsed = tf.io.parse_tensor(proto, self._tensor(name).dtype)
                 options.feed.append(proto.name)
