@@ -393,6 +393,25 @@ def test_grpc_shapes_that_no_tensor_has(stub, tensor):
 
 
 @pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(2, "double"), (4, "uint8"), (8, "complex64"), (10, "bool"), (11, "qint8"), (14, "bfloat16"), (17, "uint16"),
+     (18, "complex128"), (19, "half"), (20, "resource"), (21, "variant"), (23, "uint64"), (24, "float8_e5m2"),
+     (29, "int4")],
+)  # fmt: skip
+def test_grpc_tensors_of_other_types(stub, dtype, name):
+    with pytest.raises(grpc.RpcError) as caught:
+        predict(stub, inputs={"x": shaped([1], dtype=dtype, values=())})
+    assert caught.value.details() == f"Expects arg[0] to be float but {name} is provided"
+
+
+@pytest.mark.parametrize("dtype", [0, 31, 99, 101, 108])
+def test_grpc_types_that_no_tensor_has(stub, dtype):
+    with pytest.raises(grpc.RpcError) as caught:
+        predict(stub, inputs={"x": shaped([1], dtype=dtype, values=())})
+    assert caught.value.details() == "tensor parsing error: x"
+
+
+@pytest.mark.parametrize(
     ("method", "code", "words"),
     [("tensorflow.serving.PredictionService/Predict", "INTERNAL", ""),
      ("tensorflow.serving.PredictionService/MultiInference", "INTERNAL", ""),

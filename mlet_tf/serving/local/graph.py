@@ -96,6 +96,10 @@ class Graph:
                 f"Expects arg[{position}] to be {tensors.type_name(wanted)} "
                 f"but {tensors.type_name(tensor.dtype)} is provided"
             )
+        if tensor.dtype in tensors.OPAQUE:
+            raise StatusError(
+                Code.UNIMPLEMENTED, f"This stand-in takes no {tensors.type_name(tensor.dtype)} inputs."
+            )
         rows = tensor.shape[0] if tensor.shape else 1
         if self._max_batch_size is not None and rows > self._max_batch_size:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {self._max_batch_size}")

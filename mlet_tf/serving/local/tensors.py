@@ -25,6 +25,22 @@ _FIELDS = {
     types_pb2.DT_BFLOAT16: "half_val",
 }
 _HALVES = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
+# Types that can be sent, but whose values are not read here: only that a model takes another type is told.
+OPAQUE = (
+    types_pb2.DT_COMPLEX64,
+    types_pb2.DT_COMPLEX128,
+    types_pb2.DT_QINT8,
+    types_pb2.DT_QUINT8,
+    types_pb2.DT_QINT16,
+    types_pb2.DT_QUINT16,
+    types_pb2.DT_QINT32,
+    types_pb2.DT_FLOAT8_E5M2,
+    types_pb2.DT_FLOAT8_E4M3FN,
+    types_pb2.DT_INT4,
+    types_pb2.DT_UINT4,
+    types_pb2.DT_RESOURCE,
+    types_pb2.DT_VARIANT,
+)
 FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE)
 MAX_DIMENSIONS = 254
 _MAX_ELEMENTS = 2**40
@@ -38,7 +54,7 @@ class Tensor:
 
     Attributes:
         dtype: the number of the TensorFlow type.
-        values: array `[N]` of all values.
+        values: array `[N]` of all values; empty for the types of `OPAQUE`.
         shape: the sizes of the dimensions, N in all.
     """
 
@@ -83,6 +99,8 @@ def from_proto(proto: tensor_pb2.TensorProto) -> Tensor | None:
     field = _FIELDS.get(proto.dtype)
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
     count = _count(shape)
+    if count is not None and proto.dtype in OPAQUE:
+        return Tensor(proto.dtype, np.empty(0, object), shape)
     if field is None or count is None:
         return None
     if count and proto.tensor_content:
