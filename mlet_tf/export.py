@@ -8,11 +8,12 @@ Every exported model has four signatures; B is the number of rows.
 | `predict_raw` | each raw column by name, string `[B]`, as the log writes it; empty is missing | `ctr` float32 `[B]` |
 | `classify` | `inputs` string `[B]`, serialised tf.Examples | `classes` string `[B, 2]`, `scores` float32 `[B, 2]` |
 | `regress` | `inputs` string `[B]`, serialised tf.Examples | `outputs` float32 `[B]` |
+
+A column may be absent from a tf.Example, but not from `predict_raw`: TF Serving has no optional inputs over REST.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -26,7 +27,12 @@ Transform = Callable[[Mapping[str, tf.SparseTensor]], Mapping[str, tf.Tensor]]
 
 
 def raw_feature_spec(schema: ClickLogSchema, with_label: bool = False) -> dict[str, tf.io.VarLenFeature]:
-    """How the raw columns stand in a tf.Example: int64 or string, none or one value a row."""
+    """How the raw columns stand in a tf.Example: int64 or string, none or one value a row.
+
+    Args:
+        schema: columns of the log.
+        with_label: whether the label is one of them.
+    """
     integers = {*schema.integers, schema.label, *([schema.time.name] if schema.time else [])}
     names = (*schema.raw_features, *([schema.label] if with_label else []))
     return {name: tf.io.VarLenFeature(tf.int64 if name in integers else tf.string) for name in names}
@@ -39,13 +45,12 @@ class ServingModule(tf.Module):
     the wrong type.
 
     Args:
-        model: Takes `{"dense_features": [B, D], "sparse_features": [B, F]}`, gives the CTR `[B]`.
-        schema: Columns of the log.
-        transform: The preprocessing graph: raw sparse columns to the model's inputs.
+        model: takes `{"dense_features": [B, D], "sparse_features": [B, F]}`, gives the CTR `[B]`.
+        schema: columns of the log.
+        transform: the preprocessing graph: raw sparse columns to the model's inputs.
     """
 
     def __init__(self, model: keras.Model, schema: ClickLogSchema, transform: Transform) -> None:
-        """See the class."""
         super().__init__(name="ctr")
         self._schema = schema
         self._transform = transform
@@ -64,10 +69,10 @@ class ServingModule(tf.Module):
         self._ctr = ctr
 
     def ctr_of_examples(self, examples: tf.Tensor) -> tf.Tensor:
-        """CTR float32 `[B]` of serialised tf.Examples."""
+        """The CTR, float32 `[B]`, of serialised tf.Examples, string `[B]`."""
         return self._ctr(tf.io.parse_example(examples, raw_feature_spec(self._schema)))
 
-    def signatures(self) -> dict[str, Any]:
+    def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """Concrete functions by signature name."""
         text = tf.TensorSpec([None], tf.string)
 
@@ -116,10 +121,11 @@ def export_model(model: keras.Model, schema: ClickLogSchema, transform: Transfor
     """Writes a SavedModel with the signatures of this module.
 
     Args:
-        model: See `ServingModule`.
-        schema: See `ServingModule`.
-        transform: See `ServingModule`; if it is a trackable its tables and variables are saved with it.
-        path: Folder to write.
+        model: takes `{"dense_features": [B, D], "sparse_features": [B, F]}`, gives the CTR `[B]`.
+        schema: columns of the log.
+        transform: the preprocessing graph: raw sparse columns to the model's inputs. The tables and variables of
+            one that is a trackable are saved with it.
+        path: folder to write.
     """
     module = ServingModule(model, schema, transform)
     tf.saved_model.save(module, str(path), signatures=module.signatures())

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 from mlet_tf.errors import InputError
 
 if TYPE_CHECKING:
+    import grpc
+    from tensorflow_serving.config import model_server_config_pb2
+
+    from mlet_tf.serving.local.http_server import RestServer
     from mlet_tf.serving.local.models import ModelConfig
+    from mlet_tf.serving.local.rpc import RpcServer
 
 _log = logging.getLogger(__name__)
 MODEL_SERVER_VARIABLE = "TENSORFLOW_MODEL_SERVER"
@@ -96,7 +101,7 @@ def _read_config_file(path: Path) -> list["ModelConfig"]:
     return [_model_config(path, model) for model in models]
 
 
-def _model_config(path: Path, model: object) -> "ModelConfig":
+def _model_config(path: Path, model: "model_server_config_pb2.ModelConfig") -> "ModelConfig":
     from mlet_tf.serving.local.models import ModelConfig
 
     if not model.base_path or ("://" not in model.base_path and not Path(model.base_path).is_absolute()):
@@ -115,7 +120,7 @@ def _model_config(path: Path, model: object) -> "ModelConfig":
 
 
 class LocalServer:
-    """The stand-in server, running in threads of this process.
+    """The stand-in server, running in threads of this process. Nothing is loaded before it starts.
 
     Args:
         options: what to serve and where.
@@ -126,7 +131,6 @@ class LocalServer:
     """
 
     def __init__(self, options: ServeOptions) -> None:
-        """Reads the configuration; nothing is loaded yet."""
         from mlet_tf.serving.local.models import Models
 
         self.options = options
@@ -137,7 +141,7 @@ class LocalServer:
         )
         self._stopping = threading.Event()
         self._poller = threading.Thread(target=self._poll_forever, name="poll", daemon=True)
-        self._servers: list = []
+        self._servers: list[RpcServer | RestServer] = []
         self.port = 0
         self.rest_api_port: int | None = None
 
@@ -209,7 +213,8 @@ class LocalServer:
         self.stop()
 
     def _open_ports(self) -> None:
-        from mlet_tf.serving.local.rest import Rest, RestServer
+        from mlet_tf.serving.local.http_server import RestServer
+        from mlet_tf.serving.local.rest import Rest
         from mlet_tf.serving.local.rpc import RpcServer
 
         options = self.options
@@ -241,7 +246,7 @@ class LocalServer:
             self._models.poll()
 
 
-def _tls_credentials(options: ServeOptions) -> object | None:
+def _tls_credentials(options: ServeOptions) -> "grpc.ServerCredentials | None":
     import grpc
 
     if not options.tls_key and not options.tls_certificate:
@@ -258,8 +263,12 @@ def _tls_credentials(options: ServeOptions) -> object | None:
 def run_server(options: ServeOptions) -> None:
     """Runs the stand-in server in this process until SIGTERM or SIGINT, then lets requests finish.
 
+    Args:
+        options: what to serve and where.
+
     Raises:
-        InputError: see `LocalServer.start`.
+        InputError: if a model has no version that loads, a label is for a version that is not there, or a port
+            cannot be had.
     """
     server = LocalServer(options)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -288,15 +297,22 @@ class ModelServer:
     path: str
 
     def command(self, options: ServeOptions) -> list[str]:
-        """The command line that serves the same as `run_server(options)` would."""
+        """The command line that serves the same as `run_server(options)` would.
+
+        Raises:
+            InputError: if there is nothing to serve, or the model configuration cannot be read.
+        """
         flags = [f"--port={options.port}"]
         if options.rest_api_port is not None:
             flags.append(f"--rest_api_port={options.rest_api_port}")
+        configs = options.model_configs()
         if options.model_config_file:
             flags.append(f"--model_config_file={_absolute(options.model_config_file)}")
         else:
-            (config,) = options.model_configs()
-            flags += [f"--model_name={config.name}", f"--model_base_path={config.base_path}"]
+            flags += [f"--model_name={configs[0].name}", f"--model_base_path={configs[0].base_path}"]
+        if any(config.labels for config in configs):
+            # Labels are assigned before the versions are loaded; without this the server exits at the start.
+            flags.append("--allow_version_labels_for_unavailable_models=true")
         poll = max(1, round(options.file_system_poll_wait_seconds))
         # Loading is retried as the server does by itself: a version on an object store may be half-way there.
         flags += [f"--file_system_poll_wait_seconds={poll}", "--enable_grpc_healthcheck_service=true"]

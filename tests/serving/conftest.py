@@ -1,24 +1,23 @@
-"""Little models, and servers of them: the stand-in, or a real one named by TENSORFLOW_MODEL_SERVER."""
+"""Little models, and servers of them."""
 
-import contextlib
+import functools
+import json
 import os
-import socket
-import subprocess
-import time
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_servers import busy, certificate, flaky, grpc_server, http_server  # noqa: F401 (fixtures)
+from serving_support import server_kinds, start_server
 
 from mlet_tf.network import bypass_proxy_for_loopback
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 bypass_proxy_for_loopback()
 
-FEATURES, DENSE, WIDTH, ROWS = 26, 13, 16, 40
+FEATURES, DENSE, WIDTH, ROWS, HIDDEN = 26, 13, 16, 40, 256
+LOGIT_WITHOUT_NUMBERS = 1.0405811
 
 
 def write_hp2(path):
@@ -72,24 +71,33 @@ def write_hp2(path):
         builder.save()
 
 
-def write_ctr(path, logit_of_0=1.02599323, logit_of_1=1.46559727):
-    """A model whose logit is set by the first category alone: known for 0 and 1, else 0."""
+def write_ctr(path, logits=(1.02599323, 1.46559727)):
+    """A model whose logit is set by the first category alone, known for 0, 1 and 7, and by the first number.
+
+    Args:
+        path: folder to write.
+        logits: of category 0 and 1 where all numbers are 1.
+    """
     import tensorflow as tf
 
+    of_one = 1.02599323 - LOGIT_WITHOUT_NUMBERS
     table = np.zeros([FEATURES * ROWS, WIDTH], np.float32)
-    table[0, 0], table[1, 0] = logit_of_0, logit_of_1
+    table[[0, 1, 7], 0] = np.array([*logits, 0.763231754]) - of_one
 
     class Model(tf.Module):
         def __init__(self):
             self.table = tf.Variable(table)
-            weights = np.zeros([FEATURES * WIDTH + DENSE, 1], np.float32)
-            weights[0] = 1.0
-            self.weights = tf.Variable(weights)
+            hidden = np.zeros([FEATURES * WIDTH + DENSE, HIDDEN], np.float32)
+            hidden[0, 0], hidden[FEATURES * WIDTH, 0] = 1.0, of_one
+            self.hidden = tf.Variable(hidden)
+            self.weights = tf.Variable(np.eye(HIDDEN, 1, dtype=np.float32))
             self.offsets = tf.constant(np.arange(FEATURES) * ROWS, tf.int64)
 
         def logits(self, cat, dense):
-            embedded = tf.reshape(tf.gather(self.table, cat + self.offsets), [-1, FEATURES * WIDTH])
-            return tf.squeeze(tf.concat([embedded, dense], 1) @ self.weights, 1)
+            ids = tf.math.floormod(cat, ROWS) + self.offsets
+            embedded = tf.reshape(tf.gather(self.table, ids), [-1, FEATURES * WIDTH])
+            hidden = tf.matmul(tf.concat([embedded, dense], 1), self.hidden, name="MatMul")
+            return tf.squeeze(hidden @ self.weights, 1)
 
         def parsed(self, examples):
             features = tf.io.parse_example(
@@ -112,13 +120,13 @@ def write_ctr(path, logit_of_0=1.02599323, logit_of_1=1.46559727):
 
         @tf.function
         def classify(self, inputs):
-            ctr = tf.sigmoid(self.parsed(inputs))
+            ctr = self.examples(inputs)["ctr"]
             classes = tf.tile(tf.constant([["0", "1"]]), [tf.shape(ctr)[0], 1])
             return {"classes": classes, "scores": tf.stack([1.0 - ctr, ctr], 1)}
 
         @tf.function
         def regress(self, inputs):
-            return {"outputs": tf.sigmoid(self.parsed(inputs))}
+            return {"outputs": self.examples(inputs)["ctr"][:, tf.newaxis]}
 
     model = Model()
     strings = tf.TensorSpec([None], tf.string)
@@ -183,7 +191,7 @@ def two_models(tmp_path_factory):
     """The configuration file of hp2 (version 123) and ctr (1 stable, 2 canary)."""
     folder = tmp_path_factory.mktemp("two_models")
     write_hp2(folder / "hp2" / "00000123")
-    write_ctr(folder / "ctr" / "1", logit_of_0=-0.55581212)
+    write_ctr(folder / "ctr" / "1", logits=(-0.55581212, 1.46559727))
     write_ctr(folder / "ctr" / "2")
     (folder / "models.config").write_text(
         f"""model_config_list {{
@@ -199,70 +207,13 @@ def two_models(tmp_path_factory):
     return folder / "models.config"
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="session")
-def serving(tmp_path_factory):
+@pytest.fixture(scope="session", params=server_kinds())
+def serving(request, tmp_path_factory):
     """Starts a server of some `ServeOptions`: the stand-in, or the real one that TENSORFLOW_MODEL_SERVER names.
 
     A context manager of an object with the addresses `grpc` and `rest`, their ports, the options and `real`.
     """
-    from mlet_tf.serving.server import MODEL_SERVER_VARIABLE, LocalServer, ServeOptions
-
-    @contextlib.contextmanager
-    def start(**options):
-        if os.environ.get(MODEL_SERVER_VARIABLE):
-            options = ServeOptions(**options, port=free_port(), rest_api_port=free_port())
-            with real_server(options, tmp_path_factory.mktemp("log") / "server.log"):
-                yield described(options, options.port, options.rest_api_port, real=True)
-        else:
-            options = ServeOptions(**options, port=0, rest_api_port=0)
-            with LocalServer(options) as server:
-                yield described(options, server.port, server.rest_api_port, real=False)
-
-    return start
-
-
-def described(options, port, rest_api_port, *, real):
-    return SimpleNamespace(
-        grpc=f"127.0.0.1:{port}",
-        rest=f"127.0.0.1:{rest_api_port}",
-        port=port,
-        rest_api_port=rest_api_port,
-        options=options,
-        real=real,
-    )
-
-
-@contextlib.contextmanager
-def real_server(options, log):
-    from mlet_tf.serving.server import find_model_server
-
-    with log.open("wb") as output:
-        process = subprocess.Popen(find_model_server().command(options), stdout=output, stderr=output)
-        try:
-            name = options.model_configs()[0].name
-            url = f"http://127.0.0.1:{options.rest_api_port}/v1/models/{name}"
-            end = time.monotonic() + 60
-            while not answers(url):
-                assert process.poll() is None and time.monotonic() < end, log.read_text()
-                time.sleep(0.1)
-            yield
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def answers(url):
-    try:
-        urllib.request.urlopen(url, timeout=5).read()
-    except OSError:
-        return False
-    return True
+    return functools.partial(start_server, request.param, tmp_path_factory.mktemp("log"))
 
 
 @pytest.fixture(scope="session")
@@ -274,10 +225,18 @@ def served(two_models, serving):
 
 @pytest.fixture(scope="session")
 def recorded_answers():
-    """What a real server answered, where the file with it is at hand."""
-    path = os.environ.get("MLET_TF_RECORDED_ANSWERS")
-    if not path or not Path(path).is_file():
-        pytest.skip("MLET_TF_RECORDED_ANSWERS names no file")
-    import json
+    """What a real server answered, from the files that MLET_TF_RECORDED_ANSWERS names.
 
-    return json.loads(Path(path).read_text())
+    One or more JSON files, separated as on PATH, or folders of them.
+    """
+    names = os.environ.get("MLET_TF_RECORDED_ANSWERS", "").split(os.pathsep)
+    files = [file for name in names if name for file in recorded_files(Path(name))]
+    if not files:
+        pytest.skip("MLET_TF_RECORDED_ANSWERS names no file")
+    return [row for file in files for row in json.loads(file.read_text())]
+
+
+def recorded_files(path):
+    if path.is_dir():
+        return sorted(path.glob("*.json"))
+    return [path] if path.is_file() else []

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlet_tf.serving.local.json_text import Members, _Parser, decimal, parse, quote_value
+from mlet_tf.serving.local.json_parse import Members, Parser, parse
+from mlet_tf.serving.local.json_print import decimal, quote_value
 from mlet_tf.serving.local.status import StatusError
 
 VALUES = st.recursive(
@@ -28,7 +29,7 @@ def plain(value):
 def test_both_parsers_read_what_python_wrote(value, ascii_only):
     body = json.dumps(value, ensure_ascii=ascii_only).encode()
     assert plain(parse(body)) == value
-    assert plain(_Parser(body).document()) == value
+    assert plain(Parser(body).document()) == value
 
 
 @settings(max_examples=150)
@@ -72,19 +73,65 @@ def test_repeated_keys_and_forms_that_python_refuses():
     assert parse(b'\xef\xbb\xbf{"a": [Inf, -Inf, -Infinity]}').find("a") == [math.inf, -math.inf, -math.inf]
     assert parse(b'"\\ud83d\\ude00"') == "😀"
     assert parse(b'["\xff"]') == ["\udcff"]
+    # Each byte of a byte order mark is skipped by itself, and "Na" does not keep "Inf" from being read.
+    assert parse(b"\xbb\xbf[NaInf, -Inf, Inf.5, Infe2, -0]") == [math.inf, -math.inf, 0.5, 0.0, 0]
+
+
+def test_a_low_surrogate_alone_passes_as_bytes():
+    (text,) = parse(b'["\\udc80"]')
+    assert text.encode("utf-8", "surrogateescape") == b"\xed\xb2\x80"
+
+
+def test_how_large_a_number_may_be_is_up_to_its_exponent():
+    assert parse(b"[123456789e305, 1e308, 1e-999, 0.00001e313, 1e0005]") == [math.inf, 1e308, 0.0, 1e308, 1e5]
+    for number in (b"1e309", b"0e309", b"-1E+999999999999", b"2" + b"0" * 308, b"1.5e400"):
+        with pytest.raises(StatusError, match=r"Number too big to be stored in double\. at offset: 1$"):
+            parse(b"[" + number + b"]")
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_depth_is_not_limited(opening):
+    depth, closing = 30_000, "]" if opening == "[" else "}"
+    value = parse((opening * depth + "1" + closing * depth).encode())
+    for _ in range(depth):
+        value = value[0] if opening == "[" else value.find("a")
+    assert value == 1
+    with pytest.raises(StatusError, match=f"after an .*\\. at offset: {len(opening) * depth + 1}$"):
+        parse((opening * depth + "1").encode())
+    # What quotes it stops somewhere.
+    assert len(quote_value(parse((opening * depth + "1" + closing * depth).encode()))) < 50_000_000
 
 
 @pytest.mark.parametrize(
     ("body", "words"),
-    [(b" ", "The document is empty. at offset: 1"), (b'{"a" 1}', "Missing a colon after a name of object member. "
-     "at offset: 5"), (b"{1: 2}", "Missing a name for object member. at offset: 1"), (b"[1,]", "Invalid value. at "
-     "offset: 3"), (b"[-]", "Invalid value. at offset: 2"), (b"[01]", "Missing a comma or ] after an array element. "
-     "at offset: 2"), (b"[1.]", "Miss fraction part in number. at offset: 3"), (b"[1e+]", "Miss exponent in number. "
-     "at offset: 4"), (b'["a', "Missing a closing quotation mark in string. at offset: 3"), (b'["a\n"]', "Invalid "
-     "encoding in string. at offset: 3"), (b'["\\u12g4"]', "Incorrect hex digit after \\u escape in string. at "
-     "offset: 2"), (b'["\\ud800"]', "The surrogate pair in string is invalid. at offset: 2"), (b"[tru]", "Invalid "
-     "value. at offset: 4"), (b"[Infinite]", "Invalid value. at offset: 8"), (b"[" * 5000, "Nested too deeply.")],
-)  # fmt: skip
+    [
+        (b" ", "The document is empty. at offset: 1"),
+        (b'{"a" 1}', "Missing a colon after a name of object member. at offset: 5"),
+        (b"{1: 2}", "Missing a name for object member. at offset: 1"),
+        (b"[1,]", "Invalid value. at offset: 3"),
+        (b"[-]", "Invalid value. at offset: 2"),
+        (b"[01]", "Missing a comma or ']' after an array element. at offset: 2"),
+        (b"[1.]", "Miss fraction part in number. at offset: 3"),
+        (b"[1e+]", "Miss exponent in number. at offset: 4"),
+        (b'["a', "Missing a closing quotation mark in string. at offset: 3"),
+        (b'["a\n"]', "Invalid escape character in string. at offset: 3"),
+        (b'["\\u12g4"]', "Incorrect hex digit after \\u escape in string. at offset: 2"),
+        (b'["\\ud800"]', "The surrogate pair in string is invalid. at offset: 2"),
+        (b"[tru]", "Invalid value. at offset: 4"),
+        (b"[Infinite]", "Invalid value. at offset: 8"),
+        (b"[" * 5000, "Invalid value. at offset: 5000"),
+        (b'{"a": 1', "Missing a comma or '}' after an object member. at offset: 7"),
+        (b'{"a": 1 "b"}', "Missing a comma or '}' after an object member. at offset: 8"),
+        (b'["a\tb"]', "Invalid escape character in string. at offset: 3"),
+        (b'{"a\x1f": 1}', "Invalid escape character in string. at offset: 3"),
+        (b'["\\ud800x"]', "The surrogate pair in string is invalid. at offset: 2"),
+        (b'["\\ud800\\u00"]', "Incorrect hex digit after \\u escape in string. at offset: 2"),
+        (b"[NaX]", "Invalid value. at offset: 3"),
+        (b"\xef\xbb\xbf", "The document is empty. at offset: 3"),
+        (b'{"a": 1,}', "Missing a name for object member. at offset: 8"),
+        (b"[]]", "The document root must not be followed by other values. at offset: 2"),
+    ],
+)
 def test_where_and_why_a_body_is_refused(body, words):
     with pytest.raises(StatusError) as caught:
         parse(body)

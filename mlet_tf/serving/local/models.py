@@ -10,7 +10,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 
 from mlet_tf.errors import InputError
-from mlet_tf.serving.local.servable import CODES, Servable
+from mlet_tf.serving.local.graph import CODES
+from mlet_tf.serving.local.servable import Servable
 from mlet_tf.serving.local.status import Code, StatusError, invalid
 from mlet_tf.serving.push import list_versions
 from mlet_tf.storage import exists, file_stamp, tree
@@ -68,7 +69,6 @@ class Models:
         timeout_seconds: float = 30.0,
         max_batch_size: int | None = None,
     ) -> None:
-        """Does not look for versions yet."""
         self._configs = {config.name: config for config in configs}
         self._limits = {"timeout_seconds": timeout_seconds, "max_batch_size": max_batch_size}
         self._versions: dict[str, dict[int, _Version]] = {name: {} for name in self._configs}

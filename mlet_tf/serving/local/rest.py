@@ -3,14 +3,7 @@
 import contextlib
 import logging
 import re
-import socket
-import threading
-import time
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from tensorflow_serving.apis import (
@@ -20,12 +13,12 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from mlet_tf.serving.local import json_tensor
+from mlet_tf.serving.local import json_answer, json_request
 from mlet_tf.serving.local.models import Models
 from mlet_tf.serving.local.proto_json import to_json
+from mlet_tf.serving.local.servable import Servable
 from mlet_tf.serving.local.status import Code, StatusError, invalid
 
-_DRAIN_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 _JSON = "application/json"
 _HTML = "text/html"
@@ -37,7 +30,13 @@ _POST = re.compile(
 _GET = re.compile(
     rf"/v1/models(?:/(?P<name>[^/:]+))?{_VERSION}(?:/(?P<method>metadata))?", re.ASCII | re.IGNORECASE
 )
-_HEX = re.compile(rb"[0-9a-fA-F]+")
+# A request's target by RFC 3986: scheme, then an authority after two slashes, path, query and fragment.
+_PATH_CHARACTERS = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9a-fA-F]{2})"
+_TARGET = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*:)?(?://[A-Za-z0-9\-._~!$&'()*+,;=:@%\[\]]*(?=[/?#]|$))?"
+    rf"(?P<path>{_PATH_CHARACTERS}*(?:\?(?:{_PATH_CHARACTERS}|\?)*)?(?:#(?:{_PATH_CHARACTERS}|\?)*)?)"
+)
+REASONS = {400: "Bad Request", 404: "Not Found", 413: "Request Entity Too Large", 501: "Not Implemented"}
 _HTTP_STATUS = {
     Code.CANCELLED: 499,
     Code.INVALID_ARGUMENT: 400,
@@ -53,7 +52,6 @@ _HTTP_STATUS = {
     Code.UNAVAILABLE: 503,
     Code.UNAUTHENTICATED: 401,
 }
-_REASONS = {400: "Bad Request", 404: "Not Found", 413: "Request Entity Too Large", 501: "Not Implemented"}
 
 
 @dataclass(frozen=True)
@@ -73,15 +71,27 @@ class Rest:
     """
 
     def __init__(self, models: Models) -> None:
-        """See the class."""
         self._models = models
 
-    def answer(self, method: str, path: str, body: bytes, *, has_origin: bool = False) -> Answer:
-        """The answer to one request."""
+    def answer(self, method: str, target: str, body: bytes, *, has_origin: bool = False) -> Answer:
+        """The answer to one request.
+
+        Args:
+            method: the HTTP method.
+            target: what the request line asks for: a path, or a whole address.
+            body: the bytes received.
+            has_origin: whether there is an Origin header of a web page.
+        """
+        path = _path_of(target)
+        if path is None:
+            return html_error(400)
         if not re.fullmatch(r"/v1/.*", path, re.IGNORECASE | re.DOTALL):
             return html_error(404)
         if method == "OPTIONS":
             return Answer(200 if has_origin else 400, b"", _BARE)
+        return self._answer_api(method, path, body)
+
+    def _answer_api(self, method: str, path: str, body: bytes) -> Answer:
         try:
             text = self._json(method, path, body)
             return Answer(200, text.encode("utf-8", "surrogateescape"), _JSON)
@@ -111,27 +121,29 @@ class Rest:
 
     def _predict(self, spec: model_pb2.ModelSpec, body: bytes) -> str:
         with contextlib.ExitStack() as stack:
-            held: list[Any] = []
+            held: list[Servable] = []
 
             def input_types(name: str) -> dict[str, int]:
                 held.append(stack.enter_context(self._models.use(spec)))
                 return held[0].input_types(name)
 
-            request = json_tensor.predict_body(body, input_types)
+            request = json_request.predict_body(body, input_types)
             outputs = held[0].predict(request.signature_name, request.inputs)
-            return json_tensor.predict_answer(outputs, by_row=request.by_row)
+            return json_answer.predict_answer(outputs, by_row=request.by_row)
 
     def _classify(self, spec: model_pb2.ModelSpec, body: bytes) -> str:
-        spec.signature_name, examples = json_tensor.examples_body(body)
+        name, examples = json_request.examples_body(body)
         with self._models.use(spec) as servable:
+            _set_signature(spec, name)
             request = classification_pb2.ClassificationRequest(model_spec=spec, input=examples)
-            return json_tensor.classify_answer(servable.classify(request).result)
+            return json_answer.classify_answer(servable.classify(request).result)
 
     def _regress(self, spec: model_pb2.ModelSpec, body: bytes) -> str:
-        spec.signature_name, examples = json_tensor.examples_body(body)
+        name, examples = json_request.examples_body(body)
         with self._models.use(spec) as servable:
+            _set_signature(spec, name)
             request = regression_pb2.RegressionRequest(model_spec=spec, input=examples)
-            return json_tensor.regress_answer(servable.regress(request).result)
+            return json_answer.regress_answer(servable.regress(request).result)
 
     def _metadata(self, spec: model_pb2.ModelSpec) -> str:
         with self._models.use(spec) as servable:
@@ -146,8 +158,15 @@ class Rest:
         )
 
 
+def _set_signature(spec: model_pb2.ModelSpec, name: str) -> None:
+    try:
+        spec.signature_name = name
+    except ValueError:  # No UTF-8, and so the name of none.
+        raise invalid(f"No signature was found with the name: {name}") from None
+
+
 def _refusal(error: StatusError) -> Answer:
-    text = json_tensor.error_answer(error.message)
+    text = json_answer.error_answer(error.message)
     return Answer(_HTTP_STATUS.get(error.code, 500), text.encode("utf-8", "surrogateescape"), _JSON)
 
 
@@ -167,192 +186,22 @@ def _model_spec(match: re.Match) -> model_pb2.ModelSpec:
     return spec
 
 
+def _path_of(target: str) -> str | None:
+    """Path, query and fragment of a request's target; None where it is malformed."""
+    match = _TARGET.fullmatch(target)
+    if match is None or (not match["scheme"] and ":" in match["path"].partition("/")[0]):
+        return None
+    return match["path"]
+
+
 def _unquote(text: str) -> str:
     return unquote_to_bytes(text.encode("latin-1", "replace")).decode("utf-8", "replace")
 
 
 def html_error(status: int) -> Answer:
     """The page that the HTTP layer itself answers with."""
-    reason = _REASONS.get(status, "Error")
+    reason = REASONS.get(status, "Error")
     page = (
         f"<HTML><HEAD>\n<TITLE>{status} {reason}</TITLE>\n</HEAD><BODY>\n<H1>{reason}</H1>\n</BODY></HTML>\n"
     )
     return Answer(status, page.encode(), _HTML)
-
-
-class RestServer:
-    """The sockets: HTTP/1.1 with connections kept open, one thread each.
-
-    Args:
-        rest: what answers.
-        host: the address to listen on.
-        port: the port; 0 for a free one.
-        max_request_bytes: the largest body taken.
-    """
-
-    def __init__(self, rest: Rest, host: str, port: int, max_request_bytes: int) -> None:
-        """Binds the port and starts to listen."""
-        self.busy = _Busy()
-        handler = type("Handler", (_Handler,), {"rest": rest, "limit": max_request_bytes, "busy": self.busy})
-        self._server = _Sockets((host, port), handler)
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
-        self._thread.start()
-
-    def stop(self, grace_seconds: float) -> None:
-        """Takes no more connections, and waits for the requests under way."""
-        self.busy.stopping = True
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-        self.busy.wait(grace_seconds)
-
-
-class _Busy:
-    """Counts the requests under way."""
-
-    def __init__(self) -> None:
-        self.stopping = False
-        self._count = 0
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
-        with self._changed:
-            self._count += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._count -= 1
-                self._changed.notify_all()
-
-    def wait(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        with self._changed:
-            self._changed.wait_for(lambda: self._count == 0, max(0.0, end - time.monotonic()))
-
-
-class _Sockets(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 1024
-
-    def __init__(self, address: tuple[str, int], handler: type) -> None:
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
-        super().__init__(address, handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A caller that went away is no news."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    rest: Rest
-    limit: int
-    busy: _Busy
-    protocol_version = "HTTP/1.1"
-    server_version = "mlet-tf-stand-in"
-    sys_version = ""
-    disable_nagle_algorithm = True
-    timeout = 300
-
-    def __getattr__(self, name: str) -> Any:
-        # One method answers all verbs that the real server's HTTP layer lets through.
-        if name in ("do_GET", "do_POST", "do_HEAD", "do_PUT", "do_DELETE", "do_OPTIONS", "do_PATCH"):
-            return self._answer
-        raise AttributeError(name)
-
-    def _answer(self) -> None:
-        with self.busy.one():
-            try:
-                body = self._body()
-            except ValueError:
-                self.send_error(400)
-                return
-            if body is None:
-                self.send_error(413)
-                self._drain()
-                return
-            origin = re.match("https?://", self.headers.get("Origin", "")) is not None
-            self._send(self.rest.answer(self.command, self._path(), body, has_origin=origin))
-
-    def _drain(self) -> None:
-        """Reads on for a while: a caller that still sends when the connection closes misses the answer."""
-        end = time.monotonic() + _DRAIN_SECONDS
-        self.connection.settimeout(0.5)
-        with contextlib.suppress(OSError):
-            while self.rfile.read1(1 << 16) and time.monotonic() < end:
-                pass
-
-    def _path(self) -> str:
-        absolute = re.match(r"https?://[^/]*(/.*)?$", self.path, re.IGNORECASE)
-        return (absolute[1] or "/") if absolute else self.path
-
-    def _body(self) -> bytes | None:
-        """The body, unpacked; None if it is larger than allowed."""
-        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
-            body = self._chunks()
-        else:
-            length = self.headers.get("Content-Length", "0")
-            size = int(length) if length.isdigit() else 0
-            body = self.rfile.read(size) if size <= self.limit else None
-        if body and "gzip" in self.headers.get("Content-Encoding", ""):
-            body = self._unzip(body)
-        return body
-
-    def _unzip(self, body: bytes) -> bytes | None:
-        unpack = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        try:
-            plain = unpack.decompress(body, self.limit + 1)
-        except zlib.error:
-            return b""
-        if len(plain) > self.limit:
-            return None
-        return plain if unpack.eof else b""
-
-    def _chunks(self) -> bytes | None:
-        parts, total = [], 0
-        while True:
-            size = self._chunk_size()
-            total += size
-            if total > self.limit:
-                return None
-            if size == 0:
-                while self.rfile.readline(65536).strip():
-                    pass
-                return b"".join(parts)
-            parts.append(self.rfile.read(size))
-            if self.rfile.read(2) != b"\r\n":
-                raise ValueError("a chunk is not as long as it says")
-
-    def _chunk_size(self) -> int:
-        text = self.rfile.readline(100).split(b";")[0].rstrip()
-        if not _HEX.fullmatch(text):  # `int` takes a sign, a prefix and underscores as well.
-            raise ValueError(f"not the size of a chunk: {text!r}")
-        return int(text, 16)
-
-    def _send(self, answer: Answer) -> None:
-        if self.busy.stopping:
-            self.close_connection = True
-        self.send_response_only(answer.status)
-        self.send_header("Content-Type", answer.content_type)
-        self.send_header("Date", self.date_time_string())
-        self.send_header("Content-Length", str(len(answer.body)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self._headers_buffer.append(b"\r\n")
-        # One write: two would wait for each other's acknowledgement.
-        head = b"".join(self._headers_buffer)
-        self._headers_buffer = []
-        self.wfile.write(head if self.command == "HEAD" else head + answer.body)
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """The HTTP layer's own complaints."""
-        self.close_connection = True
-        self.request_version = "HTTP/1.1"
-        self.command = self.command or "GET"
-        self._send(html_error(code if code in _REASONS else 400))
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """No line for each request."""

@@ -1,11 +1,12 @@
 """The gRPC interface of the stand-in server."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
-from typing import Any
+from typing import TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -26,12 +27,21 @@ from mlet_tf.serving.local.status import Code, StatusError, invalid
 _log = logging.getLogger(__name__)
 # The names that the real server reports on; the empty one stands for all of it.
 _HEALTH_SERVICES = ("", "PredictionService", "ModelService")
+_MAX_HEALTH_SERVICE_BYTES = 200
+_HEALTH_REFUSAL = (Code.INVALID_ARGUMENT, "could not parse request")
+_UNREADABLE = object()
+
+Servicer = TypeVar("Servicer")
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
 
 
-def _answered(method: Callable) -> Callable:
+def _answered(
+    method: Callable[[Servicer, Request], Response],
+) -> Callable[[Servicer, Request, grpc.ServicerContext], Response]:
     """Turns the error of a method into the call's status."""
 
-    def wrapped(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+    def wrapped(self: Servicer, request: Request, context: grpc.ServicerContext) -> Response:
         try:
             return method(self, request)
         except StatusError as error:
@@ -52,7 +62,6 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """
 
     def __init__(self, models: Models) -> None:
-        """See the class."""
         self._models = models
 
     @_answered
@@ -116,7 +125,6 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """
 
     def __init__(self, models: Models) -> None:
-        """See the class."""
         self._models = models
 
     @_answered
@@ -127,7 +135,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return self._models.status(_spec(request))
 
 
-def _spec(request: Any) -> model_pb2.ModelSpec:
+def _spec(request: Message) -> model_pb2.ModelSpec:
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
     return request.model_spec
@@ -140,16 +148,46 @@ class _Health(health.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
         """Whether a service answers."""
+        if len(request.service.encode()) > _MAX_HEALTH_SERVICE_BYTES:
+            context.abort(*_HEALTH_REFUSAL)
         if request.service not in _HEALTH_SERVICES:
             context.abort(Code.NOT_FOUND, "service name unknown")
         return super().Check(request, context)
+
+
+class _Unreadable(grpc.ServerInterceptor):
+    """Refuses bytes that are no message of their method, with the real server's code and words."""
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        handler = continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        is_health = handler_call_details.method.startswith("/grpc.health.")
+        refusal = _HEALTH_REFUSAL if is_health else (Code.INTERNAL, "")
+
+        def read(data: bytes) -> Message | object:
+            try:
+                return handler.request_deserializer(data)
+            except DecodeError:
+                return _UNREADABLE
+
+        def answer(request: Message | object, context: grpc.ServicerContext) -> Message:
+            if request is _UNREADABLE:
+                context.abort(*refusal)
+            return handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)
 
 
 class _Unknown(grpc.GenericRpcHandler):
     """Refuses unknown methods without words, as the real server does."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        def refuse(_: Any, context: grpc.ServicerContext) -> None:
+        def refuse(_: Iterator[bytes], context: grpc.ServicerContext) -> None:
             context.abort(Code.UNIMPLEMENTED, "")
 
         return grpc.stream_stream_rpc_method_handler(refuse)
@@ -179,9 +217,9 @@ class RpcServer:
         threads: int,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
-        """Binds the port and starts to listen."""
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
+            interceptors=[_Unreadable()],
             options=[
                 ("grpc.max_receive_message_length", max_request_bytes),
                 ("grpc.max_send_message_length", -1),

@@ -14,7 +14,6 @@ class StatusError(Exception):
     """
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        """See the class."""
         super().__init__(message)
         self.code = code
         self.message = message

@@ -1,8 +1,7 @@
 """TensorProto and numpy arrays, both ways, by the rules of TensorFlow's own conversion."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -26,15 +25,56 @@ _FIELDS = {
     types_pb2.DT_BFLOAT16: "half_val",
 }
 _HALVES = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
+# Types that can be sent, but whose values are not read here: only that a model takes another type is told.
+OPAQUE = (
+    types_pb2.DT_COMPLEX64,
+    types_pb2.DT_COMPLEX128,
+    types_pb2.DT_QINT8,
+    types_pb2.DT_QUINT8,
+    types_pb2.DT_QINT16,
+    types_pb2.DT_QUINT16,
+    types_pb2.DT_QINT32,
+    types_pb2.DT_FLOAT8_E5M2,
+    types_pb2.DT_FLOAT8_E4M3FN,
+    types_pb2.DT_INT4,
+    types_pb2.DT_UINT4,
+    types_pb2.DT_RESOURCE,
+    types_pb2.DT_VARIANT,
+)
+FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE)
+MAX_DIMENSIONS = 254
 _MAX_ELEMENTS = 2**40
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An array and the TensorFlow type it stands for."""
+    """Values, their shape and the TensorFlow type they stand for.
+
+    Values and shape lie apart, since TensorFlow allows more dimensions than numpy.
+
+    Attributes:
+        dtype: the number of the TensorFlow type.
+        values: array `[N]` of all values; empty for the types of `OPAQUE`.
+        shape: the sizes of the dimensions, N in all.
+    """
 
     dtype: int
-    array: np.ndarray
+    values: np.ndarray
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, dtype: int, array: np.ndarray) -> "Tensor":
+        """A tensor of an array's values and shape."""
+        return cls(dtype, array.reshape(-1), array.shape)
+
+    @property
+    def array(self) -> np.ndarray:
+        """The values in their shape.
+
+        Raises:
+            ValueError: if numpy cannot have so many dimensions.
+        """
+        return self.values.reshape(self.shape)
 
 
 def type_name(dtype: int) -> str:
@@ -46,25 +86,41 @@ def type_name(dtype: int) -> str:
     return {"float32": "float", "float64": "double", "float16": "half"}.get(name, name)
 
 
+def shape_text(shape: tuple[int, ...]) -> str:
+    """What error texts call a shape, such as `[2,3]`."""
+    return f"[{','.join(map(str, shape))}]"
+
+
 def from_proto(proto: tensor_pb2.TensorProto) -> Tensor | None:
-    """Reads a tensor; None where it is inconsistent or of a type that cannot be sent."""
+    """Reads a tensor; None where it is inconsistent or of a type that cannot be sent.
+
+    A shape of unknown rank counts as the dimensions that it has, and so without any as a scalar.
+    """
     field = _FIELDS.get(proto.dtype)
-    shape = [dim.size for dim in proto.tensor_shape.dim]
-    if field is None or proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
+    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    count = _count(shape)
+    if count is not None and proto.dtype in OPAQUE:
+        return Tensor(proto.dtype, np.empty(0, object), shape)
+    if field is None or count is None:
         return None
-    count = 1
-    for size in shape:
-        count *= size
-    if count > _MAX_ELEMENTS:
-        return None
-    if proto.tensor_content:
+    if count and proto.tensor_content:
         values = _from_content(proto.dtype, proto.tensor_content, count)
     else:
         values = _from_field(proto.dtype, getattr(proto, field), count)
-    return None if values is None else Tensor(proto.dtype, values.reshape(shape))
+    return None if values is None else Tensor(proto.dtype, values, shape)
 
 
-def _numpy_type(dtype: int) -> Any:
+def _count(shape: tuple[int, ...]) -> int | None:
+    """The number of values; None for a shape that no tensor can have."""
+    count = 1
+    for size in shape:
+        count *= size
+        if size < 0 or count >= 2**63:  # Also where a later dimension is 0.
+            return None
+    return None if len(shape) > MAX_DIMENSIONS or count > _MAX_ELEMENTS else count
+
+
+def _numpy_type(dtype: int) -> type:
     return object if dtype == types_pb2.DT_STRING else tf.as_dtype(dtype).as_numpy_dtype
 
 
@@ -100,7 +156,7 @@ def _strings(content: bytes, count: int) -> np.ndarray | None:
     return values
 
 
-def _from_field(dtype: int, field: Any, count: int) -> np.ndarray:
+def _from_field(dtype: int, field: Sequence, count: int) -> np.ndarray:
     """As many values as there are, filled up with the last one, or with zeros if there is none."""
     given = min(len(field), count)
     if dtype == types_pb2.DT_STRING:
@@ -118,17 +174,17 @@ def _from_field(dtype: int, field: Any, count: int) -> np.ndarray:
     return np.pad(found, (0, count - given), "edge" if given else "constant")
 
 
-def to_proto(dtype: int, array: np.ndarray) -> tensor_pb2.TensorProto:
+def to_proto(tensor: Tensor) -> tensor_pb2.TensorProto:
     """Writes a tensor with its values in the field of their type, as a server answers."""
-    proto = tensor_pb2.TensorProto(dtype=dtype)
-    for size in array.shape:
+    proto = tensor_pb2.TensorProto(dtype=tensor.dtype)
+    for size in tensor.shape:
         proto.tensor_shape.dim.add(size=size)
-    if not array.shape:
+    if not tensor.shape:
         proto.tensor_shape.SetInParent()
-    values = np.asarray(array).reshape(-1)
-    if dtype in _HALVES:
+    values = tensor.values
+    if tensor.dtype in _HALVES:
         values = values.view(np.uint16)
-    getattr(proto, _FIELDS[dtype]).extend(values.tolist())
+    getattr(proto, _FIELDS[tensor.dtype]).extend(values.tolist())
     return proto
 
 
