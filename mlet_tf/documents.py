@@ -21,6 +21,14 @@ _PLAIN = (
 )
 
 
+class DuplicateKeyError(InputError):
+    """A key is given twice in one mapping."""
+
+
+class _DuplicateKey(yaml.constructor.ConstructorError):
+    pass
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012 (filled below, by YAML's own method)
 
@@ -31,9 +39,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key should be text", key.start_mark)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
+                raise _DuplicateKey(None, None, f"the key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
             if key.tag != "tag:yaml.org,2002:merge":
                 key.tag = "tag:yaml.org,2002:str"
@@ -83,7 +89,8 @@ def parse_document(data: bytes | str, what: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         if isinstance(error, yaml.constructor.ConstructorError):
-            raise InputError(f"{what}{place}: {error.problem}") from None
+            kind = DuplicateKeyError if isinstance(error, _DuplicateKey) else InputError
+            raise kind(f"{what}{place}: {error.problem}") from None
         problem = "; ".join(part for part in (error.context, error.problem) if part)
         raise InputError(f"{what} is not YAML{place}: {problem}") from None
     except (yaml.YAMLError, ValueError) as error:

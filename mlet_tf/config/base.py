@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mlet_tf.config.schema_text import KeySchema, key_text, schema_of
-from mlet_tf.documents import parse_document, read_document
+from mlet_tf.documents import DuplicateKeyError, parse_document, read_document
 from mlet_tf.errors import InputError, nearest
 
 # `data.schema` takes the name of a method that pydantic itself has put aside.
@@ -181,9 +181,9 @@ def _override(document: dict[str, Any], override: str) -> KeyPath:
 def _override_value(text: str, override: str) -> Any:
     try:
         value = parse_document(text, f"--set {override}")
-    except InputError as error:
-        if "is given twice" in str(error):
-            raise
+    except DuplicateKeyError:
+        raise
+    except InputError:
         return text  # A path may have characters that mean something in YAML.
     plain = isinstance(value, str) and text.strip()[0] not in "'\""
     return text.strip() if plain and " #" in text else value  # Where YAML would begin a comment.

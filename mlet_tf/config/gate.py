@@ -1,16 +1,12 @@
 """What a model must satisfy before it is pushed."""
 
-from typing import Literal, Self, get_args
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from mlet_tf.config.base import Group, GroupError
 from mlet_tf.config.types import Distinct, Share, Text
-from mlet_tf.metrics import METRICS
-
-Metric = Literal["auc", "logloss", "calibration", "normalized_entropy"]
-if get_args(Metric) != METRICS:
-    raise ImportError("`Metric` should have the names of `mlet_tf.metrics.METRICS`")
+from mlet_tf.names import Metric
 
 
 class BoundConfig(Group):

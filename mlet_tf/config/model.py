@@ -26,7 +26,7 @@ class ModelConfig(Group):
         (512, 256), max_length=32, description="Widths of the top MLP, before the logit."
     )
     initialization: Initialization = Field(
-        INITIALIZATIONS[0],  # type: ignore[arg-type]
+        INITIALIZATIONS[0],
         description="Named initialisation of the factors, see `mlet_tf.layers.MLETEmbedding`.",
     )
     mixed_precision: Literal["auto", "on", "off"] = Field(

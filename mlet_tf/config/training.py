@@ -6,12 +6,13 @@ from pydantic import Field, model_validator
 
 from mlet_tf.config.base import Group, GroupError
 from mlet_tf.config.types import Rate, Seed
+from mlet_tf.names import Optimizer
 
 
 class OptimizerConfig(Group):
     """One optimizer."""
 
-    name: Literal["sgd", "adagrad", "row_wise_adagrad", "lazy_adam"] = Field(
+    name: Optimizer = Field(
         "adagrad", description="The update rule; `row_wise_adagrad` keeps one accumulator a row."
     )
     learning_rate: Rate = Field(0.02, description="Peak learning rate.")

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from mlet_tf.config import Group, GroupError, VocabularyConfig, load
 from mlet_tf.config.types import Dim, Folder, Items, Name, Penalty, Rate, Seed, Share, TableRows, Text
-from mlet_tf.names import INITIALIZATIONS, Initialization
+from mlet_tf.names import INITIALIZATIONS, Initialization, Optimizer
 
 Kind = Literal["direct", "mlet", "mlet_frozen", "nested", "projected", "hash", "qr"]
 FACTORISED = ("mlet", "mlet_frozen", "nested")
@@ -164,11 +164,11 @@ class GridConfig(Group):
         (0.0,), min_length=1, description="L2 penalties of the projections; of factorised kinds."
     )
     initializations: Items[Initialization] = Field(
-        (INITIALIZATIONS[0],),  # type: ignore[arg-type]
+        (INITIALIZATIONS[0],),
         min_length=1,
         description="Of factorised kinds.",
     )
-    optimizers: Items[Literal["adagrad", "row_wise_adagrad", "sgd", "lazy_adam"]] = Field(
+    optimizers: Items[Optimizer] = Field(
         ("adagrad",),
         min_length=1,
         description="Of the tables. Projections have Adagrad, with `sgd` SGD too.",

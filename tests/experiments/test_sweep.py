@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ from mlet_tf.experiments.statistics import difference, groups
 from mlet_tf.experiments.store import TrialStore, read_records
 from mlet_tf.experiments.trial import Trial, build_model, embedding_layer, fit
 from mlet_tf.layers import variable_role
+from mlet_tf.names import Optimizer
+from mlet_tf.optimizers.names import OPTIMIZERS
 
 SWEEP = {
     "name": "tiny",
@@ -220,6 +223,10 @@ def test_stored_rows_are_found_again():
         assert {r["data"] for r in read_records(root / "docs" / "results" / f"{study}.jsonl")} == {
             digest_of(config, None)
         }
+
+
+def test_every_optimizer_of_a_configuration_can_be_made():
+    assert set(OPTIMIZERS) == set(get_args(Optimizer))
 
 
 def test_paired_differences_take_out_what_seeds_share(tmp_path):
