@@ -21,8 +21,7 @@ def main() -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    from mlet_tf._mapping import from_mapping
-    from mlet_tf.config import ModelConfig, TrainConfig
+    from mlet_tf.config import ModelConfig, TrainConfig, from_mapping
     from mlet_tf.training.loop import total_steps, train
     from mlet_tf.training.trainer import build_model, compile_model
 

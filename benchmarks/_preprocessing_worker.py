@@ -64,8 +64,6 @@ def stock(spec: dict[str, Any], schema: ClickLogSchema, folder: Path) -> Iterato
 
 def ours(spec: dict[str, Any], schema: ClickLogSchema, folder: Path) -> Iterator[Callable[[], Any]]:
     """ClickLogExampleGen, Transform, then all rows packed for the trainer."""
-    import dataclasses
-
     import tensorflow_transform as tft
     from mlet_tf.components.click_log_example_gen import ClickLogExampleGen
     from mlet_tf.components.click_log_example_gen import executor as example_executor
@@ -79,7 +77,7 @@ def ours(spec: dict[str, Any], schema: ClickLogSchema, folder: Path) -> Iterator
     node = ClickLogExampleGen(schema, spec["path"])
     examples = _artifact(node, "examples", folder)
     yield lambda: example_executor.Executor().Do({}, {"examples": [examples]}, _properties(node))
-    vocabulary = dataclasses.asdict(VocabularyConfig(min_count=MIN_COUNT))
+    vocabulary = VocabularyConfig(min_count=MIN_COUNT).to_plain()
     node = Transform(
         examples=node.outputs["examples"],
         schema=_schema_channel(),

@@ -1,5 +1,8 @@
 """Errors that are the caller's to mend; the command prints them as one line, without a traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """A file, row, column, key or flag is not what was expected.
@@ -14,3 +17,9 @@ class GateError(RuntimeError):
 
 class WorkerLostError(RuntimeError):
     """A process of a training over several went away; started again, all go on from the last checkpoint."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns ` Did you mean 'x'?` for the closest of `known`, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,9 +1,13 @@
 """Metrics of CTR predictions, exact, in NumPy."""
 
+from typing import get_args
+
 import numpy as np
 import numpy.typing as npt
 
-METRICS = ("auc", "logloss", "calibration", "normalized_entropy")
+from mlet_tf.names import Metric
+
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 _EPSILON = 1e-7  # Predictions are kept this far from 0 and 1, as Keras and TFMA do.
 

@@ -4,10 +4,10 @@ TFX's KubeflowV2DagRunner makes the PipelineSpec. What it cannot say is added to
 values of the pipeline's parameters, resources, retries, caching by node and the pipeline root.
 """
 
-import dataclasses
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from mlet_tf.pipeline.pipeline import LAST_BLESSED, create_pipeline
 from tfx import v1 as tfx
 from tfx.dsl.components.base import base_node
 
-from mlet_tf._mapping import nearest
 from mlet_tf.config import NodeConfig, PipelineConfig
-from mlet_tf.errors import InputError
+from mlet_tf.errors import InputError, nearest
 from mlet_tf.storage import is_remote
 
 # Parameters of the pipeline: the node and the execution property that each one sets.
@@ -107,6 +106,12 @@ def _importer(uri: str) -> base_node.BaseNode:
 
 
 def _check(config: PipelineConfig) -> None:
+    if mistakes := list(_mistakes(config)):
+        raise InputError("\n".join(mistakes))
+
+
+def _mistakes(config: PipelineConfig) -> Iterator[str]:
+    """What Kubeflow needs beyond what a run needs, a line for each key."""
     needed = {
         "kubeflow.image": config.kubeflow.image,
         "kubeflow.pipeline_root": config.kubeflow.pipeline_root,
@@ -115,26 +120,23 @@ def _check(config: PipelineConfig) -> None:
     }
     for key, value in needed.items():
         if not value:
-            raise InputError(f"{key!r} is not set; Kubeflow needs it")
+            yield f"{key!r} is not set; Kubeflow needs it"
     baseline = config.kubeflow.baseline_model
     places = {**needed, "data.eval": config.data.eval, "kubeflow.baseline_model": baseline}
     del places["kubeflow.image"]
     for key, value in places.items():
         if value and not is_remote(value) and not os.path.isabs(value):  # noqa: PTH117 (may be remote)
-            raise InputError(
-                f"{key!r} should be a URI or an absolute path, which all containers see alike. Received: {value!r}"
-            )
-    if not config.kubeflow.pipeline_root.startswith(("gs://", "s3://")):
-        raise InputError(
+            yield f"{key!r} should be a URI or an absolute path, which all containers see alike. Received: {value!r}"
+    root = config.kubeflow.pipeline_root
+    if root and not root.startswith(("gs://", "s3://")):
+        yield (
             "'kubeflow.pipeline_root' should be a gs:// or s3:// URI, which Kubeflow and TensorFlow both open. "
-            f"Received: {config.kubeflow.pipeline_root!r}"
+            f"Received: {root!r}"
         )
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,126}[a-z0-9])?", config.name):
-        raise InputError(
-            f"'name' should be lower-case letters, digits and hyphens on Kubeflow. Received: {config.name!r}"
-        )
+        yield f"'name' should be lower-case letters, digits and hyphens on Kubeflow. Received: {config.name!r}"
     if config.serving.infra_validation == "model_server":
-        raise InputError(
+        yield (
             "'serving.infra_validation' should be 'auto' or 'saved_model' on Kubeflow, which has no InfraValidator. "
             "Received: 'model_server'"
         )
@@ -183,11 +185,10 @@ def _add_parameter(spec: dict[str, Any], name: str, kind: str, default: Any) -> 
 def _policy(config: PipelineConfig, node: str) -> NodeConfig:
     """What holds for a node: its own keys, then the defaults, then what the pipeline says of caching."""
     own = config.kubeflow.nodes.get(node, NodeConfig())
-    given = {key: value for key, value in dataclasses.asdict(own).items() if value is not None}
-    policy = dataclasses.replace(config.kubeflow.defaults, **given)
+    policy = config.kubeflow.defaults.replace(**own.model_dump(exclude_none=True))
     if policy.cache is None:
         # Kubeflow's cache sees the path of the log, not what is in it.
-        return dataclasses.replace(policy, cache=config.enable_cache and node != _EXAMPLE_GEN)
+        return policy.replace(cache=config.enable_cache and node != _EXAMPLE_GEN)
     return policy
 
 

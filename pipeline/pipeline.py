@@ -1,6 +1,5 @@
 """The TFX graph: raw click logs to a pushed, collapsed model."""
 
-import dataclasses
 import hashlib
 import importlib
 import inspect
@@ -21,7 +20,6 @@ from mlet_tf.components.weight_collapser.component import WeightCollapser
 from tfx import v1 as tfx
 from tfx.dsl.components.base import base_node
 
-from mlet_tf._mapping import to_mapping
 from mlet_tf._version import __version__
 from mlet_tf.config import PipelineConfig
 from mlet_tf.features.validation_schema import schema_text
@@ -130,7 +128,7 @@ def _model_nodes(
         preprocessing_fn="mlet_tf.features.preprocessing.preprocessing_fn",
         custom_config={
             "schema": schema.to_dict(),
-            **dataclasses.asdict(config.vocabulary),
+            **config.vocabulary.to_plain(),
             "frequency_slices": list(config.gate.frequency_slices),
             "code_version": code_version(
                 "mlet_tf.features.preprocessing", "mlet_tf.components.transform", "mlet_tf.datasets"
@@ -146,9 +144,9 @@ def _model_nodes(
         schema=nodes["schema_gen"].outputs["schema"],
         custom_config={
             "schema": schema.to_dict(),
-            "model": to_mapping(config.model),
-            "train": to_mapping(config.train),
-            "vocabulary": to_mapping(config.vocabulary),
+            "model": config.model.to_plain(),
+            "train": config.train.to_plain(),
+            "vocabulary": config.vocabulary.to_plain(),
             "work": work,
             "code_version": code_version(
                 "mlet_tf.training.trainer",
@@ -193,7 +191,7 @@ def _push_nodes(
         uncollapsed_model=nodes["trainer"].outputs["model"],
         baseline_model=nodes["last_blessed"].outputs["model"] if "last_blessed" in nodes else None,
         schema=schema,
-        gate=json.dumps(to_mapping(config.gate)),
+        gate=json.dumps(config.gate.to_plain()),
         table_dtype=config.serving.table_dtype,
         code_version=code_version(
             "mlet_tf.components.evaluator",

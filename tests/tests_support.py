@@ -44,7 +44,6 @@ def run_transform(uri, schema, examples, beam=None, **config):
 
     `config` has keys of `VocabularyConfig`, and `frequency_slices`.
     """
-    import dataclasses
 
     import tensorflow_transform as tft
     from mlet_tf.components.transform import Transform, executor
@@ -60,7 +59,7 @@ def run_transform(uri, schema, examples, beam=None, **config):
         preprocessing_fn="mlet_tf.features.preprocessing.preprocessing_fn",
         custom_config={
             "schema": schema.to_dict(),
-            **dataclasses.asdict(VocabularyConfig(**config)),
+            **VocabularyConfig(**config).to_plain(),
             "frequency_slices": slices,
         },
     )

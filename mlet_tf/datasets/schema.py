@@ -7,10 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mlet_tf._mapping import nearest
-from mlet_tf.errors import InputError
+from mlet_tf.documents import parse_document
+from mlet_tf.errors import InputError, nearest
 from mlet_tf.storage import open_binary
 
 TIME_FORMATS = ("yymmddhh", "unix_seconds")
@@ -244,11 +242,10 @@ def load_schema(name_or_path: str) -> ClickLogSchema:
         )
     try:
         with open_binary(text) as file:
-            values = yaml.safe_load(file.read().decode("utf-8"))
+            data = file.read()
     except InputError as error:
         raise InputError(f"The schema file {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"The schema file {text} is not YAML: {error}") from error
+    values = parse_document(data, f"The schema file {text}")
     try:
         return ClickLogSchema.from_dict(values)
     except InputError as error:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from mlet_tf._mapping import from_mapping
 from mlet_tf.datasets import ClickLogSchema, load_schema, read_log, write_log
 from mlet_tf.errors import InputError
 from mlet_tf.experiments.config import DataConfig, GeneratedConfig, SplitConfig
@@ -107,11 +106,9 @@ def prepare(config: DataConfig, folder: Path, progress: Callable[[str], None] | 
     Raises:
         InputError: If the log cannot be read or a split would be empty.
     """
-    from mlet_tf.config import VocabularyConfig
-
-    vocabulary = from_mapping(VocabularyConfig, config.vocabulary, "data.vocabulary")
+    vocabulary = config.vocabulary
     log = None if config.log is None else os.path.expandvars(config.log)
-    digest = _digest(config, dataclasses.asdict(vocabulary), log)
+    digest = digest_of(config, log)
     target = folder / digest
     if not (target / "meta.json").exists():
         _Preparation(config, vocabulary, log, progress or (lambda line: None)).write(target)
@@ -149,12 +146,13 @@ def split_of_rows(rows: int, config: SplitConfig) -> np.ndarray:
     return split
 
 
-def _digest(config: DataConfig, vocabulary: dict[str, Any], log: str | None) -> str:
+def digest_of(config: DataConfig, log: str | None) -> str:
+    """Hash of all that makes the rows: the configuration, and the files of a log."""
     from mlet_tf.datasets.files import list_files
 
     schema = generated_schema(config.generated) if config.generated else load_schema(config.schema)
-    state: list[Any] = [dataclasses.asdict(config.split), vocabulary, schema.to_dict()]
-    state.append(dataclasses.asdict(config.generated) if config.generated else None)
+    state: list[Any] = [config.split.to_plain(), config.vocabulary.to_plain(), schema.to_dict()]
+    state.append(config.generated.to_plain() if config.generated else None)
     if log is not None:
         state += [(Path(file).name, Path(file).stat().st_size) for file in list_files(log)]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
@@ -206,7 +204,7 @@ class _Preparation:
         self._log = str(path)
 
     def _teacher_arguments(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self._config.generated)
+        values = self._config.generated.to_plain()
         return {key: values[key] for key in values if key not in ("rows", "categoricals", "integers")}
 
     def _write_vocabularies(self, split: np.ndarray, folder: Path) -> dict[str, dict[str, Any]]:
@@ -226,7 +224,7 @@ class _Preparation:
                 write_run()
         if counter.rows or not runs:
             write_run()
-        config = dataclasses.asdict(self._vocabulary)
+        config = self._vocabulary.to_plain()
         return {
             feature: write_feature((number, feature), runs, config, str(folder))
             for number, feature in enumerate(self._schema.sparse_features)
@@ -302,7 +300,7 @@ def _preprocessing(
 
     config = {
         "schema": schema.to_dict(),
-        **dataclasses.asdict(vocabulary),
+        **vocabulary.to_plain(),
         "vocabularies": vocabularies,
         "frequency_slices": [],
     }

@@ -62,7 +62,7 @@ class Trial:
 
     def key(self, training: TrainingConfig, data_digest: str) -> str:
         """Names the trial, however the sweep it belongs to is ordered."""
-        values = dataclasses.asdict(self) | {"training": dataclasses.asdict(training), "data": data_digest}
+        values = dataclasses.asdict(self) | {"training": training.to_plain(), "data": data_digest}
         # Keys of trials that were stored before there was a choice.
         if not self.fine_tune:
             del values["fine_tune"]

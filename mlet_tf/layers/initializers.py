@@ -15,8 +15,7 @@ import numpy as np
 from keras import ops
 
 from mlet_tf.layers.factors import BLOCK_ROWS, write_rows, writes_in_place
-
-INITIALIZATIONS = ("authors", "variance_preserving", "orthogonal")
+from mlet_tf.names import INITIALIZATIONS
 
 
 def validate_initialization(initialization: str) -> str:

@@ -17,7 +17,6 @@ import keras
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from mlet_tf._mapping import from_mapping
 from mlet_tf.components.common import TransformGraph, join, save_model
 from mlet_tf.config import (
     ModelConfig,
@@ -25,6 +24,7 @@ from mlet_tf.config import (
     ScheduleConfig,
     TrainConfig,
     VocabularyConfig,
+    from_mapping,
 )
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.distributed import Cluster, Workers, averaged, build_sharded_dlrm, gather_model

@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 import click
 import yaml
 
-from mlet_tf._mapping import nearest
-from mlet_tf.errors import InputError
+from mlet_tf.errors import InputError, nearest
 from mlet_tf.network import is_loopback
 
 TOKEN = "KFP_TOKEN"
@@ -121,7 +120,7 @@ def _read_package(path: str) -> dict[str, Any]:
         _parameters(spec)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, TypeError, KeyError):
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
         raise InputError(f"{path} is no compiled pipeline; `mlet-tf compile` writes one") from None
     return spec
 

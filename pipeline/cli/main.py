@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # About Python's end of life.
 
 import click
-from mlet_tf.pipeline.cli import kubeflow, plan, sweep, worker
+from mlet_tf.pipeline.cli import config, kubeflow, plan, sweep, worker
 
 from mlet_tf._version import __version__
 from mlet_tf.errors import GateError, InputError, WorkerLostError
@@ -91,11 +91,11 @@ def run(config_path: str, overrides: tuple[str, ...]) -> None:
     """
     from mlet_tf.config import load_config
 
-    config = load_config(config_path, overrides)
-    click.echo(f"Pipeline {config.name!r}; everything it writes is in {config.output}", err=True)
+    resolved = load_config(config_path, overrides)
+    click.echo(f"Pipeline {resolved.name!r}; everything it writes is in {resolved.output}", err=True)
     from mlet_tf.pipeline import local_runner
 
-    result = local_runner.run(config)
+    result = local_runner.run(resolved)
     click.echo(_summary(result))
     if not result["pushed"]:
         for failure in result["gate_failures"]:
@@ -288,6 +288,7 @@ def report(run_folder: str, output: str | None) -> None:
     click.echo(write_report(Path(run_folder), Path(output) if output else Path(run_folder) / "report"))
 
 
+cli.add_command(config.config)
 cli.add_command(kubeflow.compile_command)
 cli.add_command(kubeflow.submit)
 cli.add_command(sweep.sweep)

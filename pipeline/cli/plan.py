@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
+from mlet_tf.documents import read_document
 from mlet_tf.errors import InputError
 
 # Rows of the tables of the 26 categorical columns, and rows of the training split.
@@ -127,14 +127,12 @@ def read_data(data: str) -> tuple[tuple[int, ...], int]:
         return PRESETS[data]
     if Path(data).suffix not in (".yaml", ".yml", ".json"):
         raise InputError(f"--data should be one of {', '.join(PRESETS)} or a YAML file. Received: {data!r}")
+    values = read_document(data, f"--data {data}")
     try:
-        values = yaml.safe_load(Path(data).read_text())
         found = values["vocabulary"]
         counts = tuple(found.values() if isinstance(found, dict) else found)
         rows = values["rows"]
-    except OSError as error:
-        raise InputError(f"{data} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise InputError(f"{data} should hold `rows` and `vocabulary`, the table rows by feature") from None
     for key, value in (("rows", rows), *(("vocabulary", count) for count in counts)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

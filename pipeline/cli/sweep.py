@@ -23,13 +23,11 @@ def sweep(config_path: str, workers: int | None) -> None:
     Learning rates are tuned on validation rows for every kind and size; final seeds are scored on test rows.
     Records are appended to trials.jsonl in the output folder. Stop it at any time: run again, it goes on.
     """
-    import dataclasses
-
     from mlet_tf.experiments.config import load_sweep
 
     config = load_sweep(config_path)
     if workers is not None:
-        config = dataclasses.replace(config, workers=workers)
+        config = config.replace(workers=workers)
     with _quiet(), _Display(config.name) as display:
         from mlet_tf.experiments.sweep import run_sweep
 

@@ -172,12 +172,14 @@ def test_output_that_cannot_be_written(run, tmp_path, lines):
     ("override", "message"),
     [
         ("model.hiden_dim=4", "unknown key 'model.hiden_dim'. Did you mean 'hidden_dim'?"),
-        ("model.hidden_dim=4", "'model.hidden_dim' (k=4) should be at least 'model.output_dim' (d=8)"),
-        ("train.epochs=two", "'train.epochs' should be an integer. Received: 'two'"),
-        ("gate.bounds={acu: {min: 1}}", "should be one of auc, logloss"),
+        ("model.hidden_dim=4", "'model.hidden_dim' (k=4) should be at least `output_dim` (d=8)"),
+        ("train.epochs=two", "'train.epochs' should be an integer from 1 to 100,000. Received: 'two'"),
+        ("gate.bounds={acu: {min: 1}}", "Known keys: auc, logloss"),
         ("gate.slices=[C99]", "'gate.slices' names 'C99', which the schema does not have"),
         ("data.split.method=time", "schema 'criteo' has no time column"),
         ("train.epochs", "expected key=value"),
+        ("model.initialization=athors", "Did you mean 'authors'?"),
+        ("output=runs/[a]", "'output' should be a folder without * ? [ ]"),
     ],
 )
 def test_configuration(run, tmp_path, override, message):

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import yaml
 
+from mlet_tf.config import VocabularyConfig
 from mlet_tf.experiments.config import (
     Cell,
     DataConfig,
@@ -18,13 +20,15 @@ from mlet_tf.experiments.config import (
     cells,
     load_sweep,
 )
-from mlet_tf.experiments.data import SPLITS, prepare, split_of_rows
+from mlet_tf.experiments.data import SPLITS, digest_of, prepare, split_of_rows
 from mlet_tf.experiments.nested import embedding_collection
 from mlet_tf.experiments.results import fill
 from mlet_tf.experiments.statistics import difference, groups
 from mlet_tf.experiments.store import TrialStore, read_records
 from mlet_tf.experiments.trial import Trial, build_model, embedding_layer, fit
 from mlet_tf.layers import variable_role
+from mlet_tf.names import Optimizer
+from mlet_tf.optimizers.names import OPTIMIZERS
 
 SWEEP = {
     "name": "tiny",
@@ -109,9 +113,11 @@ def test_mistakes_are_named(folder, command):
         assert "Traceback" not in err
         return err
 
-    assert "'kinds' should be out of" in run(grid=[{"kinds": ["mlett"], "output_dims": [2]}])
+    assert "'grid[0].kinds[0]' should be 'direct', 'mlet', 'mlet_frozen'" in run(
+        grid=[{"kinds": ["mlett"], "output_dims": [2]}]
+    )
     assert "did you mean 'seeds'" in run(seed=[1]).lower()
-    assert "either 'log' or 'generated'" in run(data={})
+    assert "'data.log' or 'generated' should be given" in run(data={})
     assert "data.vocabulary" in run(data={"generated": {}, "vocabulary": {"min": 2}})
     assert "too few" in run(data={"generated": {"rows": 5}})
     assert "not_there" in run(data={"log": str(folder / "not_there.tsv")})
@@ -123,8 +129,8 @@ def test_mistakes_are_named(folder, command):
 def test_rows_are_split_once_and_vocabularies_come_from_train(tmp_path):
     config = DataConfig(
         generated=GeneratedConfig(rows=4000, categoricals=2, integers=1, vocabulary=400, power=0.7),
-        split=SplitConfig("sequential", 0.2, 0.2),
-        vocabulary={"min_count": 1},
+        split=SplitConfig(method="sequential", validation_share=0.2, test_share=0.2),
+        vocabulary=VocabularyConfig(min_count=1),
     )
     data = prepare(config, tmp_path)
     assert [len(data.rows(split)) for split in SPLITS] == [2400, 800, 800]
@@ -149,7 +155,7 @@ def test_rows_are_split_once_and_vocabularies_come_from_train(tmp_path):
 
 
 def test_sequential_split_trains_on_the_first_rows():
-    split = split_of_rows(1000, SplitConfig("sequential", 0.1, 0.2))
+    split = split_of_rows(1000, SplitConfig(method="sequential", validation_share=0.1, test_share=0.2))
     assert (split[:700] == 0).all()
     assert sorted(np.bincount(split[700:])[1:]) == [100, 200]
     assert (np.diff(split[700:].astype(int)) < 0).any(), "validation and test are mixed"
@@ -181,7 +187,9 @@ def test_penalties_act_on_tables_and_projections_apart(tmp_path):
 
 
 def test_direct_tables_get_every_penalty_of_the_tables():
-    grid = GridConfig(("direct", "mlet"), (4,), table_l2=(0.0, 1e-4), projection_l2=(0.0, 1e-3))
+    grid = GridConfig(
+        kinds=("direct", "mlet"), output_dims=(4,), table_l2=(0.0, 1e-4), projection_l2=(0.0, 1e-3)
+    )
     penalties = [(cell.kind, cell.table_l2, cell.projection_l2) for cell in cells(grid)]
     assert penalties == [
         ("direct", 0.0, 0.0),
@@ -205,6 +213,20 @@ def test_stored_trials_are_found_again():
                 rates = tuple(record["learning_rates"].values())
                 trial = Trial(cell, record["stage"], record["seed"], rates)
                 assert trial.key(training, record["data"]) == record["key"]
+
+
+def test_stored_rows_are_found_again():
+    """The digest of a generated log is that of the trials that were trained on it."""
+    root = Path(__file__).parents[2]
+    for study in ("accumulator", "large", "rank8", "rank16", "rank32", "variants", "sgd"):
+        config = load_sweep(root / "configs" / f"sweep_{study}.yaml").data
+        assert {r["data"] for r in read_records(root / "docs" / "results" / f"{study}.jsonl")} == {
+            digest_of(config, None)
+        }
+
+
+def test_every_optimizer_of_a_configuration_can_be_made():
+    assert set(OPTIMIZERS) == set(get_args(Optimizer))
 
 
 def test_paired_differences_take_out_what_seeds_share(tmp_path):

@@ -137,7 +137,7 @@ def test_a_baseline_is_imported(compiled):
         ("kubeflow.nodes={Trainr: {cpu: 1}}", "Did you mean 'Trainer'?"),
         ("kubeflow.nodes={Trainer: {cpus: 1}}", "unknown key 'kubeflow.nodes.Trainer.cpus'"),
         ("kubeflow.defaults={accelerator: nvidia.com/gpu}", "'accelerator_count' go together"),
-        ("kubeflow.defaults={cpu: 0}", "'cpu' should be positive"),
+        ("kubeflow.defaults={cpu: 0}", "'kubeflow.defaults.cpu' should be a number above 0"),
         ("name=Little_Run", "'name' should be lower-case"),
         ("kubeflow.token=abc", "unknown key 'kubeflow.token'"),
     ],
@@ -147,6 +147,21 @@ def test_mistakes_end_with_one_line(compiled, command, tmp_path, override, messa
     code, _, err = command("compile", "--config", compiled.config, "-o", package, *compiled.options(override))
     assert code == 2 and message in err and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_all_missing_keys_are_told_at_once(command, tmp_path):
+    """A line for each, not one a call."""
+    (tmp_path / "bare.yaml").write_text("name: Bare\n")
+    code, _, err = command("compile", "--config", tmp_path / "bare.yaml", "-o", tmp_path / "pipeline.yaml")
+    assert code == 2
+    assert err.removeprefix("Error: ").splitlines() == [
+        "'kubeflow.image' is not set; Kubeflow needs it",
+        "'kubeflow.pipeline_root' is not set; Kubeflow needs it",
+        "'serving.push_to' is not set; Kubeflow needs it",
+        "'data.train' is not set; Kubeflow needs it",
+        "'name' should be lower-case letters, digits and hyphens on Kubeflow. Received: 'Bare'",
+    ]
+    assert not (tmp_path / "pipeline.yaml").exists()
 
 
 def test_lost_artifact_types_come_from_the_component(compiled):

@@ -1,6 +1,5 @@
 """Training by two processes: the same as one, whatever is killed on the way."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -36,7 +35,7 @@ def train_part(folder: Path, workers: Workers, changes: dict) -> None:
             "epochs": 2,
             "checkpoint_steps": 3,
             "shuffle_rows": 200,
-            "tables": OptimizerConfig("row_wise_adagrad", 0.05),
+            "tables": OptimizerConfig(name="row_wise_adagrad", learning_rate=0.05),
             **changes,
         }
     )
@@ -56,11 +55,7 @@ def train_part(folder: Path, workers: Workers, changes: dict) -> None:
             int(t.shape[0]) for t in model.get_layer("embeddings").trainable_weights if "table" in t.path
         )
         assert rows <= sum(ROWS.values()) / workers.size + 2 * len(ROWS)
-        narrow = (
-            build_model(dataclasses.replace(MODEL, hidden_dim=None), ROWS, DENSE)
-            if workers.is_chief
-            else None
-        )
+        narrow = build_model(MODEL.replace(hidden_dim=None), ROWS, DENSE) if workers.is_chief else None
         gather_model(model, narrow)
         model = gather_model(model, build_model(MODEL, ROWS, DENSE) if workers.is_chief else None)
         for name in ROWS if workers.is_chief else ():

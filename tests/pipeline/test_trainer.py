@@ -97,12 +97,16 @@ def slow_fit(folder: str) -> None:
 
 def test_early_stopping_keeps_the_best_weights(tmp_path):
     weights, progress = fit(
-        tmp_path / "run", epochs=30, early_stopping_patience=1, dense=OptimizerConfig("sgd", 1.0)
+        tmp_path / "run",
+        epochs=30,
+        early_stopping_patience=1,
+        dense=OptimizerConfig(name="sgd", learning_rate=1.0),
     )
     losses = [record["eval_logloss"] for record in progress.history]
     assert progress.stopped and len(losses) < 30
     assert np.argmin(losses) < len(losses) - 1
-    again, _ = fit(tmp_path / "best", epochs=int(np.argmin(losses)) + 1, dense=OptimizerConfig("sgd", 1.0))
+    best = int(np.argmin(losses)) + 1
+    again, _ = fit(tmp_path / "best", epochs=best, dense=OptimizerConfig(name="sgd", learning_rate=1.0))
     for got, want in zip(weights, again, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
@@ -130,7 +134,7 @@ def test_fewer_rows_than_a_batch():
 
 def test_tables_get_the_initial_accumulator_of_the_configuration():
     model = build_model(ModelConfig(bottom_units=(4,), top_units=(4,)), {"a": 100}, 2)
-    tables = OptimizerConfig("adagrad", 0.02, initial_accumulator=1e-6)
+    tables = OptimizerConfig(name="adagrad", learning_rate=0.02, initial_accumulator=1e-6)
     compile_model(model, TrainConfig(tables=tables), 10)
     model.optimizer.build(model.trainable_variables)
     starts = {v.path: float(v.numpy().max()) for v in model.optimizer.variables if "accumulator" in v.path}

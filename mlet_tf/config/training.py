@@ -1,0 +1,79 @@
+"""Training and its optimizers."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from mlet_tf.config.base import Group, GroupError
+from mlet_tf.config.types import Rate, Seed
+from mlet_tf.names import Optimizer
+
+
+class OptimizerConfig(Group):
+    """One optimizer."""
+
+    name: Optimizer = Field(
+        "adagrad", description="The update rule; `row_wise_adagrad` keeps one accumulator a row."
+    )
+    learning_rate: Rate = Field(0.02, description="Peak learning rate.")
+    initial_accumulator: float | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        description="Starting value of the accumulators of `adagrad` and `row_wise_adagrad`; null takes the "
+        "optimizer's own, 0.1 and 0. Adagrad's 0.1 is large against the squared gradients of an embedding row: try "
+        "1.0e-6 for tables, see `docs/results.md`.",
+    )
+
+    @model_validator(mode="after")
+    def _accumulator_is_adagrads(self) -> Self:
+        if self.initial_accumulator is not None and not self.name.endswith("adagrad"):
+            raise GroupError(
+                "initial_accumulator",
+                f"should be given for adagrad and row_wise_adagrad only. Received: {self.initial_accumulator} for "
+                f"{self.name}",
+            )
+        return self
+
+
+class ScheduleConfig(Group):
+    """Learning-rate schedule, a factor on all learning rates."""
+
+    warmup_steps: int = Field(0, ge=0, le=10**12, description="Steps of linear warm-up.")
+    decay: Literal["none", "linear", "cosine"] = Field(
+        "none", description="Shape of the decay after the warm-up, to zero at the last step."
+    )
+
+
+class TrainConfig(Group):
+    """Training."""
+
+    batch_size: int = Field(512, ge=1, le=10**8, description="Rows a step, over all replicas.")
+    epochs: int = Field(1, ge=1, le=100_000, description="Passes over `train`.")
+    max_steps: int | None = Field(
+        None, ge=1, le=10**12, description="Stop after this many steps; null trains all epochs."
+    )
+    tables: OptimizerConfig = Field(
+        OptimizerConfig(), description="Optimizer of the embedding tables (`W1` and direct ones)."
+    )
+    projections: OptimizerConfig = Field(
+        OptimizerConfig(), description="Optimizer of the projections (`W2`)."
+    )
+    dense: OptimizerConfig = Field(OptimizerConfig(), description="Optimizer of everything else.")
+    schedule: ScheduleConfig = ScheduleConfig()
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=0,
+        le=100_000,
+        description="Epochs without a better evaluation logloss before training stops and the best weights are taken; "
+        "null trains on.",
+    )
+    checkpoint_steps: int = Field(500, ge=1, le=10**12, description="Steps between checkpoints.")
+    steps_per_execution: int = Field(1, ge=1, le=10**6, description="Steps a call of the training function.")
+    shuffle_rows: int = Field(65536, ge=1, le=10**10, description="Size of the shuffle buffer in rows.")
+    shard_tables: bool = Field(
+        False,
+        description="Whether tables are divided by rows over the processes that `TF_CONFIG` names; otherwise each of "
+        "them holds all.",
+    )
+    seed: Seed = Field(0, description="Seed of initialisation and shuffling.")

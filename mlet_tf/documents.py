@@ -1,0 +1,119 @@
+"""YAML as its authors mean it: what YAML 1.1 reads in a surprising way is read plainly or refused.
+
+`1e-3` is a number; `on`, `off`, `yes`, `no`, `010`, `1:30` and dates are text; keys are text, each given once.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlet_tf.errors import InputError
+
+_NUMBER = r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+_PLAIN = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", rf"{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.0123456789")),
+    ("merge", r"<<", ["<"]),
+)
+
+
+class DuplicateKeyError(InputError):
+    """A key is given twice in one mapping."""
+
+
+class _DuplicateKey(yaml.constructor.ConstructorError):
+    pass
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (filled below, by YAML's own method)
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key should be text", key.start_mark)
+            if key.value in seen:
+                raise _DuplicateKey(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+            if key.tag != "tag:yaml.org,2002:merge":
+                key.tag = "tag:yaml.org,2002:str"
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would not read as text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, _pattern, _first in _PLAIN:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def read_document(path: str | Path, what: str) -> Any:
+    """Reads a YAML file.
+
+    Args:
+        path: The file.
+        what: What the file is, the start of each message: `configuration runs/a.yaml`.
+
+    Returns:
+        Plain values; keys are text.
+
+    Raises:
+        InputError: The file cannot be read, is not UTF-8 or not YAML, or gives a key twice.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what}: {getattr(error, 'strerror', None) or error}") from None
+    return parse_document(data, what)
+
+
+def parse_document(data: bytes | str, what: str) -> Any:
+    """Reads YAML from memory; see `read_document`."""
+    text = _decode(data, what) if isinstance(data, bytes) else data
+    loader = None
+    try:
+        loader = _Loader(text)
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        if isinstance(error, yaml.constructor.ConstructorError):
+            kind = DuplicateKeyError if isinstance(error, _DuplicateKey) else InputError
+            raise kind(f"{what}{place}: {error.problem}") from None
+        problem = "; ".join(part for part in (error.context, error.problem) if part)
+        raise InputError(f"{what} is not YAML{place}: {problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{what} is nested too deeply") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def dump_document(values: Any) -> str:
+    """Plain values as YAML, which `parse_document` reads back to the same values. Keys keep their order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+
+
+def _decode(data: bytes, what: str) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{what} should be UTF-8 text. Received: UTF-16 or UTF-32")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{what}, line {line}: expected UTF-8 text. Received: the byte {data[error.start]:#04x}"
+        ) from None

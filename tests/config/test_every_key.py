@@ -1,0 +1,176 @@
+"""Absurd values for every key of runs and sweeps: one line that names the key, before anything is run."""
+
+import copy
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlet_tf.config import PipelineConfig, from_mapping
+from mlet_tf.config.reference import keys
+from mlet_tf.config.schema_text import schema_of
+from mlet_tf.errors import InputError
+from mlet_tf.experiments.config import SweepConfig
+
+VALID = {
+    PipelineConfig: {},
+    SweepConfig: {
+        "name": "s",
+        "output": "runs/s",
+        "data": {"generated": {}},
+        "grid": [{"kinds": ["direct"], "output_dims": [2]}],
+    },
+}
+EVERY_KEY = [(model, key.path) for model in VALID for key in keys(model)]
+
+
+def node_at(model, path):
+    """The JSON schema at the path of a key in the reference."""
+    schema = schema_of(model)
+    parts = []
+    for part in path.split("."):
+        known = schema.known_keys(schema.find(parts))
+        parts.append(
+            known[0] if part == "<name>" and known else "C1" if part == "<name>" else part.removesuffix("[]")
+        )
+        if part.endswith("[]"):
+            parts.append(0)
+    return parts, schema.find(parts)
+
+
+def with_value(model, parts, value):
+    """A configuration that is right but for one value."""
+    document = copy.deepcopy(VALID[model])
+    node = document
+    for part in parts[:-1]:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else node[part]
+    node[parts[-1]] = value
+    return document
+
+
+def bounds(content):
+    """Lowest and highest value of a number, and those of them that are not allowed themselves."""
+    low = content.get("minimum", content.get("exclusiveMinimum"))
+    high = content.get("maximum", content.get("exclusiveMaximum"))
+    return low, high, [content[end] for end in ("exclusiveMinimum", "exclusiveMaximum") if end in content]
+
+
+def absurd_values(schema, node):
+    """Values that a key must not have: of another type, below and above its range, not a number."""
+    content = schema.content(node)
+    kind = content.get("type")
+    values = [math.nan, math.inf, -math.inf]
+    others = {
+        "string": ["", "many", "1", "nan", "true", "0x10"],
+        "number": [0, 1, -1, 0.5],
+        "boolean": [True, False],
+        "array": [[], [1], [None]],
+        "object": [{"x": 1}, {"": {}}],
+    }
+    own = "number" if kind == "integer" else kind
+    values += [value for other, wrong in others.items() if other != own for value in wrong]
+    if "properties" not in content and all(option.get("type") != "null" for option in node.get("anyOf", ())):
+        values.append(None)
+    if kind in ("integer", "number"):
+        low, high, excluded = bounds(content)
+        values += [low - 1, high + 1, *excluded]
+    if kind == "integer":
+        values += [0.5, 1.0]
+    if kind == "string":
+        values += ["", "a\x00b", "a\nb"]
+    if kind == "array":
+        values = [value for value in values if value != [] or content.get("minItems")]
+        values += [[value] for value in absurd_values(schema, content["items"])]
+    return values
+
+
+def absurd(schema, node):
+    """Draws such values."""
+    content = schema.content(node)
+    drawn = [st.sampled_from(absurd_values(schema, node))]
+    if content.get("type") in ("integer", "number"):
+        low, high, _ = bounds(content)
+        if content["type"] == "integer":
+            drawn += [st.integers(max_value=low - 1), st.integers(min_value=high + 1), st.floats()]
+        else:
+            drawn += [st.floats(max_value=low, exclude_max=True), st.floats(min_value=high, exclude_min=True)]
+    if choices := schema.choices(content):
+        drawn.append(st.text(max_size=8).filter(lambda text: text not in choices))
+    if content.get("type") == "array":
+        drawn.append(absurd(schema, content["items"]).map(lambda value: [value]))
+    return st.one_of(drawn)
+
+
+def check_refused(model, path, value):
+    parts, _ = node_at(model, path)
+    with pytest.raises(InputError) as error:
+        from_mapping(model, with_value(model, parts, value))
+    lines = str(error.value).splitlines()
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)[1:]
+    assert lines and all(f"'{name}" in line and len(line) < 1000 for line in lines)
+    assert all("Received: " in line or line.startswith("unknown key") for line in lines)
+
+
+@pytest.mark.parametrize(("model", "path"), EVERY_KEY, ids=lambda value: getattr(value, "__name__", value))
+def test_absurd_values_of_every_key_are_refused_with_a_line_that_names_it(model, path):
+    for value in absurd_values(schema_of(model), node_at(model, path)[1]):
+        check_refused(model, path, value)
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_absurd_value_of_any_key_is_refused_with_a_line_that_names_it(data):
+    model, path = data.draw(st.sampled_from(EVERY_KEY))
+    check_refused(model, path, data.draw(absurd(schema_of(model), node_at(model, path)[1])))
+
+
+@pytest.mark.parametrize(("model", "path"), EVERY_KEY, ids=lambda value: getattr(value, "__name__", value))
+def test_every_key_has_a_description_a_range_and_a_right_default(model, path):
+    key = next(key for key in keys(model) if key.path == path)
+    assert len(key.description) > 5 and key.description.endswith(".")
+    schema, (parts, node) = schema_of(model), node_at(model, path)
+    for leaf in (schema.content(node), schema.content(schema.content(node).get("items", {}))):
+        if leaf.get("type") in ("integer", "number"):
+            assert {"minimum", "exclusiveMinimum"} & set(leaf), "a lowest value"
+            assert {"maximum", "exclusiveMaximum"} & set(leaf), "a highest value"
+        if leaf.get("type") == "string":
+            assert "allowed" in leaf or schema.choices(leaf), "a word for what the text is"
+    if "default" in node and key.group is None:
+        from_mapping(model, with_value(model, parts, node["default"]))
+
+
+@pytest.mark.parametrize("model", VALID, ids=lambda model: model.__name__)
+def test_defaults_written_out_are_the_defaults(model):
+    config = from_mapping(model, VALID[model])
+    assert from_mapping(model, config.to_plain()) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"seed": [1]}, "unknown key 'seed'. Did you mean 'seeds'?"),
+        ({"data": {}}, "'data.log' or 'generated' should be given, one of them. Received: neither"),
+        ({"data": {"log": "a", "generated": {}}}, "Received: both"),
+        ({"data": {"generated": {}, "vocabulary": {"min": 2}}}, "unknown key 'data.vocabulary.min'"),
+        (
+            {"data": {"generated": {}, "split": {"validation_share": 0.5, "test_share": 0.5}}},
+            "'data.split.test_share' and 'validation_share' should leave rows to train on",
+        ),
+        ({"tuning": {"tables": [0.5, 0.1]}}, "'tuning.tables' should be a lowest and a highest rate"),
+        ({"tuning": {"tables": [0.5]}}, "'tuning.tables' should be a list of 2"),
+        (
+            {"grid": [{"kinds": ["mlett"], "output_dims": [2]}]},
+            "'grid[0].kinds[0]' should be 'direct', 'mlet'",
+        ),
+        (
+            {"grid": [{"kinds": ["mlet"]}]},
+            "missing key 'grid[0].output_dims'; it should be a list of at least 1",
+        ),
+        ({"grid": []}, "'grid' should be a list of at least 1"),
+    ],
+)
+def test_mistakes_of_a_sweep_name_the_key(changes, line):
+    with pytest.raises(InputError) as error:
+        from_mapping(SweepConfig, VALID[SweepConfig] | changes)
+    assert line in str(error.value) and "\n" not in str(error.value)
