@@ -118,7 +118,7 @@ class ModelConfig:
     direct_threshold: int | None = None
     bottom_units: tuple[int, ...] = (512, 256)
     top_units: tuple[int, ...] = (512, 256)
-    initialization: str = "authors"
+    initialization: str = "fixed_variance"
     mixed_precision: Literal["auto", "on", "off"] = "auto"
 
 

@@ -187,7 +187,7 @@ class GridConfig:
     hidden_scales: tuple[float | None, ...] = (None,)
     table_l2: tuple[float, ...] = (0.0,)
     projection_l2: tuple[float, ...] = (0.0,)
-    initializations: tuple[str, ...] = ("authors",)
+    initializations: tuple[str, ...] = ("fixed_variance",)
     optimizers: tuple[str, ...] = ("adagrad",)
     dtypes: tuple[Literal["float32", "mixed_bfloat16"], ...] = ("float32",)
     direct_threshold: int | None = None
