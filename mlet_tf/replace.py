@@ -132,16 +132,18 @@ def _ask(model: keras.Model, rule: Rule) -> dict[int, keras.layers.Layer]:
 class _Maker:
     """Makes layers again, with replacements in their places, and without weights for those there.
 
-    Most layers come from configurations. There a replacement is found as a shared object, which is how Keras
-    restores a layer that is held twice. Layers that constructors or `build` make are exchanged afterwards.
+    Layers come from configurations, the innermost first. Whatever is made already is found there as a shared object,
+    which is how Keras restores a layer that is held twice. Layers that constructors make are exchanged before
+    anything is built, those that `build` makes after it.
 
     Args:
         replacements: New layers by the ids of the old ones.
     """
 
     def __init__(self, replacements: dict[int, keras.layers.Layer]) -> None:
-        self._made = dict(replacements)
         self._replacements = replacements
+        self._made = dict(replacements)
+        self._pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
     def model(self, model: keras.Model, inputs: Any) -> keras.Model:
         """Makes a model again and builds it."""
@@ -153,7 +155,8 @@ class _Maker:
                     made.build_from_config(model.get_build_config())
                 if inputs is not None and not all(layer.built for layer in layers_of(made)):
                     call_model(made, inputs)
-                self._exchange(model, made)  # What `build` has made.
+                for pair in self._pairs:
+                    self._exchange(*pair)
         except (NotImplementedError, TypeError) as error:
             raise ValueError(
                 f"`model` should be one that can be made again from its `get_config()`. Received: "
@@ -168,12 +171,16 @@ class _Maker:
 
     def _again(self, layer: keras.layers.Layer) -> keras.layers.Layer:
         if id(layer) not in self._made:
+            for child in _children(layer):
+                if any(id(below) in self._replacements for below in layers_of(child)):
+                    self._again(child)
             made = self._from_config(layer)
             self._exchange(layer, made)
             if _is_graph(layer) and not self._has_replacements(layer, made):
                 # Its constructor has called the layers that should not be there.
                 made = keras.models.clone_model(layer, clone_function=self._again)
             self._made[id(layer)] = made
+            self._pairs.append((layer, made))
         return self._made[id(layer)]
 
     def _from_config(self, layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -189,8 +196,8 @@ class _Maker:
         return expected <= {id(layer) for layer in layers_of(target)}
 
     def _exchange(self, source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-        """Puts replacements into the attributes of a layer, and of those below it."""
-        if source is target or self._replacements.get(id(source)) is target:
+        """Puts what is made into the attributes of a layer; those of a graph are in its configuration."""
+        if _is_graph(source):
             return
         attributes = _attributes(target)
         for name, value in _attributes(source).items():
@@ -203,8 +210,11 @@ class _Maker:
     def _settled(self, value: Any, have: Any, changes: list[tuple]) -> Any:
         """Returns what an attribute should hold, given what it holds in the source, and notes the changes."""
         if isinstance(value, keras.layers.Layer) and isinstance(have, keras.layers.Layer):
-            settled = self._settled_layer(value, have)
+            # One that is the source's own was handed over by the configuration.
+            settled = self._again(value) if have is value else self._made.get(id(value), have)
             if settled is not have:
+                if id(value) in self._replacements:
+                    _require_same_arguments(value, have)
                 changes.append((have, settled))
             return settled
         if isinstance(value, list | tuple) and isinstance(have, list | tuple) and len(value) == len(have):
@@ -214,17 +224,6 @@ class _Maker:
             return {
                 key: self._settled(value[key], h, changes) if key in value else h for key, h in have.items()
             }
-        return have
-
-    def _settled_layer(self, value: keras.layers.Layer, have: keras.layers.Layer) -> keras.layers.Layer:
-        if id(value) in self._replacements:
-            if have is not self._replacements[id(value)]:
-                _require_same_arguments(value, have)
-            return self._replacements[id(value)]
-        # A layer that the configuration handed over, or a graph of layers that should not be there.
-        if have is value or (_is_graph(value) and not self._has_replacements(value, have)):
-            return self._again(value)
-        self._exchange(value, have)
         return have
 
 

@@ -99,9 +99,7 @@ def test_objects_in_configurations_and_shared_attributes():
     model(IDS)
     made = assert_replaced(model, IDS)
     assert made.part is made.again["part"] and made.part.name == "items"
-    assert [v.path.split("/")[-2] for v in made.variables] == ["items", made.again["dense"].name] * 1 + [
-        made.again["dense"].name
-    ]
+    assert [v.path.split("/")[-2] for v in made.variables] == ["items", *[made.again["dense"].name] * 2]
 
 
 def test_functional_models_with_constructors_of_their_own():
@@ -124,7 +122,7 @@ def test_any_layer_may_be_replaced_and_new_ones_are_built():
         asked.append(layer.name)
         if layer.name == "shared":
             return keras.layers.Dense(4, kernel_initializer="identity", name="shared")
-        return keras.layers.Rescaling(3.0, name="inner") if layer.name == "inner" else None
+        return keras.Sequential([keras.layers.Rescaling(3.0)], name="inner") if layer.name == "inner" else None
 
     made = replace_layers(model, rule)
     assert "below" not in asked and len(asked) == len(set(asked))
@@ -155,7 +153,7 @@ def test_collapse_holds_one_result_beside_the_model():
 
     ids = keras.Input((3,), dtype="int32")
     in_wrapper = keras.layers.TimeDistributed(Counted(20, 4, 8))(keras.layers.Reshape((3, 1))(ids))
-    functional = keras.Model(ids, in_wrapper[:, :, 0] + Counted(20, 4, 8)(ids))
+    functional = keras.Model(ids, in_wrapper[:, :, 0] + Counted(20, 4, 8)(ids) + Made()(ids))
     for model in (Made(), functional):
         model(IDS)
         made.clear()
