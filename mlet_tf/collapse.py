@@ -22,9 +22,7 @@ def collapse_model(
     """Returns a model without factors that computes what the trained one does.
 
     Each `MLETEmbedding` becomes a `keras.layers.Embedding` and each `EmbeddingCollection` one of direct tables,
-    wherever they are: in functional, Sequential, nested or subclassed models, shared or not. All other layers
-    are made anew from their configurations and take over their weights. The trained model is not touched. The
-    result is not compiled.
+    wherever they are, see `replace_layers`. The trained model is not touched. The result is not compiled.
 
     Effective tables are computed and written in blocks of rows. Afterwards both models are run on the same
     inputs. Where there are none, every embedding is compared on random ids, and the models are too if inputs
@@ -43,7 +41,7 @@ def collapse_model(
         The collapsed model.
 
     Raises:
-        InputError: A table has weights which are not finite; its name is in the message. Or the model gives
+        InputError: A table has weights that are not finite; its name is in the message. Or the model gives
             NaN for `inputs`.
         ValueError: The model cannot be made again from its configuration, or its outputs differ.
 
@@ -56,12 +54,12 @@ def collapse_model(
     def collapsed_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
         if not isinstance(layer, MLETEmbedding | EmbeddingCollection):
             return None
-        _warn_if_larger(layer)
         pairs.append((layer, layer.collapse(block_rows)))
         return pairs[-1][1]
 
     collapsed = replace_layers(model, collapsed_layer, inputs)
     for trained, plain in pairs:
+        _warn_if_larger(trained)
         _check_equal(trained, plain, _random_ids(trained), tolerance)
     inputs = _made_up_inputs(model) if inputs is None else inputs
     if inputs is not None:
@@ -84,7 +82,7 @@ def collapse_report(model: keras.Model, *, block_rows: int = BLOCK_ROWS) -> list
         the rows of the table, which the collapse leaves behind; 0 where the model is not compiled.
 
     Raises:
-        InputError: A table has weights which are not finite.
+        InputError: A table has weights that are not finite.
     """
     records, seen = [], set()
     for factorization in _factorizations(model):
@@ -152,7 +150,7 @@ def _warn_if_larger(layer: MLETEmbedding | EmbeddingCollection) -> None:
             warnings.warn(
                 f"Table {factorization.name} grows when it is collapsed: its hidden dimension is "
                 f"{factorization.hidden_dim}, its embedding dimension {factorization.output_dim}",
-                stacklevel=5,
+                stacklevel=3,
             )
 
 

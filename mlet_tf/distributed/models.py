@@ -17,11 +17,11 @@ def build_sharded_dlrm(
     """Makes what `build_dlrm` makes, of the same initial values, with this process's share of the tables.
 
     Args:
-        num_dense: See `build_dlrm`.
-        features: See `build_dlrm`.
+        num_dense: Width of `dense_features`.
+        features: The categorical features, without combiners.
         workers: The processes. Their optimizer should be `averaged`.
-        *args: See `build_dlrm`.
-        **kwargs: See `build_dlrm`; embedding options are those of `RowShardedEmbeddings`.
+        *args: Further arguments of `build_dlrm`.
+        **kwargs: Further arguments of `build_dlrm`; embedding options are those of `RowShardedEmbeddings`.
 
     Returns:
         The model, not compiled. It is not saved as it is: see `gather_model`.

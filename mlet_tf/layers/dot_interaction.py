@@ -37,7 +37,6 @@ class DotInteraction(keras.layers.Layer):
     """
 
     def __init__(self, self_interaction: bool = False, **kwargs: Any) -> None:
-        """See the class."""
         super().__init__(**kwargs)
         self.self_interaction = bool(self_interaction)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,14 +21,15 @@ class Factorization:
 
     Attributes:
         name: Name for messages and reports.
-        table: Variable which holds the rows of `W1`, or of `E` where there are no projections.
+        table: Variable or tensor of the rows of `W1`, or of `E` where there are no projections; or a layer that
+            looks them up.
         offset: First row in the variable.
         rows: `V`.
         projections: The small factors.
     """
 
     name: str
-    table: keras.Variable
+    table: Any
     offset: int
     rows: int
     projections: tuple[np.ndarray, ...]
@@ -105,7 +107,7 @@ def entropy_rank(singular_values: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def read_rows(table: keras.Variable, low: int, high: int) -> np.ndarray:
+def read_rows(table: Any, low: int, high: int) -> np.ndarray:
     """Returns rows `low ... high - 1` without touching the others."""
     return ops.convert_to_numpy(gather_rows(table, ops.arange(low, high, dtype="int32")))
 

@@ -122,7 +122,9 @@ def test_any_layer_may_be_replaced_and_new_ones_are_built():
         asked.append(layer.name)
         if layer.name == "shared":
             return keras.layers.Dense(4, kernel_initializer="identity", name="shared")
-        return keras.Sequential([keras.layers.Rescaling(3.0)], name="inner") if layer.name == "inner" else None
+        return (
+            keras.Sequential([keras.layers.Rescaling(3.0)], name="inner") if layer.name == "inner" else None
+        )
 
     made = replace_layers(model, rule)
     assert "below" not in asked and len(asked) == len(set(asked))
