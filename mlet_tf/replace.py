@@ -233,7 +233,9 @@ def _children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 def _is_graph(layer: keras.layers.Layer) -> bool:
     """Whether a model is functional or Sequential: its layers are called by a graph, not by its attributes."""
-    return isinstance(layer, keras.Sequential) or hasattr(layer, "operations")
+    return isinstance(layer, keras.Sequential) or isinstance(
+        getattr(type(layer), "operations", None), property
+    )
 
 
 def _names(layers: list[keras.layers.Layer]) -> str:
@@ -248,7 +250,7 @@ def _attributes(layer: keras.layers.Layer) -> dict[str, Any]:
 
 @functools.cache
 def _base_attributes() -> frozenset[str]:
-    return frozenset(vars(keras.Model(name="base")))  # Unnamed, it would count.
+    return frozenset(vars(keras.Model(name="base")))  # Named, or the names of later models would move on.
 
 
 def _plain_type(value: list | tuple) -> type:
@@ -261,9 +263,8 @@ def _set_attribute(
     value: Any,
     changes: list[tuple[keras.layers.Layer, keras.layers.Layer]],
 ) -> None:
-    tracker = (
-        layer._tracker
-    )  # Keras has no public way to give up a layer, nor to keep its place in the order.
+    # Keras has no public way to give up a layer, nor to keep its place in the order of the weights.
+    tracker = layer._tracker
     for old, new in changes:
         if tracker.is_in_store("layers", old):
             tracker.replace_tracked_value("layers", old, new)

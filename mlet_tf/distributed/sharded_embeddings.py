@@ -158,7 +158,7 @@ class RowShardedEmbeddings(keras.layers.Layer):
             low = 0
             for block in self._whole_blocks(feature.name, block_rows):
                 if target is not None:
-                    write_rows(target.table, [block], target.offset + low)
+                    write_rows(target.table, [block], target.offset + low, len(block))
                 low += len(block)
         if whole is not None:
             for own, other in zip(self._local.projections, whole.projections, strict=True):
@@ -195,5 +195,6 @@ class RowShardedEmbeddings(keras.layers.Layer):
             while low < rows:
                 block = next(blocks)
                 first = (rank - low) % size
-                write_rows(table, [block[first::size]], offset + (low + first) // size)
+                own = block[first::size]
+                write_rows(table, [own], offset + (low + first) // size, len(own))
                 low += len(block)

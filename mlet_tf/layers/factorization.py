@@ -121,7 +121,7 @@ def write_rows(
         table: The variable.
         blocks: The rows in blocks, top to bottom.
         low: First row.
-        rows: Number of rows, None for all from `low` on.
+        rows: Number of rows in all blocks; None for all of the variable from `low` on.
     """
     rows = table.shape[0] - low if rows is None else rows
     if writes_in_place():
