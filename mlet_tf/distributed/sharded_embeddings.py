@@ -138,11 +138,11 @@ class RowShardedEmbeddings(keras.layers.Layer):
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments of the `EmbeddingCollection` that `gather` makes; a process cannot be written down."""
+        """Returns the arguments of the whole `EmbeddingCollection`; the processes are not among them."""
         return dict(self._whole_config)
 
     def gather(self, block_rows: int = BLOCK_ROWS) -> EmbeddingCollection | None:
-        """Gathers all rows into a collection of whole tables; every process has to call it.
+        """Gathers all rows in one collection; every process has to call it.
 
         Args:
             block_rows: Rows of each process that are sent at a time.

@@ -28,13 +28,13 @@ class MLETEmbedding(SingleEmbedding):
     """Embedding whose table is a product of matrices while it is trained.
 
     The embedding of id `i` is `W1[i] @ W2`, with a table `W1: [V, k]` and a projection `W2: [k, d]`. Only
-    the gathered rows are multiplied, never `W1 @ W2`. After training, `collapse()` gives the
-    `keras.layers.Embedding` of `E = W1 @ W2: [V, d]` that computes the same. A sequence of hidden dimensions
-    makes a longer chain, `W1[i] @ P1 @ P2 ...`, without non-linearities, which collapses just the same.
+    the gathered rows are multiplied, never `W1 @ W2`. After training, `collapse()` returns a
+    `keras.layers.Embedding` with the table `E = W1 @ W2: [V, d]`, which computes the same. A sequence of hidden
+    dimensions makes a longer chain, `W1[i] @ P1 @ P2 ...`, without non-linearities, which collapses alike.
 
     Weights are kept in the variable dtype; rows are cast to the compute dtype after they are gathered. On
-    TensorFlow the gradient of the table are IndexedSlices, with no row twice where ids are de-duplicated.
-    Pair the layer with an optimizer of `mlet_tf.optimizers`, because Keras's own ones make them dense.
+    TensorFlow the gradient of the table is IndexedSlices, without duplicate rows where ids are de-duplicated.
+    Use an optimizer of `mlet_tf.optimizers`: those of Keras make the gradient dense.
 
     Args:
         input_dim: Vocabulary size `V`.

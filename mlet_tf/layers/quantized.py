@@ -193,7 +193,7 @@ class QuantizedEmbeddingCollection(EmbeddingCollection):
         return {**super().get_config(), "table_dtype": self.table_dtype}
 
     def write_quantized(self, collapsed: EmbeddingCollection, block_rows: int = BLOCK_ROWS) -> None:
-        """Takes over the tables of a collapsed collection, in blocks of rows.
+        """Quantises the tables of a collapsed collection into this one, in blocks of rows.
 
         Raises:
             InputError: A weight is not finite, or too large for float16.
@@ -208,7 +208,7 @@ class QuantizedEmbeddingCollection(EmbeddingCollection):
             table.write(parts[0].name, blocks)
 
     def collapse(self, block_rows: int = BLOCK_ROWS) -> EmbeddingCollection:
-        """There is nothing to collapse.
+        """Raises an error: the tables are collapsed already.
 
         Raises:
             InputError: Always.
