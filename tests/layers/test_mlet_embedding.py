@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlet_tf.errors import InputError
-from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, MLETEmbedding, variable_role
-from mlet_tf.layers.initializers import INITIALIZATIONS
+from mlet_tf.layers import MLETEmbedding, variable_role
 
 BACKEND = keras.backend.backend()
 ON_TENSORFLOW = BACKEND == "tensorflow"
@@ -401,47 +400,6 @@ def test_sparse_ids_are_read_as_keras_reads_them(to_numpy):
             layer(sparse_of(dense * 5))
 
 
-WITH_SEED = [
-    (None, None),
-    (keras.initializers.RandomNormal(seed=7), keras.initializers.RandomNormal(seed=7)),
-    (None, keras.initializers.GlorotUniform(seed=7)),
-    (None, keras.initializers.RandomUniform()),
-    (None, keras.initializers.Orthogonal(seed=keras.random.SeedGenerator(7))),
-    (keras.initializers.VarianceScaling(seed=3), keras.initializers.RandomNormal(seed=3)),
-]
-
-
-@pytest.mark.parametrize(("table", "projection"), WITH_SEED)
-def test_no_two_weights_start_equal(table, projection):
-    """Links of one shape had the same values, as one initialiser object made them all."""
-    layer = built(6, 6, (6, 6, 6), table_initializer=table, projection_initializer=projection)
-    assert_distinct(layer)
-    if projection is not None and isinstance(getattr(projection, "seed", None), int):
-        again = built(6, 6, (6, 6, 6), projection_initializer=projection)
-        other = built(6, 6, (6, 6, 6), projection_initializer=projection)
-        seeded = projection.get_config()["seed"] is not None
-        for one, two in zip(again.projections, other.projections, strict=True):
-            same = np.array_equal(*(keras.ops.convert_to_numpy(x) for x in (one, two)))
-            assert same == seeded
-
-
-def test_no_two_weights_of_other_layers_start_equal():
-    features = [EmbeddingFeature(name, 6) for name in "abc"] + [EmbeddingFeature("d", 6, hidden_dim=0)]
-    for name in INITIALIZATIONS:
-        layer = EmbeddingCollection(features, 6, (6, 6, 6), direct_threshold=0, initialization=name)
-        layer.build()
-        assert_distinct(layer)
-        factors = [f for feature in features for f in (layer.factorization(feature.name),)]
-        tables = [next(f.iter_table()) for f in factors]
-        links = [link for f in factors for link in f.projections]
-        assert_all_differ([*tables, *links])
-
-
-def test_initialization_of_older_files_is_known():
-    layer = MLETEmbedding.from_config({**MLETEmbedding(5, 2, 3).get_config(), "initialization": "authors"})
-    assert layer.initialization == "fixed_variance"
-
-
 def sparse_of(dense):
     if ON_TENSORFLOW:
         import tensorflow as tf
@@ -450,14 +408,3 @@ def sparse_of(dense):
     from jax.experimental.sparse import BCOO
 
     return BCOO.fromdense(dense)
-
-
-def assert_distinct(layer):
-    assert_all_differ([keras.ops.convert_to_numpy(weight) for weight in layer.weights])
-
-
-def assert_all_differ(values):
-    for i, one in enumerate(values):
-        for other in values[:i]:
-            if one.shape == other.shape:
-                assert np.abs(one - other).max() > 1e-3
