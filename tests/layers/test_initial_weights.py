@@ -1,4 +1,4 @@
-"""Initial weights: no two of a layer are equal."""
+"""Initial weights: their distributions, and no two of a layer are equal."""
 
 import keras
 import numpy as np
@@ -12,6 +12,27 @@ def chain(*args, **kwargs):
     layer = MLETEmbedding(*args, **kwargs)
     layer.build()
     return layer
+
+
+def test_initializations_have_the_stated_distributions():
+    keras.utils.set_random_seed(0)
+    for name, deviation in (("fixed_variance", 0.25), ("variance_preserving", 32**-0.5)):
+        layer = chain(4000, 16, 32, initialization=name)
+        table, projection = (keras.ops.convert_to_numpy(v) for v in layer.weights)
+        limit = 4000**-0.5
+        assert np.abs(table).max() <= limit
+        assert table.std() == pytest.approx(limit / 3**0.5, rel=0.02)
+        assert abs(table.mean()) < 0.01 * limit
+        assert projection.std() == pytest.approx(deviation, rel=0.15)
+    layer = chain(4000, 16, (32, 8), initialization="orthogonal")
+    first, second = (keras.ops.convert_to_numpy(v) for v in layer.projections)
+    np.testing.assert_allclose(first.T @ first, np.eye(8), atol=1e-5)
+    np.testing.assert_allclose(second @ second.T, np.eye(8), atol=1e-5)
+    again = []
+    for _ in range(2):
+        keras.utils.set_random_seed(5)
+        again.append(chain(7, 2, 3).effective_table())
+    np.testing.assert_array_equal(*again)
 
 
 WITH_SEED = [
