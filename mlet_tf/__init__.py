@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from mlet_tf.collapse import collapse_model, collapse_report
     from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, MLETEmbedding
     from mlet_tf.quantize import quantization_report, quantize_model
+    from mlet_tf.replace import replace_layers
 
-_MODULES = ("mlet_tf.layers", "mlet_tf.collapse", "mlet_tf.quantize")
+_MODULES = ("mlet_tf.layers", "mlet_tf.collapse", "mlet_tf.quantize", "mlet_tf.replace")
 
 __all__ = [
     "EmbeddingCollection",
@@ -29,6 +30,7 @@ __all__ = [
     "collapse_report",
     "quantization_report",
     "quantize_model",
+    "replace_layers",
 ]
 
 

@@ -8,11 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from mlet_tf._remake import call, copy_state, flatten, remake, require_built, require_weights
 from mlet_tf.errors import InputError
 from mlet_tf.layers import EmbeddingCollection, MLETEmbedding
-from mlet_tf.layers.collapsing import collapsing
-from mlet_tf.layers.factors import BLOCK_ROWS, Factorization, entropy_rank
+from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization, entropy_rank
+from mlet_tf.replace import call_model, layers_of, replace_layers
 
 _PROBE_ROWS = 64
 
@@ -23,9 +22,7 @@ def collapse_model(
     """Returns a model without factors that computes what the trained one does.
 
     Each `MLETEmbedding` becomes a `keras.layers.Embedding` and each `EmbeddingCollection` one of direct tables,
-    wherever they are: in functional, Sequential, nested or subclassed models, shared or not. All other layers
-    are made anew from their configurations and take over their weights. The trained model is not touched. The
-    result is not compiled.
+    wherever they are, see `replace_layers`. The trained model is not touched. The result is not compiled.
 
     Effective tables are computed and written in blocks of rows. Afterwards both models are run on the same
     inputs. Where there are none, every embedding is compared on random ids, and the models are too if inputs
@@ -44,7 +41,7 @@ def collapse_model(
         The collapsed model.
 
     Raises:
-        InputError: A table has weights which are not finite; its name is in the message. Or the model gives
+        InputError: A table has weights that are not finite; its name is in the message. Or the model gives
             NaN for `inputs`.
         ValueError: The model cannot be made again from its configuration, or its outputs differ.
 
@@ -52,20 +49,18 @@ def collapse_model(
         >>> served = collapse_model(model)
         >>> served.save("served.keras")
     """
-    require_built(model)
-    with collapsing():
-        collapsed = remake(model, inputs=inputs)
-    pairs = list(_pairs(model, collapsed))
-    require_weights(pairs)
+    pairs = []
+
+    def collapsed_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+        if not isinstance(layer, MLETEmbedding | EmbeddingCollection):
+            return None
+        pairs.append((layer, layer.collapse(block_rows)))
+        return pairs[-1][1]
+
+    collapsed = replace_layers(model, collapsed_layer, inputs)
     for trained, plain in pairs:
-        if isinstance(trained, MLETEmbedding | EmbeddingCollection):
-            _warn_if_larger(trained)
-            trained.write_collapsed(plain, block_rows)
-        else:
-            copy_state(trained, plain)
-    for trained, plain in pairs:
-        if isinstance(trained, MLETEmbedding | EmbeddingCollection):
-            _check_equal(trained, plain, _random_ids(trained), tolerance)
+        _warn_if_larger(trained)
+        _check_equal(trained, plain, _random_ids(trained), tolerance)
     inputs = _made_up_inputs(model) if inputs is None else inputs
     if inputs is not None:
         _check_equal(model, collapsed, inputs, tolerance)
@@ -87,7 +82,7 @@ def collapse_report(model: keras.Model, *, block_rows: int = BLOCK_ROWS) -> list
         the rows of the table, which the collapse leaves behind; 0 where the model is not compiled.
 
     Raises:
-        InputError: A table has weights which are not finite.
+        InputError: A table has weights that are not finite.
     """
     records, seen = [], set()
     for factorization in _factorizations(model):
@@ -141,40 +136,11 @@ def _max_abs_difference(factorization: Factorization, block_rows: int) -> float:
 
 
 def _factorizations(model: keras.Model) -> Iterator[Factorization]:
-    for layer in flatten(model):
+    for layer in layers_of(model):
         if isinstance(layer, MLETEmbedding):
             yield layer.factorization()
         elif isinstance(layer, EmbeddingCollection):
             yield from layer.factorizations()
-
-
-def _pairs(
-    model: keras.Model, collapsed: keras.Model
-) -> Iterator[tuple[keras.layers.Layer, keras.layers.Layer]]:
-    """Yields the layers of both models side by side, each once; those of a factorised layer have no match."""
-    trained, plain = flatten(model), flatten(collapsed)
-    alike = len(trained) == len(plain) and all(map(_corresponds, trained, plain))
-    if not alike:
-        raise ValueError(
-            "`model` should make the same layers again from its `get_config()`. Received: "
-            f"'{model.name}' with {_names(trained)}, from which came {_names(plain)}"
-        )
-    yield from zip(trained, plain, strict=True)
-
-
-def _names(layers: list[keras.layers.Layer]) -> list[str]:
-    return [f"{type(layer).__name__} {layer.name}" for layer in layers]
-
-
-def _corresponds(trained: keras.layers.Layer, plain: keras.layers.Layer) -> bool:
-    if isinstance(trained, MLETEmbedding):
-        sizes = (trained.input_dim, trained.output_dim)
-        return isinstance(plain, keras.layers.Embedding) and (plain.input_dim, plain.output_dim) == sizes
-    if isinstance(trained, EmbeddingCollection):
-        tables = [(f.name, f.input_dim) for f in trained.features]
-        same = isinstance(plain, EmbeddingCollection) and plain.output_dim == trained.output_dim
-        return same and [(f.name, f.input_dim) for f in plain.features] == tables
-    return type(trained) is type(plain)
 
 
 def _warn_if_larger(layer: MLETEmbedding | EmbeddingCollection) -> None:
@@ -213,7 +179,7 @@ def _random_inputs(model: keras.Model) -> Any | None:
         specs = model.input
     except (AttributeError, ValueError):  # Neither functional nor a built Sequential model.
         return None
-    layers = flatten(model)
+    layers = layers_of(model)
     limits = [x.input_dim for x in layers if isinstance(x, MLETEmbedding | keras.layers.Embedding)]
     limits += [f.input_dim for x in layers if isinstance(x, EmbeddingCollection) for f in x.features]
     if any(spec.dtype == "string" or None in spec.shape[1:] for spec in keras.tree.flatten(specs)):
@@ -230,9 +196,9 @@ def _random_inputs(model: keras.Model) -> Any | None:
 
 
 def _check_equal(trained: Any, plain: Any, inputs: Any, tolerance: float | None) -> None:
-    expected = keras.tree.flatten(call(trained, inputs))
-    received = keras.tree.flatten(call(plain, inputs))
-    half = any(layer.compute_dtype in ("float16", "bfloat16") for layer in flatten(trained))
+    expected = keras.tree.flatten(call_model(trained, inputs))
+    received = keras.tree.flatten(call_model(plain, inputs))
+    half = any(layer.compute_dtype in ("float16", "bfloat16") for layer in layers_of(trained))
     allowed = tolerance if tolerance is not None else 0.05 if half else 1e-5
     for one, other in zip(expected, received, strict=True):
         before, after = _as_float32(one), _as_float32(other)

@@ -2,8 +2,10 @@
 
 from typing import Literal, get_args
 
-Initialization = Literal["authors", "variance_preserving", "orthogonal"]
+Initialization = Literal["fixed_variance", "variance_preserving", "orthogonal"]
 INITIALIZATIONS: tuple[Initialization, ...] = get_args(Initialization)
+# Older configurations, records and .keras files call the first one after the authors of the MLET paper.
+RENAMED_INITIALIZATIONS: dict[str, Initialization] = {"authors": "fixed_variance"}
 
 Metric = Literal["auc", "logloss", "calibration", "normalized_entropy"]
 

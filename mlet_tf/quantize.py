@@ -1,33 +1,28 @@
 """Quantisation: a collapsed model with tables in a narrow dtype."""
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from mlet_tf._remake import copy_state, flatten, remake, require_built, require_weights
 from mlet_tf.errors import InputError
 from mlet_tf.layers import EmbeddingCollection, MLETEmbedding
-from mlet_tf.layers.factors import BLOCK_ROWS, Factorization
+from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization
 from mlet_tf.layers.quantized import (
     QuantizedEmbedding,
     QuantizedEmbeddingCollection,
     validate_table_dtype,
 )
-
-# What a QuantizedEmbedding takes over from the configuration of a Keras Embedding.
-_EMBEDDING_KEYS = ("name", "trainable", "dtype", "input_dim", "output_dim", "mask_zero")
+from mlet_tf.replace import layers_of, paired_layers, replace_layers
 
 
 def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int = BLOCK_ROWS) -> keras.Model:
     """Returns a model whose embedding tables take a half or a quarter of the bytes, and which is only served.
 
     Each `keras.layers.Embedding` becomes a `QuantizedEmbedding` and each `EmbeddingCollection` a
-    `QuantizedEmbeddingCollection`, in functional, Sequential and nested models, DLRMs, and whatever other models
-    hold their layers in their configuration. All other layers are made anew and take over their weights. The
-    given model is not touched. Tables are read and written in blocks of rows. A SavedModel of the result has
-    stock TensorFlow operations only.
+    `QuantizedEmbeddingCollection`, wherever they are, see `replace_layers`. LoRA factors that Keras has added to an
+    embedding are multiplied in. The given model is not touched. Tables are read and written in blocks of rows. A
+    SavedModel of the result has stock TensorFlow operations only.
 
     Args:
         model: A model without factors, such as `collapse_model` gives.
@@ -38,29 +33,25 @@ def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int =
         The quantised model, not compiled.
 
     Raises:
-        InputError: A table is still factorised, has values which are not finite or too large for float16, or
-            there is none; the message names it.
+        InputError: A table is still factorised, is quantised already, has values that are not finite or too large
+            for float16, or is that of a subclass; or there is none. The message names the layer.
         ValueError: The model cannot be made again from its configuration.
 
     Example:
         >>> served = quantize_model(collapse_model(model), "int8")
         >>> served.save("served.keras")
     """
-    require_built(model)
     validate_table_dtype(dtype)
     _require_plain(model)
-    quantized = remake(model, lambda config: _with_narrow_tables(config, dtype))
-    pairs = list(_pairs(model, quantized))
-    require_weights(pairs)
-    for plain, narrow in pairs:
-        if isinstance(plain, EmbeddingCollection):
-            narrow.write_quantized(plain, block_rows)
-        elif isinstance(plain, keras.layers.Embedding):
-            rows = _rows_of(plain)
-            narrow.write(plain.name, lambda rows=rows: rows.iter_effective_table(block_rows))
-        else:
-            copy_state(plain, narrow)
-    return quantized
+
+    def narrow_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+        if isinstance(layer, EmbeddingCollection):
+            return _narrow_collection(layer, dtype, block_rows)
+        if isinstance(layer, keras.layers.Embedding):
+            return _narrow_embedding(layer, dtype, block_rows)
+        return None
+
+    return replace_layers(model, narrow_layer)
 
 
 def quantization_report(
@@ -78,7 +69,7 @@ def quantization_report(
         `table_dtype`, `bytes_before`, `bytes_after`, and `max_abs_difference` over all values.
     """
     records = []
-    for plain, narrow in _pairs(model, quantized):
+    for plain, narrow in paired_layers(model, quantized, _is_embedding):
         if isinstance(plain, EmbeddingCollection):
             parts = zip(plain.factorizations(), narrow.factorizations(), strict=True)
             records += [_record(*part, narrow.table_dtype, block_rows) for part in parts]
@@ -91,7 +82,8 @@ def quantization_report(
 def _record(plain: Factorization, narrow: Factorization, table_dtype: str, block_rows: int) -> dict[str, Any]:
     pairs = zip(plain.iter_table(block_rows), narrow.iter_table(block_rows), strict=True)
     difference = max(float(np.abs(x.astype("float64") - y.astype("float64")).max()) for x, y in pairs)
-    itemsize = 2 if plain.table.dtype == "bfloat16" else np.dtype(plain.table.dtype).itemsize
+    dtype = keras.backend.standardize_dtype(plain.table.dtype)
+    itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
     return {
         "name": plain.name,
         "rows": plain.rows,
@@ -103,12 +95,42 @@ def _record(plain: Factorization, narrow: Factorization, table_dtype: str, block
     }
 
 
+def _narrow_collection(
+    layer: EmbeddingCollection, table_dtype: str, block_rows: int
+) -> QuantizedEmbeddingCollection:
+    narrow = QuantizedEmbeddingCollection.from_config({**layer.get_config(), "table_dtype": table_dtype})
+    narrow.build()
+    narrow.write_quantized(layer, block_rows)
+    return narrow
+
+
+def _narrow_embedding(layer: keras.layers.Embedding, table_dtype: str, block_rows: int) -> QuantizedEmbedding:
+    narrow = QuantizedEmbedding(
+        layer.input_dim,
+        layer.output_dim,
+        table_dtype,
+        layer.mask_zero,
+        name=layer.name,
+        trainable=layer.trainable,
+        dtype=layer.dtype_policy,
+    )
+    narrow.build()
+    rows = _rows_of(layer)
+    narrow.write(layer.name, lambda: rows.iter_effective_table(block_rows))
+    return narrow
+
+
 def _rows_of(layer: keras.layers.Embedding) -> Factorization:
+    """The rows that a layer of Keras looks up, with LoRA factors multiplied in."""
     return Factorization(layer.name, layer.embeddings, 0, layer.input_dim, ())
 
 
+def _is_embedding(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, EmbeddingCollection | keras.layers.Embedding)
+
+
 def _require_plain(model: keras.Model) -> None:
-    layers = flatten(model)
+    layers = layers_of(model)
     for layer in layers:
         if isinstance(layer, QuantizedEmbedding | QuantizedEmbeddingCollection):
             raise InputError(
@@ -119,59 +141,20 @@ def _require_plain(model: keras.Model) -> None:
                 f"Layer '{layer.name}': expected a collapsed model, see `collapse_model`. "
                 "Received: a table that is a product"
             )
-    if not any(isinstance(layer, EmbeddingCollection | keras.layers.Embedding) for layer in layers):
+        if _is_embedding(layer):
+            _require_known(layer)
+    if not any(map(_is_embedding, layers)):
         raise InputError(f"Model '{model.name}': expected an embedding table. Received: none")
 
 
-def _with_narrow_tables(config: Any, table_dtype: str) -> Any:
-    """The configuration of a model with the quantised layers in the place of the others."""
-    if isinstance(config, list | tuple):
-        return type(config)(_with_narrow_tables(item, table_dtype) for item in config)
-    if not isinstance(config, Mapping):
-        return config
-    config = {key: _with_narrow_tables(value, table_dtype) for key, value in config.items()}
-    if config.get("registered_name") == "mlet_tf>EmbeddingCollection":
-        return {
-            **config,
-            **_named(QuantizedEmbeddingCollection, {**config["config"], "table_dtype": table_dtype}),
-        }
-    if config.get("class_name") == "Embedding" and str(config.get("module")).startswith("keras"):
-        kept = {key: config["config"][key] for key in _EMBEDDING_KEYS}
-        return {**config, **_named(QuantizedEmbedding, {**kept, "table_dtype": table_dtype})}
-    return config
-
-
-def _named(kind: type[keras.layers.Layer], config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "module": kind.__module__,
-        "class_name": kind.__name__,
-        "registered_name": f"mlet_tf>{kind.__name__}",
-        "config": config,
-    }
-
-
-def _pairs(
-    model: keras.Model, quantized: keras.Model
-) -> Iterator[tuple[keras.layers.Layer, keras.layers.Layer]]:
-    """Yields the layers of both models side by side; the parts of a quantised collection have no match."""
-    parts = {
-        id(table)
-        for layer in flatten(quantized)
-        if isinstance(layer, QuantizedEmbeddingCollection)
-        for table in layer.tables
-    }
-    plain, narrow = flatten(model), [layer for layer in flatten(quantized) if id(layer) not in parts]
-    if len(plain) != len(narrow) or not all(map(_corresponds, plain, narrow)):
-        raise ValueError(
-            "`model` should hold its embedding layers in its `get_config()`, so that others can take their place. "
-            f"Received: '{model.name}' with {[x.name for x in plain]}, from which came {[x.name for x in narrow]}"
+def _require_known(layer: keras.layers.Layer) -> None:
+    """Raises InputError for layers whose outputs may be others than their rows."""
+    if type(layer) not in (EmbeddingCollection, keras.layers.Embedding):
+        raise InputError(
+            f"Layer '{layer.name}': expected a keras.layers.Embedding or an EmbeddingCollection, as a subclass may "
+            f"compute something else. Received: {type(layer).__name__}"
         )
-    yield from zip(plain, narrow, strict=True)
-
-
-def _corresponds(plain: keras.layers.Layer, narrow: keras.layers.Layer) -> bool:
-    if isinstance(plain, EmbeddingCollection):
-        return isinstance(narrow, QuantizedEmbeddingCollection) and plain.features == narrow.features
-    if isinstance(plain, keras.layers.Embedding):
-        return isinstance(narrow, QuantizedEmbedding) and narrow.shape == (plain.input_dim, plain.output_dim)
-    return type(plain) is type(narrow)
+    if mode := getattr(layer, "quantization_mode", None):
+        raise InputError(
+            f"Layer '{layer.name}': expected float tables. Received: {mode} tables, made by Keras"
+        )

@@ -168,7 +168,7 @@ def _model_nodes(
         code_version=code_version(
             "mlet_tf.components.weight_collapser",
             "mlet_tf.features.records",
-            "mlet_tf._remake",
+            "mlet_tf.replace",
             "mlet_tf.collapse",
             "mlet_tf.quantize",
             *_MODEL_CODE,

@@ -5,8 +5,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from mlet_tf.config.base import Group, GroupError
-from mlet_tf.config.types import Dim, Items, TableRows
-from mlet_tf.names import INITIALIZATIONS, Initialization
+from mlet_tf.config.types import Dim, InitializationName, Items, TableRows
+from mlet_tf.names import INITIALIZATIONS
 
 
 class ModelConfig(Group):
@@ -25,7 +25,7 @@ class ModelConfig(Group):
     top_units: Items[Dim] = Field(
         (512, 256), max_length=32, description="Widths of the top MLP, before the logit."
     )
-    initialization: Initialization = Field(
+    initialization: InitializationName = Field(
         INITIALIZATIONS[0],
         description="Named initialisation of the factors, see `mlet_tf.layers.MLETEmbedding`.",
     )

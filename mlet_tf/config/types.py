@@ -2,7 +2,9 @@
 
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, Field, Strict, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
+
+from mlet_tf.names import RENAMED_INITIALIZATIONS, Initialization
 
 T = TypeVar("T")
 
@@ -16,6 +18,11 @@ def _each_once(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
+def _todays_name(value: object) -> object:
+    return RENAMED_INITIALIZATIONS.get(value, value) if isinstance(value, str) else value
+
+
+InitializationName = Annotated[Initialization, BeforeValidator(_todays_name)]
 Text = Annotated[
     str,
     StringConstraints(pattern=rf"^{_PRINTABLE}+$"),

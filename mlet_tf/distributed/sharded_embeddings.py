@@ -10,7 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from mlet_tf.distributed.workers import Workers
-from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, factors
+from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
+from mlet_tf.layers.factorization import BLOCK_ROWS, write_rows
+from mlet_tf.layers.ids import as_ids, guard_ids
 from mlet_tf.layers.initializers import RowScaledUniform
 
 
@@ -57,10 +59,9 @@ class RowShardedEmbeddings(keras.layers.Layer):
         direct_threshold: int | None = None,
         *,
         workers: Workers,
-        initialization: str = "authors",
+        initialization: str = "fixed_variance",
         **kwargs: Any,
     ) -> None:
-        """See the class."""
         super().__init__(**kwargs)
         self.autocast = False  # Ids which arrive as floats would lose digits.
         if bags := [feature.name for feature in features if feature.combiner]:
@@ -70,16 +71,26 @@ class RowShardedEmbeddings(keras.layers.Layer):
         self._rows = np.asarray([feature.input_dim for feature in features], "int64")
         # One more: where the ids of other processes go.
         self._local_rows = -(-self._rows // workers.size) + 1
-        chain = None if hidden_dim is None else factors.hidden_chain(hidden_dim)
+        # Without weights: it says which features are direct, and what `gather` fills.
+        whole = EmbeddingCollection(
+            features,
+            output_dim,
+            hidden_dim,
+            direct_threshold,
+            initialization=initialization,
+            dtype=self.dtype_policy,
+            name=self.name,
+        )
+        self._whole_config = whole.get_config()
         self._local = EmbeddingCollection(
             [
                 dataclasses.replace(
-                    feature, input_dim=int(rows), hidden_dim=_hidden(feature, chain, direct_threshold)
+                    feature, input_dim=int(rows), hidden_dim=whole.hidden_dims_of(feature.name) or 0
                 )
                 for feature, rows in zip(features, self._local_rows, strict=True)
             ],
             output_dim,
-            chain,
+            hidden_dim,
             direct_threshold=0,
             initialization=initialization,
             dtype=self.dtype_policy,
@@ -103,8 +114,8 @@ class RowShardedEmbeddings(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Returns the embeddings of all features."""
-        ids = factors.as_ids(inputs)
-        ids, _ = factors.guard_ids(ids, self._rows.tolist(), [f.name for f in self.features], "error")
+        ids = as_ids(inputs)
+        ids, _ = guard_ids(ids, self._rows.tolist(), [f.name for f in self.features], "error")
         size, rank = self._workers.size, self._workers.rank
 
         @tf.custom_gradient
@@ -126,33 +137,38 @@ class RowShardedEmbeddings(keras.layers.Layer):
         shape = (inputs.shape[0], len(self.features), self._local.output_dim)
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
-    def write_whole(self, whole: EmbeddingCollection | None, block_rows: int = factors.BLOCK_ROWS) -> None:
-        """Gathers all rows into a collection of whole tables; every process has to call it.
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the whole `EmbeddingCollection`; the processes are not among them."""
+        return dict(self._whole_config)
+
+    def gather(self, block_rows: int = BLOCK_ROWS) -> EmbeddingCollection | None:
+        """Gathers all rows in one collection; every process has to call it.
 
         Args:
-            whole: A built collection of the same features, with the same hidden dimension or with none: the effective
-                rows go into direct tables, so that only they travel. None in the processes that do not need it.
             block_rows: Rows of each process that are sent at a time.
+
+        Returns:
+            The collection in the chief, None in the other processes.
         """
-        wanted = whole is not None and not whole.projections and bool(self._local.projections)
-        collapse = self._workers.mean(float(wanted)) > 0
-        for name in dict.fromkeys(f.name for f in self.features):
-            target = None if whole is None else whole.factorization(name)
+        whole = EmbeddingCollection.from_config(self.get_config()) if self._workers.is_chief else None
+        if whole is not None:
+            whole.build()
+        for feature in self.features:
+            target = None if whole is None else whole.factorization(feature.name)
             low = 0
-            for block in self._whole_blocks(name, collapse, block_rows):
+            for block in self._whole_blocks(feature.name, block_rows):
                 if target is not None:
-                    _write(target.table, target.offset + low, block)
+                    write_rows(target.table, [block], target.offset + low, len(block))
                 low += len(block)
-        if whole is not None and not collapse:
+        if whole is not None:
             for own, other in zip(self._local.projections, whole.projections, strict=True):
                 other.assign(own)
+        return whole
 
-    def _whole_blocks(self, name: str, collapse: bool, block_rows: int) -> Iterator[np.ndarray]:
+    def _whole_blocks(self, name: str, block_rows: int) -> Iterator[np.ndarray]:
         """Yields a feature's rows, in order, to every process."""
-        own = self._local.factorization(name)
         size, rows = self._workers.size, int(self._rows[self._index(name)])
-        blocks = own.iter_effective_table(block_rows) if collapse else own.iter_table(block_rows)
-        for i, block in enumerate(blocks):
+        for i, block in enumerate(self._local.factorization(name).iter_table(block_rows)):
             of_all = self._workers.gather_now(block).reshape(size, *block.shape)
             ordered = np.swapaxes(of_all, 0, 1).reshape(-1, block.shape[1])
             yield ordered[: max(0, rows - i * block_rows * size)]
@@ -179,22 +195,6 @@ class RowShardedEmbeddings(keras.layers.Layer):
             while low < rows:
                 block = next(blocks)
                 first = (rank - low) % size
-                _write(table, offset + (low + first) // size, block[first::size])
+                own = block[first::size]
+                write_rows(table, [own], offset + (low + first) // size, len(own))
                 low += len(block)
-
-
-def _hidden(
-    feature: EmbeddingFeature, chain: tuple[int, ...] | None, direct_threshold: int | None
-) -> int | tuple[int, ...] | None:
-    """The feature's hidden dimensions by its whole vocabulary, 0 where it is direct; see `EmbeddingCollection`."""
-    own = chain if feature.hidden_dim is None else feature.hidden_dim
-    if not own:
-        return 0
-    threshold = own[0] if direct_threshold is None else direct_threshold
-    return 0 if feature.input_dim <= threshold else own
-
-
-def _write(table: keras.Variable, low: int, block: np.ndarray) -> None:
-    if len(block):
-        rows = tf.range(low, low + len(block))
-        table.value.scatter_update(tf.IndexedSlices(tf.cast(block, table.dtype), rows))

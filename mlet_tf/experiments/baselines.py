@@ -33,11 +33,10 @@ class HashedEmbeddings(keras.layers.Layer):
         `[B, F, output_dim]`.
 
     References:
-        Weinberger et al., "Feature hashing for large scale multitask learning", arXiv 0902.2206.
+        Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", arXiv 0902.2206.
     """
 
     def __init__(self, table_rows: Mapping[str, int], output_dim: int, share: float, **kwargs: Any) -> None:
-        """See the class."""
         super().__init__(**kwargs)
         sizes = list(table_rows.values())
         self._buckets = [min(size, max(1, round(size * share))) for size in sizes]
@@ -81,11 +80,11 @@ class QuotientRemainderEmbeddings(keras.layers.Layer):
         `[B, F, output_dim]`.
 
     References:
-        Shi et al., "Compositional embeddings using complementary partitions", arXiv 1909.02107.
+        Shi et al., "Compositional Embeddings Using Complementary Partitions for Memory-Efficient Recommendation
+        Systems", arXiv 1909.02107.
     """
 
     def __init__(self, table_rows: Mapping[str, int], output_dim: int, share: float, **kwargs: Any) -> None:
-        """See the class."""
         super().__init__(**kwargs)
         sizes = list(table_rows.values())
         self._moduli = np.array([_modulus(size, share) for size in sizes], np.int64)

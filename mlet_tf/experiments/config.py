@@ -9,8 +9,20 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from mlet_tf.config import Group, GroupError, VocabularyConfig, load
-from mlet_tf.config.types import Dim, Folder, Items, Name, Penalty, Rate, Seed, Share, TableRows, Text
-from mlet_tf.names import INITIALIZATIONS, Initialization, Optimizer
+from mlet_tf.config.types import (
+    Dim,
+    Folder,
+    InitializationName,
+    Items,
+    Name,
+    Penalty,
+    Rate,
+    Seed,
+    Share,
+    TableRows,
+    Text,
+)
+from mlet_tf.names import INITIALIZATIONS, Optimizer
 
 Kind = Literal["direct", "mlet", "mlet_frozen", "nested", "projected", "hash", "qr"]
 FACTORISED = ("mlet", "mlet_frozen", "nested")
@@ -163,7 +175,7 @@ class GridConfig(Group):
     projection_l2: Items[Penalty] = Field(
         (0.0,), min_length=1, description="L2 penalties of the projections; of factorised kinds."
     )
-    initializations: Items[Initialization] = Field(
+    initializations: Items[InitializationName] = Field(
         (INITIALIZATIONS[0],),
         min_length=1,
         description="Of factorised kinds.",

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from mlet_tf.layers import EmbeddingCollection
+from mlet_tf.replace import layers_of
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
@@ -32,8 +33,8 @@ class NestedEmbeddings(keras.layers.Layer):
         `[B, F, d]`.
 
     References:
-        Rippel et al., "Learning ordered representations with nested dropout", arXiv 1402.0915; Kusupati et al.,
-        "Matryoshka representation learning", arXiv 2205.13147.
+        Rippel, Gelbart and Adams, "Learning Ordered Representations with Nested Dropout", arXiv 1402.0915; Kusupati
+        et al., "Matryoshka Representation Learning", arXiv 2205.13147.
     """
 
     def __init__(
@@ -44,7 +45,6 @@ class NestedEmbeddings(keras.layers.Layer):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        """See the class."""
         super().__init__(**kwargs)
         self.embeddings = embeddings
         self.sizes = tuple(sorted(int(size) for size in sizes))
@@ -111,12 +111,12 @@ class NestedEmbeddings(keras.layers.Layer):
 
 
 def embedding_collection(model: keras.Model) -> EmbeddingCollection:
-    """The one `EmbeddingCollection` of a model.
+    """Returns the one `EmbeddingCollection` of a model.
 
     Raises:
         ValueError: There is none, or several.
     """
-    found = [layer for layer in model._flatten_layers() if isinstance(layer, EmbeddingCollection)]
+    found = [layer for layer in layers_of(model) if isinstance(layer, EmbeddingCollection)]
     if len(found) != 1:
         raise ValueError(f"`model` should have one EmbeddingCollection. Received: {len(found)}")
     return found[0]

@@ -27,7 +27,7 @@ _BLOCK = re.compile(
 )
 _PLOT_DPI = 90
 _PLAIN = {
-    "initialization": (None, "authors"),
+    "initialization": (None, "fixed_variance"),
     "optimizer": ("adagrad",),
     "dtype": ("float32",),
     "hidden_dim": (None, 64),

@@ -104,7 +104,7 @@ def label(record: Mapping[str, Any]) -> str:
         parts.append(
             f"k={record['hidden_dim']}" if scale is None else f"k={scale:g}√V<={record['hidden_dim']}"
         )
-    if record["initialization"] not in (None, "authors"):
+    if record["initialization"] not in (None, "fixed_variance"):
         parts.append(record["initialization"])
     if record["optimizer"] != "adagrad":
         parts.append(record["optimizer"])

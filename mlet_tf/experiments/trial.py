@@ -63,6 +63,8 @@ class Trial:
     def key(self, training: TrainingConfig, data_digest: str) -> str:
         """Names the trial, however the sweep it belongs to is ordered."""
         values = dataclasses.asdict(self) | {"training": training.to_plain(), "data": data_digest}
+        if self.cell.initialization == "fixed_variance":
+            values["cell"]["initialization"] = "authors"  # Its name when the first trials were stored.
         # Keys of trials that were stored before there was a choice.
         if not self.fine_tune:
             del values["fine_tune"]
@@ -139,7 +141,7 @@ def embedding_layer(cell: Cell, table_rows: dict[str, int]) -> keras.layers.Laye
         cell.reference_dim or cell.output_dim,
         hidden_dim,
         threshold,
-        initialization=cell.initialization or "authors",
+        initialization=cell.initialization or "fixed_variance",
         projection_trainable=cell.kind != "mlet_frozen",
     )
     return NestedEmbeddings(collection, NESTED_SIZES) if cell.kind == "nested" else collection

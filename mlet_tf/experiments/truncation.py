@@ -22,9 +22,10 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from mlet_tf.experiments.nested import embedding_collection
+from mlet_tf.experiments.nested import NestedEmbeddings, embedding_collection
 from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.models import DLRM
+from mlet_tf.replace import replace_layers
 
 METHODS = ("leading", "common", "per_table", "interaction", "allocated")
 _RIDGE = 1e-6
@@ -47,12 +48,12 @@ class Spectrum:
     energy: np.ndarray
 
     def factors(self, columns: int) -> tuple[np.ndarray, np.ndarray]:
-        """`A` `[V, columns]` and `B` `[columns, d]`, float32."""
+        """Returns `A` `[V, columns]` and `B` `[columns, d]`, float32."""
         kept = self.table @ self.encode[:, :columns]
         return kept.astype("float32"), self.decode[:columns].astype("float32")
 
     def restored(self, columns: int) -> np.ndarray:
-        """`A @ B`, float32 `[V, d]`."""
+        """Returns `A @ B`, float32 `[V, d]`."""
         kept, decode = self.factors(columns)
         return kept @ decode
 
@@ -123,7 +124,7 @@ class Candidate:
         )
 
     def restored(self) -> list[np.ndarray]:
-        """The truncated tables, back at their old width."""
+        """Returns the truncated tables, back at their old width."""
         return [s.restored(n) for s, n in zip(self.spectra, self.columns, strict=True)]
 
 
@@ -179,8 +180,8 @@ def _is_smaller(spectrum: Spectrum, columns: int) -> bool:
 
 
 def bottom_moment(model: DLRM, dense_features: np.ndarray) -> np.ndarray:
-    """Second moment `[d, d]` of the bottom MLP's output."""
-    outputs = np.asarray(model._bottom_stack(dense_features), "float64")
+    """Returns the second moment `[d, d]` of the bottom MLP's output."""
+    outputs = np.asarray(model.bottom_stack(dense_features), "float64")
     return outputs.T @ outputs / len(outputs)
 
 
@@ -196,6 +197,16 @@ def truncated_model(model: DLRM, candidate: Candidate) -> DLRM:
         it would restore the width.
     """
     collection = embedding_collection(model)
+    narrow = _narrow_collection(collection, candidate)
+
+    def narrower(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+        nested = isinstance(layer, NestedEmbeddings) and layer.embeddings is collection
+        return narrow if layer is collection or nested else None
+
+    return replace_layers(model, narrower)
+
+
+def _narrow_collection(collection: EmbeddingCollection, candidate: Candidate) -> EmbeddingCollection:
     width = collection.output_dim
     features = [
         EmbeddingFeature(feature.name, feature.input_dim, hidden_dim=int(n) if n < width else 0)
@@ -204,25 +215,14 @@ def truncated_model(model: DLRM, candidate: Candidate) -> DLRM:
     narrow = EmbeddingCollection(
         features, width, direct_threshold=0, dtype=collection.dtype_policy, name=collection.name
     )
-    config = model.get_config()
-    config["embedding_layer"] = keras.saving.serialize_keras_object(narrow)
-    truncated = type(model).from_config(config)
-    truncated.build_from_config(model.get_build_config())
-    for part in ("_bottom_stack", "_feature_interaction", "_top_stack"):
-        getattr(truncated, part).set_weights(getattr(model, part).get_weights())
-    _assign(embedding_collection(truncated), candidate)
-    return truncated
-
-
-def _assign(collection: EmbeddingCollection, candidate: Candidate) -> None:
-    for lookup, variable in zip(collection._plan, collection.tables, strict=True):
-        if not lookup.chain:
-            variable.assign(np.concatenate([candidate.spectra[slot].table for slot in lookup.slots]))
-            continue
-        factors = [candidate.spectra[slot].factors(candidate.columns[slot]) for slot in lookup.slots]
-        variable.assign(np.concatenate([kept for kept, _ in factors]))
-        (stack,) = collection._stacks(lookup.chain)
-        stack.assign(np.stack([decode for _, decode in factors]))
+    narrow.build()
+    for feature, spectrum, n in zip(features, candidate.spectra, candidate.columns, strict=True):
+        if feature.hidden_dim:
+            kept, decode = spectrum.factors(n)
+            narrow.assign_factors(feature.name, kept, [decode])
+        else:
+            narrow.assign_factors(feature.name, spectrum.table)
+    return narrow
 
 
 def _moment(table: np.ndarray, counts: np.ndarray) -> np.ndarray:

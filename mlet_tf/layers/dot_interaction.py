@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from mlet_tf.layers import factors
+from mlet_tf.layers._backend import in_compiled_code, on_tensorflow
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
@@ -37,7 +37,6 @@ class DotInteraction(keras.layers.Layer):
     """
 
     def __init__(self, self_interaction: bool = False, **kwargs: Any) -> None:
-        """See the class."""
         super().__init__(**kwargs)
         self.self_interaction = bool(self_interaction)
 
@@ -91,7 +90,7 @@ def _pairs(count: int, self_interaction: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def _pairwise_dots(vectors: Any, count: int, self_interaction: bool) -> Any:
     # Compilers turn gathers into one loop; TensorFlow's own are slower than copies of slices.
-    sliced = factors.on_tensorflow() and not factors.in_compiled_code(vectors)
+    sliced = on_tensorflow() and not in_compiled_code(vectors)
     pick, symmetric = (_pick_slices, _symmetric_slices) if sliced else (_pick_gather, _symmetric_gather)
 
     @ops.custom_gradient

@@ -1,10 +1,11 @@
 """Initial values of the factors.
 
 With a table of `U(-1/sqrt(V), 1/sqrt(V))`, whose variance is `1 / (3 V)`, the product has entries of variance
-`k * var(projection) / (3 V)`. The authors' `N(0, 0.25^2)` makes that `k / 16` times the variance of a direct
-table; the other two leave it as it is.
+`k * var(projection) / (3 V)`. A projection of fixed variance, `N(0, 0.25^2)` as the MLET paper's code has it, makes
+that `k / 16` times the variance of a direct table; the other two leave it as it is.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from mlet_tf.layers.factors import BLOCK_ROWS, write_rows, writes_in_place
-from mlet_tf.names import INITIALIZATIONS
+from mlet_tf.layers.factorization import BLOCK_ROWS, write_rows, writes_in_place
+from mlet_tf.names import INITIALIZATIONS, RENAMED_INITIALIZATIONS
 
 
 def validate_initialization(initialization: str) -> str:
-    """Returns the name, or raises ValueError for one that is not known."""
+    """Returns the name, today's for an older one; raises ValueError for one that is not known."""
+    initialization = RENAMED_INITIALIZATIONS.get(initialization, initialization)
     if initialization not in INITIALIZATIONS:
         raise ValueError(
             f"`initialization` should be one of {', '.join(INITIALIZATIONS)}. Received: {initialization!r}"
@@ -37,7 +39,6 @@ class RowScaledUniform(keras.initializers.Initializer):
     """
 
     def __init__(self, row_counts: Sequence[int], seed: int | None = None) -> None:
-        """See the class."""
         self.row_counts = tuple(int(rows) for rows in row_counts)
         self._init_seed = seed
         self.seed = seed if seed is not None else _draw_seed()
@@ -74,7 +75,6 @@ class StackedOrthogonal(keras.initializers.Initializer):
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        """See the class."""
         self._init_seed = seed
         self.seed = seed if seed is not None else _draw_seed()
 
@@ -106,11 +106,43 @@ def projection_initializer(initialization: str, rows: int) -> keras.initializers
     Returns:
         An initialiser for `[k, d]`, or a stack of them.
     """
-    if initialization == "authors":
+    if initialization == "fixed_variance":
         return keras.initializers.RandomNormal(stddev=0.25)
     if initialization == "variance_preserving":
         return keras.initializers.RandomNormal(stddev=rows**-0.5)
     return StackedOrthogonal()
+
+
+class DistinctInitializers:
+    """Hands out an initialiser for each weight of a layer, so that no two weights start equal.
+
+    A Keras initialiser gives the same values each time it is called. Those without a seed are cloned; where an
+    earlier weight has the seed already, the next free one is taken, so that the layer still starts the same in
+    every run.
+    """
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+
+    def take(self, initializer: keras.initializers.Initializer) -> keras.initializers.Initializer:
+        """Returns the initialiser of the next weight.
+
+        Args:
+            initializer: What the user gave. Without a `seed` in its configuration, as constants and plain functions
+                are, and with a `keras.random.SeedGenerator`, which moves on by itself, it is returned as it is.
+        """
+        if not isinstance(initializer, keras.initializers.Initializer):
+            return initializer
+        config = initializer.get_config()
+        if "seed" not in config:
+            return initializer
+        if config["seed"] is None:
+            return initializer.clone()
+        if not isinstance(config["seed"], int):
+            return initializer
+        seed = next(seed for seed in itertools.count(config["seed"]) if seed not in self._taken)
+        self._taken.add(seed)
+        return type(initializer).from_config({**config, "seed": seed})
 
 
 def _draw_seed() -> int:

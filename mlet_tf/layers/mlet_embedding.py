@@ -8,43 +8,47 @@ import keras
 import numpy as np
 from keras import ops
 
-from mlet_tf.layers import factors
-from mlet_tf.layers.collapsing import is_collapsing
+from mlet_tf.layers._arguments import hidden_chain
+from mlet_tf.layers._backend import SliceTracker, gather_rows, in_compiled_code, on_tensorflow, spread
+from mlet_tf.layers._single import SingleEmbedding
+from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization, entropy_rank, write_rows
+from mlet_tf.layers.ids import as_ids, guard_ids, validate_oov
 from mlet_tf.layers.initializers import (
+    DistinctInitializers,
     RowScaledUniform,
     add_table,
     projection_initializer,
     validate_initialization,
 )
-from mlet_tf.layers.lookup import Lookup
 from mlet_tf.layers.roles import mark, validate_multiplier
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
-class MLETEmbedding(Lookup):
+class MLETEmbedding(SingleEmbedding):
     """Embedding whose table is a product of matrices while it is trained.
 
     The embedding of id `i` is `W1[i] @ W2`, with a table `W1: [V, k]` and a projection `W2: [k, d]`. Only
-    the gathered rows are multiplied, never `W1 @ W2`. After training, `collapse()` gives the
-    `keras.layers.Embedding` of `E = W1 @ W2: [V, d]` that computes the same. A sequence of hidden dimensions
-    makes a longer chain, `W1[i] @ P1 @ P2 ...`, without non-linearities, which collapses just the same.
+    the gathered rows are multiplied, never `W1 @ W2`. After training, `collapse()` returns a
+    `keras.layers.Embedding` with the table `E = W1 @ W2: [V, d]`, which computes the same. A sequence of hidden
+    dimensions makes a longer chain, `W1[i] @ P1 @ P2 ...`, without non-linearities, which collapses alike.
 
     Weights are kept in the variable dtype; rows are cast to the compute dtype after they are gathered. On
-    TensorFlow the gradient of the table are IndexedSlices, with no row twice where ids are de-duplicated.
-    Pair the layer with an optimizer of `mlet_tf.optimizers`, because Keras's own ones make them dense.
+    TensorFlow the gradient of the table is IndexedSlices, without duplicate rows where ids are de-duplicated.
+    Use an optimizer of `mlet_tf.optimizers`: those of Keras make the gradient dense.
 
     Args:
         input_dim: Vocabulary size `V`.
         output_dim: Embedding dimension `d`.
         hidden_dim: Hidden dimension `k`, or a sequence of them for a deeper chain.
-        initialization: `"authors"` (table `U(+-1/sqrt(V))`, projection `N(0, 0.25^2)`),
+        initialization: `"fixed_variance"` (table `U(+-1/sqrt(V))`, projection `N(0, 0.25^2)` whatever `k` is),
             `"variance_preserving"` (projection `N(0, 1/k)`: entries of the product vary like those of a
             direct table) or `"orthogonal"` (semi-orthogonal projections, same variance). The first is the
             default by measurement: each tuned, it is 0.003 AUC better than the others on the Avazu sample, 0.003
             behind the last on one generated log and level on another (docs/results.md). As its product moves
             faster, tune the learning rate of each before comparing.
         table_initializer: Keras initialiser of `W1` to use instead of the named one.
-        projection_initializer: Keras initialiser of the projections to use instead of the named one.
+        projection_initializer: Keras initialiser of the projections to use instead of the named one. No two weights
+            start equal: where one with a seed serves several, each further one takes the next seed.
         table_regularizer: Regulariser of `W1`. It reads the whole table and makes its gradient dense: every step
             then costs as much as the table is large. `l2` and `weight_decay` of the optimizers of
             `mlet_tf.optimizers` cost only the rows of the batch.
@@ -66,7 +70,8 @@ class MLETEmbedding(Lookup):
 
     Input shape:
         Integer ids of any rank (float ids are cast); ragged tensors on TensorFlow, the only backend for which
-        Keras has them: elsewhere pad with 0 and set `mask_zero`. On JAX ids have 32 bits: wider ones in a NumPy
+        Keras has them: elsewhere pad with 0 and set `mask_zero`. Sparse tensors are read as
+        `keras.layers.Embedding` reads them, with id 0 where nothing is. On JAX ids have 32 bits: wider ones in a NumPy
         array that the layer itself is called with are out of range, elsewhere JAX wraps them.
 
     Output shape:
@@ -84,17 +89,8 @@ class MLETEmbedding(Lookup):
         (1, 2, 16)
 
     References:
-        Deng et al., "Learning compressed embeddings for on-device inference with multi-layer embedding
-        training", arXiv 2006.05623.
+        Ghaemmaghami et al., "Training with Multi-Layer Embeddings for Model Reduction", arXiv 2006.05623.
     """
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Makes the layer, or inside of `collapsing()` the plain one that it collapses to."""
-        layer = super().__new__(cls, *args, **kwargs)
-        if not is_collapsing():
-            return layer
-        layer.__init__(*args, **kwargs)
-        return layer._plain()
 
     def __init__(
         self,
@@ -102,7 +98,7 @@ class MLETEmbedding(Lookup):
         output_dim: int,
         hidden_dim: int | Sequence[int],
         *,
-        initialization: str = "authors",
+        initialization: str = "fixed_variance",
         table_initializer: Any = None,
         projection_initializer: Any = None,
         table_regularizer: Any = None,
@@ -118,9 +114,8 @@ class MLETEmbedding(Lookup):
         deduplicate: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """See the class."""
         super().__init__(input_dim, output_dim, mask_zero, **kwargs)
-        self.hidden_dims = factors.hidden_chain(hidden_dim)
+        self.hidden_dims = hidden_chain(hidden_dim)
         self.initialization = validate_initialization(initialization)
         self.table_initializer = keras.initializers.get(table_initializer)
         self.projection_initializer = keras.initializers.get(projection_initializer)
@@ -134,19 +129,20 @@ class MLETEmbedding(Lookup):
         self.projection_learning_rate_multiplier = validate_multiplier(
             "projection", projection_learning_rate_multiplier
         )
-        self.oov = factors.validate_oov(oov)
+        self.oov = validate_oov(oov)
         self.deduplicate = deduplicate
-        self.supports_jit = not factors.on_tensorflow()  # XLA scatters into the whole table.
-        self._slices = factors.SliceTracker()
+        self.supports_jit = not on_tensorflow()  # XLA scatters into the whole table.
+        self._slices = SliceTracker()
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the table and the projections."""
         if self.built:
             return
         widths = (*self.hidden_dims, self.output_dim)
+        distinct = DistinctInitializers()
         self.table = add_table(
             self,
-            self.table_initializer or RowScaledUniform([self.input_dim]),
+            distinct.take(self.table_initializer or RowScaledUniform([self.input_dim])),
             shape=(self.input_dim, widths[0]),
             regularizer=self.table_regularizer,
             constraint=self.table_constraint,
@@ -159,7 +155,9 @@ class MLETEmbedding(Lookup):
         for i, (rows, columns) in enumerate(itertools.pairwise(widths)):
             projection = self.add_weight(
                 shape=(rows, columns),
-                initializer=self.projection_initializer or projection_initializer(self.initialization, rows),
+                initializer=distinct.take(
+                    self.projection_initializer or projection_initializer(self.initialization, rows)
+                ),
                 regularizer=self.projection_regularizer,
                 constraint=self.projection_constraint,
                 trainable=self.projection_trainable,
@@ -194,14 +192,14 @@ class MLETEmbedding(Lookup):
             "deduplicate": self.deduplicate,
         }
 
-    def factorization(self) -> factors.Factorization:
+    def factorization(self) -> Factorization:
         """Returns the factors, to be read in blocks."""
         if not self.built:
             raise ValueError(f"Layer '{self.name}' has no weights yet: call it, or its `build()`, first.")
         projections = tuple(ops.convert_to_numpy(projection) for projection in self.projections)
-        return factors.Factorization(self.name, self.table, 0, self.input_dim, projections)
+        return Factorization(self.name, self.table, 0, self.input_dim, projections)
 
-    def effective_table(self, block_rows: int = factors.BLOCK_ROWS) -> np.ndarray:
+    def effective_table(self, block_rows: int = BLOCK_ROWS) -> np.ndarray:
         """Returns `E = W1 @ W2`, computed in blocks of rows.
 
         Args:
@@ -215,35 +213,16 @@ class MLETEmbedding(Lookup):
         """
         return self.factorization().effective_table(block_rows)
 
-    def collapse(self) -> keras.layers.Embedding:
+    def collapse(self, block_rows: int = BLOCK_ROWS) -> keras.layers.Embedding:
         """Returns a `keras.layers.Embedding` of the same name that computes the same; this layer stays.
+
+        Args:
+            block_rows: Rows of `E` that are computed at once.
 
         Raises:
             InputError: A weight is not finite.
         """
-        embedding = self._plain()
-        embedding.build()
-        self.write_collapsed(embedding)
-        return embedding
-
-    def write_collapsed(
-        self, embedding: keras.layers.Embedding, block_rows: int = factors.BLOCK_ROWS
-    ) -> None:
-        """Writes `E` into an embedding layer, in blocks of rows."""
-        blocks = self.factorization().iter_effective_table(block_rows)
-        factors.write_rows(embedding.embeddings, blocks)
-
-    def singular_values(self) -> np.ndarray:
-        """Returns the singular values of `E`, largest first, without forming `E`."""
-        return self.factorization().singular_values()
-
-    def effective_rank(self) -> float:
-        """Returns the exponential of the entropy of the normalised singular values of `E`."""
-        return factors.entropy_rank(self.singular_values())
-
-    def _plain(self) -> keras.layers.Embedding:
-        """Returns the layer that this one collapses to, without weights."""
-        return keras.layers.Embedding(
+        embedding = keras.layers.Embedding(
             self.input_dim,
             self.output_dim,
             embeddings_initializer="zeros",
@@ -253,10 +232,21 @@ class MLETEmbedding(Lookup):
             dtype=self.dtype_policy,
             name=self.name,
         )
+        embedding.build()
+        write_rows(embedding.embeddings, self.factorization().iter_effective_table(block_rows))
+        return embedding
+
+    def singular_values(self) -> np.ndarray:
+        """Returns the singular values of `E`, largest first, without forming `E`."""
+        return self.factorization().singular_values()
+
+    def effective_rank(self) -> float:
+        """Returns the exponential of the entropy of the normalised singular values of `E`."""
+        return entropy_rank(self.singular_values())
 
     def _embed(self, ids: Any) -> Any:
-        ids, invalid = factors.guard_ids(factors.as_ids(ids), [self.input_dim], [self.name], self.oov)
-        if factors.on_tensorflow():
+        ids, invalid = guard_ids(as_ids(ids), [self.input_dim], [self.name], self.oov)
+        if on_tensorflow():
             unique = self._deduplicates(ids)
             self._slices.note(self.table, unique)
             result = self._unique_rows(ids) if unique else self._rows(ids)
@@ -267,14 +257,14 @@ class MLETEmbedding(Lookup):
         return ops.where(invalid[..., None], ops.cast(float("nan"), result.dtype), result)
 
     def _deduplicates(self, ids: Any) -> bool:
-        if factors.in_compiled_code(ids):
+        if in_compiled_code(ids):
             return False
         if self.deduplicate is not None:
             return self.deduplicate
         return ids.shape.num_elements() is None or ids.shape.num_elements() > 256
 
     def _rows(self, ids: Any) -> Any:
-        rows = ops.cast(factors.gather_rows(self.table, ids), self.compute_dtype)
+        rows = ops.cast(gather_rows(self.table, ids), self.compute_dtype)
         for projection in self._projection_matrices():
             rows = ops.matmul(rows, projection)
         return rows
@@ -283,7 +273,7 @@ class MLETEmbedding(Lookup):
         import tensorflow as tf
 
         unique, positions = tf.unique(tf.reshape(ids, [-1]))
-        result = factors.spread(self._rows(unique), tf.reshape(positions, tf.shape(ids)))
+        result = spread(self._rows(unique), tf.reshape(positions, tf.shape(ids)))
         if ids.shape.rank is not None:
             result.set_shape([*ids.shape, self.output_dim])
         return result

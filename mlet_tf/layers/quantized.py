@@ -8,9 +8,12 @@ import numpy as np
 from keras import ops
 
 from mlet_tf.errors import InputError
-from mlet_tf.layers import factors
+from mlet_tf.layers._backend import gather_rows
+from mlet_tf.layers._plan import TableGroup
+from mlet_tf.layers._single import SingleEmbedding
 from mlet_tf.layers.embedding_collection import EmbeddingCollection, EmbeddingFeature
-from mlet_tf.layers.lookup import Lookup
+from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization, write_rows
+from mlet_tf.layers.ids import as_ids
 
 TABLE_DTYPES = ("float16", "bfloat16", "int8")
 
@@ -33,7 +36,7 @@ def validate_table_dtype(dtype: str) -> str:
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
-class QuantizedEmbedding(Lookup):
+class QuantizedEmbedding(SingleEmbedding):
     """Embedding that is not trained, with a table in a narrow dtype.
 
     Only gathered rows are widened. `"float16"` and `"bfloat16"` tables are rounded. `"int8"` tables have a
@@ -52,8 +55,8 @@ class QuantizedEmbedding(Lookup):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
-        Integer ids of any rank (float ids are cast); ragged tensors on TensorFlow. Ids out of range do what
-        they do in `keras.layers.Embedding`.
+        Integer ids of any rank (float ids are cast); ragged tensors on TensorFlow, sparse ones as in
+        `keras.layers.Embedding`. Ids out of range do what they do there.
 
     Output shape:
         Input shape with `output_dim` appended.
@@ -74,7 +77,6 @@ class QuantizedEmbedding(Lookup):
         mask_zero: bool = False,
         **kwargs: Any,
     ) -> None:
-        """See the class."""
         super().__init__(input_dim, output_dim, mask_zero, **kwargs)
         self.table_dtype = validate_table_dtype(table_dtype)
 
@@ -82,6 +84,11 @@ class QuantizedEmbedding(Lookup):
     def shape(self) -> tuple[int, int]:
         """Rows and width, as a variable has them."""
         return self.input_dim, self.output_dim
+
+    @property
+    def embeddings(self) -> Any:
+        """The whole table, widened, `[V, d]`: for models that read it, as those with tied weights do."""
+        return self._embed(ops.arange(self.input_dim))
 
     @property
     def row_bytes(self) -> int:
@@ -120,12 +127,12 @@ class QuantizedEmbedding(Lookup):
             InputError: A value is too large for float16.
         """
         if self.table_dtype != "int8":
-            factors.write_rows(self.values, (self._rounded(name, block) for block in blocks()))
+            write_rows(self.values, (self._rounded(name, block) for block in blocks()))
             return
         unit = _unit(max(float(np.abs(block).max(initial=0.0)) for block in blocks()))
         self.unit.assign(unit)
-        factors.write_rows(self.values, (_quantize(block, unit)[0] for block in blocks()))
-        factors.write_rows(self.scales_offsets, (_quantize(block, unit)[1] for block in blocks()))
+        write_rows(self.values, (_quantize(block, unit)[0] for block in blocks()))
+        write_rows(self.scales_offsets, (_quantize(block, unit)[1] for block in blocks()))
 
     def _add(self, name: str, shape: Sequence[int], dtype: str) -> keras.Variable:
         return self.add_weight(
@@ -142,10 +149,10 @@ class QuantizedEmbedding(Lookup):
         return block  # Written, it is rounded to the nearest.
 
     def _embed(self, ids: Any) -> Any:
-        ids = factors.as_ids(ids)
-        rows = factors.gather_rows(self.values, ids)
+        ids = as_ids(ids)
+        rows = gather_rows(self.values, ids)
         if self.table_dtype == "int8":
-            pairs = ops.cast(factors.gather_rows(self.scales_offsets, ids), "float32") * self.unit
+            pairs = ops.cast(gather_rows(self.scales_offsets, ids), "float32") * self.unit
             rows = ops.cast(rows, "float32") * pairs[..., :1] + pairs[..., 1:]
         return ops.cast(rows, self.compute_dtype)
 
@@ -173,10 +180,9 @@ class QuantizedEmbeddingCollection(EmbeddingCollection):
         table_dtype: str = "int8",
         **kwargs: Any,
     ) -> None:
-        """See the class."""
         super().__init__(features, output_dim, **kwargs)
         self.table_dtype = validate_table_dtype(table_dtype)
-        if any(lookup.chain for lookup in self._plan):
+        if any(group.chain for group in self._plan.groups):
             raise ValueError(
                 "`features` of a quantised collection should be direct, as the collapse makes them. "
                 f"Received: {self.features}"
@@ -186,8 +192,8 @@ class QuantizedEmbeddingCollection(EmbeddingCollection):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "table_dtype": self.table_dtype}
 
-    def write_quantized(self, collapsed: EmbeddingCollection, block_rows: int = factors.BLOCK_ROWS) -> None:
-        """Takes over the tables of a collapsed collection, in blocks of rows.
+    def write_quantized(self, collapsed: EmbeddingCollection, block_rows: int = BLOCK_ROWS) -> None:
+        """Quantises the tables of a collapsed collection into this one, in blocks of rows.
 
         Raises:
             InputError: A weight is not finite, or too large for float16.
@@ -195,14 +201,14 @@ class QuantizedEmbeddingCollection(EmbeddingCollection):
         for table, wide in zip(self.tables, collapsed.tables, strict=True):
             parts = [part for part in collapsed.factorizations() if part.table is wide]
 
-            def blocks(parts: Sequence[factors.Factorization] = parts) -> Iterator[np.ndarray]:
+            def blocks(parts: Sequence[Factorization] = parts) -> Iterator[np.ndarray]:
                 for part in parts:
                     yield from part.iter_effective_table(block_rows)
 
             table.write(parts[0].name, blocks)
 
-    def write_collapsed(self, collapsed: EmbeddingCollection, block_rows: int = factors.BLOCK_ROWS) -> None:
-        """There is nothing to collapse.
+    def collapse(self, block_rows: int = BLOCK_ROWS) -> EmbeddingCollection:
+        """Raises an error: the tables are collapsed already.
 
         Raises:
             InputError: Always.
@@ -211,15 +217,12 @@ class QuantizedEmbeddingCollection(EmbeddingCollection):
             f"Layer '{self.name}': expected factorised tables. Received: {self.table_dtype} tables"
         )
 
-    def _add_table(self, index: int, lookup: Any) -> QuantizedEmbedding:
-        suffix = f"_{index}" if len(self._plan) > 1 else ""
+    def _add_table(self, index: int, group: TableGroup) -> QuantizedEmbedding:
+        suffix = f"_{index}" if len(self._plan.groups) > 1 else ""
         name = f"direct_table{suffix}"
-        table = QuantizedEmbedding(lookup.rows, self.output_dim, self.table_dtype, dtype="float32", name=name)
+        table = QuantizedEmbedding(group.rows, self.output_dim, self.table_dtype, dtype="float32", name=name)
         table.build()
         return table
-
-    def _gather(self, number: int, rows: Any, unique: bool) -> Any:
-        return ops.cast(factors.gather_rows(self.tables[number], rows), self.compute_dtype)
 
 
 def _unit(largest: float) -> float:

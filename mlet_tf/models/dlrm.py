@@ -65,7 +65,6 @@ class DLRM(tfrs.experimental.models.Ranking):
         jit_compile_dense: bool = False,
         **kwargs: Any,
     ) -> None:
-        """See the class."""
         # Ranking's own constructor takes neither name nor dtype, and its default task needs Keras 2.
         super(tfrs.experimental.models.Ranking, self).__init__(**kwargs)
         self.autocast = False  # Ids which arrive as floats would lose digits.
@@ -80,6 +79,11 @@ class DLRM(tfrs.experimental.models.Ranking):
         )
         self.jit_compile_dense = bool(jit_compile_dense)
         self._compiled_head = tf.function(self._head, jit_compile=True) if jit_compile_dense else None
+
+    @property
+    def bottom_stack(self) -> keras.layers.Layer:
+        """The layer on `dense_features`."""
+        return self._bottom_stack
 
     def build(self, input_shape: Mapping[str, Any]) -> None:
         """Builds all parts."""

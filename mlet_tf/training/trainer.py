@@ -83,8 +83,7 @@ def fit_and_export(fn_args: Any, workers: Workers) -> None:
         board = join(fn_args.model_run_dir, "tensorboard")
         progress = train(model, train_rows, eval_rows, train_config, work, board, workers)
     if sharded:
-        whole = build_model(model_config, rows, train_rows.dense) if workers.is_chief else None
-        model = gather_model(model, whole)
+        model = gather_model(model)
     if workers.is_chief:
         uri = os.path.dirname(fn_args.serving_model_dir)  # noqa: PTH120 (may be remote)
         save_model(model, schema, transform, uri)

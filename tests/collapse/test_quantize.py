@@ -163,22 +163,110 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad):
             quantize_model(collapsed, dtype)
 
 
-def test_models_that_hide_their_tables_are_refused():
-    class Hidden(keras.Model):
-        def __init__(self, **kwargs):
-            super().__init__(**kwargs)
-            self.table = keras.layers.Embedding(9, 4)
+class MakesItsOwn(keras.Model):
+    """Makes its table in its constructor, and reads the whole of it to score all items."""
 
-        def call(self, ids):
-            return self.table(ids)
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.table = keras.layers.Embedding(9, 4)
 
-        def get_config(self):
-            return {"name": self.name}
+    def call(self, ids):
+        return keras.ops.matmul(self.table(ids), keras.ops.transpose(self.table.embeddings))
 
-    model = Hidden()
-    model(np.zeros((1, 2), "int64"))
-    with pytest.raises(ValueError, match=r"should hold its embedding layers in its `get_config\(\)`"):
-        quantize_model(model)
+    def get_config(self):
+        return {"name": self.name}
+
+
+def test_tables_of_constructors_and_tied_weights():
+    model, ids = MakesItsOwn(), np.arange(8).reshape(4, 2)
+    expected = keras.ops.convert_to_numpy(model(ids))
+    quantized = quantize_model(model)
+    assert type(quantized.table) is QuantizedEmbedding
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(quantized(ids)), expected, atol=1e-3)
+    assert quantization_report(model, quantized)[0]["max_abs_difference"] < 1e-3
+
+
+def keras_model(change):
+    """A table of Keras beside a factorised one and a dense layer, changed and called."""
+    keras.utils.set_random_seed(0)
+    ids = keras.Input((3,), dtype="int32")
+    plain = keras.layers.Embedding(20, 6, name="plain")
+    x = keras.layers.Concatenate()([plain(ids), MLETEmbedding(20, 6, 8, name="product")(ids)])
+    model = keras.Model(ids, keras.layers.Dense(2, name="top")(x))
+    change(model)
+    return model, np.arange(15).reshape(5, 3)
+
+
+def with_lora(model, alpha=None):
+    for name in ("plain", "top"):
+        layer = model.get_layer(name)
+        layer.enable_lora(2, lora_alpha=alpha)
+        for variable in layer.variables:
+            if "lora" in variable.name:
+                values = np.random.default_rng(0).normal(size=variable.shape)
+                variable.assign(values.astype("float32"))
+
+
+def quantised_by_keras(mode):
+    def change(model):
+        for name in ("plain", "top"):
+            model.get_layer(name).quantize(mode)
+
+    return change
+
+
+def lora_and(mode):
+    def change(model):
+        with_lora(model)
+        quantised_by_keras(mode)(model)
+
+    return change
+
+
+VARIANTS = {
+    "LoRA": with_lora,
+    "LoRA, scaled": lambda model: with_lora(model, alpha=5),
+    "int8": quantised_by_keras("int8"),
+    "int4": quantised_by_keras("int4"),
+    "LoRA, int8": lora_and("int8"),
+    "LoRA, int4": lora_and("int4"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_keras_own_layers(variant):
+    """Collapse keeps them as they are; quantisation multiplies LoRA in, and refuses what Keras has quantised."""
+    model, ids = keras_model(VARIANTS[variant])
+    expected = keras.ops.convert_to_numpy(model(ids))
+    collapsed = collapse_model(model, ids)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(collapsed(ids)), expected, atol=1e-4)
+    if "int" in variant:
+        with pytest.raises(InputError, match=r"Layer 'plain': expected float tables. Received: int\d tables"):
+            quantize_model(collapsed)
+        return
+    quantized = quantize_model(collapsed)
+    largest = np.abs(expected).max()
+    received = keras.ops.convert_to_numpy(quantized(ids))
+    np.testing.assert_allclose(received, expected, atol=0.02 * largest)
+    report = {r["name"]: r for r in quantization_report(collapsed, quantized)}
+    assert 0 < report["plain"]["max_abs_difference"] < 0.02 * largest
+
+
+def test_subclasses_and_tied_layers_of_keras():
+    class Doubled(keras.layers.Embedding):
+        def call(self, inputs):
+            return 2 * super().call(inputs)
+
+    ids = keras.Input((3,), dtype="int32")
+    for own in (Doubled(20, 6, name="own"), keras.layers.ReversibleEmbedding(20, 6, name="own")):
+        vectors = own(ids) + MLETEmbedding(20, 6, 8)(ids)
+        outputs = own(vectors, reverse=True) if not isinstance(own, Doubled) else vectors
+        model, values = keras.Model(ids, outputs), np.arange(15).reshape(5, 3)
+        collapsed = collapse_model(model, values)
+        expected, received = (keras.ops.convert_to_numpy(m(values)) for m in (model, collapsed))
+        np.testing.assert_allclose(received, expected, atol=1e-5)
+        with pytest.raises(InputError, match=rf"Layer 'own': .* Received: {type(own).__name__}"):
+            quantize_model(collapsed)
 
 
 def test_mixed_precision_policy_is_kept():

@@ -178,7 +178,7 @@ def test_output_that_cannot_be_written(run, tmp_path, lines):
         ("gate.slices=[C99]", "'gate.slices' names 'C99', which the schema does not have"),
         ("data.split.method=time", "schema 'criteo' has no time column"),
         ("train.epochs", "expected key=value"),
-        ("model.initialization=athors", "Did you mean 'authors'?"),
+        ("model.initialization=fixed_varianc", "Did you mean 'fixed_variance'?"),
         ("output=runs/[a]", "'output' should be a folder without * ? [ ]"),
     ],
 )

@@ -162,7 +162,7 @@ def test_sequential_split_trains_on_the_first_rows():
 
 
 def test_hidden_dims_follow_the_vocabulary():
-    cell = Cell("mlet", 4, 64, "authors", direct_threshold=10, hidden_scale=1.0)
+    cell = Cell("mlet", 4, 64, "fixed_variance", direct_threshold=10, hidden_scale=1.0)
     rows = {"direct": 10, "floor": 11, "middle": 120, "up": 1000, "ceiling": 90_000}
     layer = embedding_layer(cell, rows)
     layer.build((None, len(rows)))
@@ -174,7 +174,7 @@ def test_penalties_act_on_tables_and_projections_apart(tmp_path):
     data = prepare(config.data, tmp_path / "data")
 
     def norms(**penalties):
-        cell = Cell("mlet", 2, 8, "authors", direct_threshold=0, **penalties)
+        cell = Cell("mlet", 2, 8, "fixed_variance", direct_threshold=0, **penalties)
         model = build_model(Trial(cell, "tune", 0, (0.1, 0.1, 0.05)), config.training, data)
         fit(model, data.rows("train"), config.training, 0)
         variables = embedding_collection(model).trainable_variables

@@ -291,9 +291,9 @@ def test_collapse_refuses_nan_and_names_the_feature():
 
 def test_more_rows_than_int32_numbers_are_several_tables():
     features = [EmbeddingFeature(f"f{i}", 900_000_000) for i in range(5)]
-    assert [lookup.rows for lookup in EmbeddingCollection(features, 4, 8)._plan] == [1_800_000_000] * 2 + [
-        900_000_000
-    ]
+    assert [lookup.rows for lookup in EmbeddingCollection(features, 4, 8)._plan.groups] == [
+        1_800_000_000
+    ] * 2 + [900_000_000]
 
 
 def test_direct_tables_start_within_their_own_bounds():
@@ -372,3 +372,24 @@ def test_fused_lookup_costs_one_gather_for_each_variable():
     types = [op.type for op in graph.get_operations()]
     assert types.count("ResourceGather") == len(layer.tables) == 1
     assert types.count("Unique") == 1
+
+
+@tensorflow_only
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_sparse_ids(to_numpy, deduplicate):
+    """A bag has the ids that are there, as a ragged one; elsewhere 0 is read where nothing is, as Keras does."""
+    import tensorflow as tf
+
+    features = [EmbeddingFeature("site", 30), EmbeddingFeature("tags", 20, combiner="mean")]
+    layer = built(features, 4, 5, deduplicate=deduplicate)
+    matrix = np.array([[7, 3], [0, 4], [2, 0]])
+    sparse = tf.sparse.from_dense(matrix)
+    np.testing.assert_allclose(layer(sparse), layer(matrix), atol=1e-6)
+    tags = tf.SparseTensor([[0, 1], [0, 0], [2, 4]], [9, 0, 5], [3, 6])  # Not in order, and one of id 0.
+    site = tf.sparse.from_dense(matrix[:, :1])
+    inputs = {"site": site, "tags": tags}
+    expected = layer({"site": matrix[:, 0], "tags": tf.ragged.constant([[9, 0], [], [5]], tf.int64)})
+    np.testing.assert_allclose(layer(inputs), expected, atol=1e-6)
+    np.testing.assert_allclose(tf.function(layer)(inputs), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="'site' should have one id a row"):
+        layer({"site": tags, "tags": tags})

@@ -156,3 +156,13 @@ def test_configuration_errors():
         QuantizedEmbedding(4, 2, "int4")
     with pytest.raises(ValueError, match=r"should be direct"):
         QuantizedEmbeddingCollection(FEATURES[:1], 2, hidden_dim=8)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="sparse tensors of TensorFlow")
+def test_sparse_ids_are_read_as_keras_reads_them():
+    import tensorflow as tf
+
+    table = np.random.default_rng(0).normal(size=(9, 4)).astype("float32")
+    ids = np.array([[1, 0, 3], [0, 2, 0]])
+    received = quantized(table, "bfloat16", mask_zero=True)(tf.sparse.from_dense(ids))
+    np.testing.assert_allclose(received, table[ids], atol=0.02)

@@ -258,6 +258,18 @@ def test_multi_valued_features_as_a_dict():
     assert model({"dense_features": np.ones((2, 3), "float32"), "sparse_features": ids}).shape == (2,)
 
 
+def test_no_two_weights_start_equal():
+    """With one width everywhere, all matrices have the same shape."""
+    model = small_dlrm(num_dense=4, bottom_units=(4, 4), hidden_dim=(4, 4), top_units=(14, 14))
+    values = [w for w in map(np.asarray, model.get_weights()) if w.ndim > 1]
+    matrices = [m for v in values for m in (v if v.ndim == 3 else [v])]
+    shapes = {m.shape for m in matrices}
+    assert len(shapes) < len(matrices)
+    for shape in shapes:
+        alike = {m.tobytes() for m in matrices if m.shape == shape}
+        assert len(alike) == len({id(m) for m in matrices if m.shape == shape})
+
+
 def test_misuse_is_named(log):
     model = small_dlrm()
     with pytest.raises(ValueError, match="`task`"):

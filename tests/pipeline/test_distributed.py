@@ -55,12 +55,8 @@ def train_part(folder: Path, workers: Workers, changes: dict) -> None:
             int(t.shape[0]) for t in model.get_layer("embeddings").trainable_weights if "table" in t.path
         )
         assert rows <= sum(ROWS.values()) / workers.size + 2 * len(ROWS)
-        narrow = build_model(MODEL.replace(hidden_dim=None), ROWS, DENSE) if workers.is_chief else None
-        gather_model(model, narrow)
-        model = gather_model(model, build_model(MODEL, ROWS, DENSE) if workers.is_chief else None)
-        for name in ROWS if workers.is_chief else ():
-            tables = [m.get_layer("embeddings").effective_table(name) for m in (narrow, model)]
-            np.testing.assert_allclose(*tables, rtol=1e-5, atol=1e-7)
+        model = gather_model(model)
+        assert (model is not None) == workers.is_chief
     if workers.is_chief:
         table = model.get_layer("embeddings").effective_table
         history = [{k: v for k, v in record.items() if k != "seconds"} for record in progress.history]

@@ -1,17 +1,19 @@
-"""What an embedding of one feature is, whatever its table is made of."""
+"""Base of the embeddings of one feature, whatever their tables are made of."""
 
 from typing import Any
 
 import keras
 from keras import ops
 
-from mlet_tf.layers import factors
+from mlet_tf.layers._arguments import positive_int
+from mlet_tf.layers._backend import on_tensorflow
+from mlet_tf.layers.ids import as_ids, is_sparse, without_wrapping
 
 
-class Lookup(keras.layers.Layer):
+class SingleEmbedding(keras.layers.Layer):
     """Base of layers from integer ids of any rank to embeddings.
 
-    Shapes, masks and ragged inputs are those of `keras.layers.Embedding`. Subclasses define `_embed(ids)`.
+    Shapes, masks, ragged and sparse inputs are those of `keras.layers.Embedding`. Subclasses define `_embed(ids)`.
 
     Args:
         input_dim: Vocabulary size `V`.
@@ -21,21 +23,20 @@ class Lookup(keras.layers.Layer):
     """
 
     def __init__(self, input_dim: int, output_dim: int, mask_zero: bool, **kwargs: Any) -> None:
-        """See the class."""
         super().__init__(**kwargs)
-        self.input_dim = factors.positive_int("input_dim", input_dim)
-        self.output_dim = factors.positive_int("output_dim", output_dim)
+        self.input_dim = positive_int("input_dim", input_dim)
+        self.output_dim = positive_int("output_dim", output_dim)
         self.mask_zero = bool(mask_zero)
         self.supports_masking = self.mask_zero
         self.autocast = False  # Ids which arrive as floats would lose digits.
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer, see `keras.layers.Layer`."""
-        return super().__call__(factors.without_wrapping(inputs), *args, **kwargs)
+        return super().__call__(without_wrapping(inputs), *args, **kwargs)
 
     def call(self, inputs: Any) -> Any:
         """Returns the embeddings of the ids."""
-        if factors.on_tensorflow():
+        if on_tensorflow():
             import tensorflow as tf
 
             if isinstance(inputs, tf.RaggedTensor):
@@ -44,7 +45,9 @@ class Lookup(keras.layers.Layer):
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         """Returns where ids are not 0, with `mask_zero`."""
-        return ops.not_equal(inputs, 0) if self.mask_zero else None
+        if not self.mask_zero:
+            return None
+        return ops.not_equal(as_ids(inputs) if is_sparse(inputs) else inputs, 0)
 
     def compute_output_shape(self, input_shape: Any) -> tuple:
         """Returns the input shape with `output_dim` appended."""

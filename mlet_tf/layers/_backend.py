@@ -1,0 +1,95 @@
+"""What differs between the backends of Keras: gathering rows and their gradients."""
+
+import contextlib
+import weakref
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def on_tensorflow() -> bool:
+    """Whether Keras runs on TensorFlow, the only backend where tables take sparse updates."""
+    return keras.backend.backend() == "tensorflow"
+
+
+def in_compiled_code(tensor: Any) -> bool:
+    """Whether the caller is traced for a compiler (XLA, `jax.jit`), where nothing can be raised."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return isinstance(tensor, jax.core.Tracer)
+    if backend != "tensorflow":
+        return False
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util  # No public name tells an XLA scope.
+
+    if tf.executing_eagerly():
+        return False
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def gather_rows(table: Any, ids: Any) -> Any:
+    """Reads the rows of a table: a variable, a tensor, or a layer that widens what it has.
+
+    On TensorFlow this is a ResourceGather on the variable. `keras.ops.take` would read the variable whole,
+    and copy it in every step once sparse updates have begun.
+    """
+    if isinstance(table, keras.layers.Layer):
+        return table(ids)
+    if not on_tensorflow():
+        return ops.take(table, ids, axis=0)
+    import tensorflow as tf
+
+    return tf.gather(table.value if isinstance(table, keras.Variable) else table, ids)
+
+
+def wide_enough_to_sum(rows: Any) -> Any:
+    """Casts half precision to float32: bfloat16 cannot count beyond 256, nor float16 beyond 2048."""
+    return ops.cast(rows, keras.backend.result_type(rows.dtype, "float32"))
+
+
+def spread(rows: Any, positions: Any) -> Any:
+    """Gathers rows of a tensor back to where they occur in the batch (TensorFlow).
+
+    The gradient sums the occurrences of each row before anything else is done with them; the stock one
+    hands on IndexedSlices, which the product before it would have to make dense.
+    """
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def gathered(rows: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            upstream = wide_enough_to_sum(tf.reshape(upstream, [-1, rows.shape[-1]]))
+            summed = tf.math.unsorted_segment_sum(upstream, tf.reshape(positions, [-1]), tf.shape(rows)[0])
+            return tf.cast(summed, rows.dtype)
+
+        return tf.gather(rows, positions), gradient
+
+    return gathered(rows)
+
+
+class SliceTracker:
+    """Tells the optimizer whether the row gradients of a table have no row twice (TensorFlow).
+
+    The note is `variable.mlet_unique_slices`. It is only true for a graph that looks the table up once, with
+    de-duplicated ids, on one replica: gradients of several look-ups are concatenated, not summed.
+    """
+
+    def __init__(self) -> None:
+        self._graph: weakref.ref | None = None
+
+    def note(self, variable: keras.Variable, unique: bool) -> None:
+        """Sets the note for the graph that is being traced."""
+        import tensorflow as tf
+
+        unique = unique and not tf.executing_eagerly()
+        unique = unique and tf.distribute.get_strategy().num_replicas_in_sync == 1
+        if not tf.executing_eagerly():
+            graph = tf.compat.v1.get_default_graph()
+            unique = unique and (self._graph is None or self._graph() is not graph)
+            self._graph = weakref.ref(graph)
+        for target in (variable, variable.value):
+            with contextlib.suppress(AttributeError):  # A placeholder, while shapes are inferred.
+                target.mlet_unique_slices = unique
