@@ -5,8 +5,8 @@ a chunk is read as a stream of blocks (`read_chunk`), each a typed table and the
 Blocks without a bad row never touch a row in Python; only a block with one takes the slower way that finds
 it.
 
-Text rules: quoting is off (a quote is part of the category), lines end in LF or CRLF, a line with nothing on
-it is no row.
+Text rules: quotes are as the schema says (see `ClickLogSchema.quoting`), lines end in LF or CRLF, a line with
+nothing on it is no row.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gzip
 import json
 import math
 import os
@@ -18,12 +17,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from mlet_tf.datasets.convert import arrow_schema
 from mlet_tf.datasets.schema import ClickLogSchema, TimeColumn
 from mlet_tf.datasets.times import derive, yymmddhh
+from mlet_tf.datasets.writing import log_writer
 from mlet_tf.errors import InputError
 
 # Rows are drawn in batches of this size, each from a generator of its own: the file depends on nothing else.
@@ -109,7 +106,6 @@ class Teacher:
         strength: float = 1.5,
         noise: float = 0.05,
     ) -> None:
-        """Draws the effects; see the class."""
         _check_teacher(rank, ctr, vocabulary, power, missing, strength, noise)
         self.schema = schema
         self.arguments = {
@@ -217,7 +213,7 @@ class Teacher:
     def _times(self, numbers: np.ndarray, rows: int) -> np.ndarray | None:
         if self.schema.time is None:
             return None
-        if self.schema.time.format == "unix_seconds":
+        if self.schema.time.format != "yymmddhh":
             return _START_HOUR * 3600 + numbers * (_TIME_HOURS * 3600) // rows
         return yymmddhh(_START_HOUR + numbers * _TIME_HOURS // rows)
 
@@ -313,7 +309,7 @@ def write_log(
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _writer(path, unfinished, schema) as write:
+        with log_writer(path, unfinished, schema) as write:
             for table, probabilities in model.batches(rows):
                 write(table)
                 score.add(table[schema.label].to_numpy(), probabilities)
@@ -369,35 +365,6 @@ class _Score:
             vocabulary_sizes=teacher.vocabulary_sizes,
             missing_shares=teacher.missing_shares,
         )
-
-
-@contextlib.contextmanager
-def _writer(path: Path, target: Path, schema: ClickLogSchema) -> Iterator[Callable[[pa.Table], None]]:
-    if path.suffix == ".parquet":
-        typed = arrow_schema(schema)
-        fields = [typed.field(n) if n in typed.names else pa.field(n, pa.int64()) for n in schema.columns]
-        with pq.ParquetWriter(target, pa.schema(fields)) as parquet:
-            yield lambda table: parquet.write_table(table.cast(pa.schema(fields)))
-        return
-    # The name is left out of the gzip header and the time is 0: same rows, same bytes.
-    with target.open("wb") as raw:
-        file = gzip.GzipFile("", "wb", 3, raw, mtime=0) if path.suffix == ".gz" else raw
-        with file:
-            if schema.header:
-                file.write((schema.separator.join(schema.columns) + "\n").encode())
-            yield lambda table: file.write(_text(table, schema)) and None
-
-
-def _text(table: pa.Table, schema: ClickLogSchema) -> bytes:
-    missing = (schema.missing[0] if schema.missing else "").encode()
-    columns = [
-        c if pa.types.is_binary(c.type) else c.cast(pa.string()).cast(pa.binary()) for c in table.columns
-    ]
-    columns = [pc.fill_null(column, missing).combine_chunks() for column in columns]
-    lines = pc.binary_join_element_wise(*columns, schema.separator.encode())
-    lines = pc.binary_join_element_wise(lines, b"", b"\n")
-    offsets = np.frombuffer(lines.buffers()[1], np.int32)
-    return lines.buffers()[2].to_pybytes()[: int(offsets[len(lines)])]
 
 
 def _hex_codes(feature: int, size: int) -> pa.Array:
