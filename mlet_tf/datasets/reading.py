@@ -12,7 +12,7 @@ nothing on it is no row.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -84,6 +84,7 @@ def read_log(
     columns: Sequence[str] | None = None,
     max_reject_share: float = 0.001,
     block_bytes: int = BLOCK_BYTES,
+    on_rejects: Callable[[str], None] | None = None,
 ) -> Iterator[pa.Table]:
     """Reads a whole log in order, as a stream of tables.
 
@@ -93,6 +94,7 @@ def read_log(
         columns: Columns wanted; by default the label and all of `schema.raw_features`.
         max_reject_share: Largest share of bad rows that is passed over.
         block_bytes: About how much text is held at a time.
+        on_rejects: Called at the end with a line on the rows that were passed over, if there were any.
 
     Yields:
         Tables with the good rows.
@@ -109,6 +111,12 @@ def read_log(
             shown += [dataclasses.replace(r, line=r.line + before) for r in block.rejects[: 10 - len(shown)]]
             yield block.table
     check_reject_share(rows, rejected, shown, max_reject_share)
+    if rejected and on_rejects is not None:
+        first = shown[0]
+        on_rejects(
+            f"{rejected:,} of {rows:,} rows are malformed and left out; the first one is "
+            f"{first.file}:{first.line}: {first.reason}"
+        )
 
 
 def lines_before(chunks: Sequence[Chunk], lines: Sequence[int], schema: ClickLogSchema) -> list[int]:
