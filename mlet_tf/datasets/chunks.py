@@ -264,7 +264,8 @@ def _check_fields(
                 f"{path}: with the separator {schema.separator!r} of schema {schema.name!r} the first rows "
                 f"have {_join(counts)} column(s) instead of {expected}; the separator {other!r} would fit"
             )
-    if len(counts) == 1 and len(lines) >= 10:
+    # Of a few lines all may be bad, but not all for lack of just the label.
+    if len(counts) == 1 and (len(lines) >= 10 or counts == {expected - 1}):
         raise InputError(
             f"{path}: each of the first {len(lines)} rows should have {expected} columns (schema "
             f"{schema.name!r}, separator {schema.separator!r}). Received: {_join(counts)}"

@@ -20,6 +20,7 @@ from mlet_tf.datasets.values import (
     WHOLE_REWRITE,
     is_missing,
     is_utf8,
+    may_hold_whole,
     parse_int64,
 )
 
@@ -214,7 +215,7 @@ def _holds(kind: pa.DataType, number: int) -> bool:
 def _canonical(raw: pa.Array) -> pa.Array:
     """Text in which `5.0` is `5`; almost every column has no such text and is passed on as it is."""
     data = raw.buffers()[2]
-    if data is None or b".0" not in data.to_pybytes():
+    if data is None or not may_hold_whole(data.to_pybytes()):
         return raw
     return pc.replace_substring_regex(raw, WHOLE, WHOLE_REWRITE)
 

@@ -13,7 +13,7 @@ from mlet_tf.datasets import quoting
 from mlet_tf.datasets.chunks import Block, Chunk, Reject
 from mlet_tf.datasets.convert import convert, convert_column, row_checks, text_types
 from mlet_tf.datasets.schema import ClickLogSchema
-from mlet_tf.datasets.values import is_utf8
+from mlet_tf.datasets.values import is_utf8, may_hold_whole
 
 _SMALL_READ_BYTES = 1 << 16
 _TEXT_SHOWN = 200
@@ -127,7 +127,7 @@ class TextParser:
 
     def _convert_texts(self, data: bytes, table: pa.Table) -> pa.Table | None:
         """Converts what Arrow's reader has not: times and labels in text, and whole numbers such as `5.0`."""
-        if self._types == self._wanted and b".0" not in data:
+        if self._types == self._wanted and not may_hold_whole(data):
             return table
         for place, (name, kind) in enumerate(zip(table.column_names, self._types.types, strict=True)):
             if kind == pa.binary():

@@ -28,7 +28,12 @@ _MISSING_TYPES = ("NAType", "NaTType")  # pandas.NA and pandas.NaT, without impo
 
 def canonical_text(text: bytes) -> bytes:
     """The text of a category: a whole number written as a float loses its `.0`."""
-    return _WHOLE_BYTES.sub(WHOLE_REWRITE.encode(), text) if b".0" in text else text
+    return _WHOLE_BYTES.sub(WHOLE_REWRITE.encode(), text) if may_hold_whole(text) else text
+
+
+def may_hold_whole(data: bytes) -> bool:
+    """Whether there may be a whole number written as a float; almost no block of a log has one."""
+    return b"." in data and b".0" in data  # One byte is found many times faster than two.
 
 
 def is_missing(value: Any, marks: Collection[bytes]) -> bool:
