@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from mlet_tf.datasets.values import (
 _TEXT_SHOWN = 200
 _INT64 = np.iinfo(np.int64)
 _EXACT_FLOAT = 2.0**53
+_SHORT_INTEGER = 17  # Bytes of text that cannot be more than 64 bits.
 
 
 def arrow_schema(schema: ClickLogSchema, columns: Sequence[str] | None = None) -> pa.Schema:
@@ -255,11 +257,13 @@ def _to_int64(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _parse_integers(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    text = _canonical(pc.utf8_trim(raw.cast(pa.string()), characters=SPACES).cast(pa.binary())).cast(
-        pa.string()
-    )
+    text = _canonical(raw).cast(pa.string())
+    if (pc.max(pc.binary_length(text)).as_py() or 0) <= _SHORT_INTEGER:
+        with contextlib.suppress(pa.ArrowInvalid):
+            return text.cast(pa.int64()), np.zeros(len(raw), bool)
+    text = _canonical(pc.utf8_trim(text, characters=SPACES).cast(pa.binary())).cast(pa.string())
     fits = np.array(pc.fill_null(pc.match_substring_regex(text, INTEGER), False))
-    long = fits & np.asarray(pc.fill_null(pc.greater(pc.binary_length(text), 17), False))
+    long = fits & np.asarray(pc.fill_null(pc.greater(pc.binary_length(text), _SHORT_INTEGER), False))
     for i in np.flatnonzero(long).tolist():
         fits[i] = is_int64(text[i].as_py().encode())
     values = pc.if_else(pa.array(fits), text, pa.scalar(None, text.type)).cast(pa.int64())

@@ -72,7 +72,7 @@ class ClickLogSchema:
         missing: Field texts that mean "no value" in integer and categorical columns, beside the empty text.
         quoting: How text files quote: `"rfc4180"` (double quotes around a field, doubled inside of it, no line
             break), `"none"` (a quote is part of the value), or `"auto"`: as RFC 4180 where a quoted field is among
-            the first lines of a file. Files separated by TAB or `\\x01` are never quoted under `"auto"`.
+            the first lines of a file. Files separated by TAB or `\x01` are never quoted under `"auto"`.
         positive: Label texts that mean a click, where they are not 0 and 1.
         negative: Label texts that mean no click; where none are given, all others than those of `positive`.
 

@@ -87,6 +87,7 @@ class TextParser:
         self._types = text_types(schema, wanted)
         self._max_line_bytes = max_line_bytes
         self._lines = 0
+        self._has_floats = False  # Whether the last block had integers written as floats.
 
     def parse(self, offset: int, data: bytes | None) -> Block:
         """Parses the lines that begin at byte `offset`; None stands for one line too long to be held."""
@@ -113,8 +114,17 @@ class TextParser:
             return None
         if self._may_quote(data) and not quoting.lines_fit(data, self._schema.separator, self._chunk.quoting):
             return None
+        may_hold_floats = may_hold_whole(data)
+        table = None if self._has_floats and may_hold_floats else self._read_good(data, lines, self._types)
+        if table is None and may_hold_floats:
+            table = self._read_good(data, lines, _all_binary(self._wanted))
+            self._has_floats = table is not None
+        return table
+
+    def _read_good(self, data: bytes, lines: _Lines, types: pa.Schema) -> pa.Table | None:
+        """Reads columns as they are or, where their type is not the wanted one, as texts to be converted."""
         try:
-            table = self._read_csv(data, self._types, self._schema.missing_marks)
+            table = self._read_csv(data, types, self._schema.missing_marks)
         except pa.ArrowInvalid:
             return None
         if table.num_rows != len(lines.starts):
@@ -127,9 +137,9 @@ class TextParser:
 
     def _convert_texts(self, data: bytes, table: pa.Table) -> pa.Table | None:
         """Converts what Arrow's reader has not: times and labels in text, and whole numbers such as `5.0`."""
-        if self._types == self._wanted and not may_hold_whole(data):
+        if table.schema == self._wanted and not may_hold_whole(data):
             return table
-        for place, (name, kind) in enumerate(zip(table.column_names, self._types.types, strict=True)):
+        for place, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
             if kind == pa.binary():
                 values, bad = convert_column(table[name].combine_chunks(), name, self._schema)
                 if bad.any():

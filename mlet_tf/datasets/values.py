@@ -48,6 +48,8 @@ def is_missing(value: Any, marks: Collection[bytes]) -> bool:
         return text in marks or canonical_text(text) in marks
     if value is None or type(value).__name__ in _MISSING_TYPES or _is_nan(value):
         return True
+    if len(marks) == 1:  # The empty text alone is no number.
+        return False
     try:
         return str(whole_number(value)).encode() in marks
     except (ValueError, TypeError, OverflowError):

@@ -1,6 +1,7 @@
 """Rows in any of the forms that callers have them in, as serialised tf.Examples of raw columns."""
 
 import datetime
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -161,33 +162,33 @@ class Rows:
 
     def _values(self, name: str, values: Sequence[Any]) -> list[int | bytes | None] | None:
         """A column as integers or bytes, None for a missing value; None where no row has a value."""
-        convert, expected = self._converter(name, values)
+        convert = self._converter(name, values)
         found = []
         for row, value in enumerate(values):
             try:
                 found.append(None if is_missing(value, self._marks) else convert(value))
             except (ValueError, TypeError, OverflowError):
+                unnamed = "a text" if convert is _text else "an integer"
+                expected = expected_values(name, self._schema) if self._schema else unnamed
                 raise InputError(
                     f"row {row}: column {name!r} should be {expected} or missing. Received: {_shown(value)}"
                 ) from None
         return found if any(value is not None for value in found) else None
 
-    def _converter(
-        self, name: str, values: Sequence[Any]
-    ) -> tuple[Callable[[Any], int] | Callable[[Any], bytes], str]:
-        """What converts one value of a column, and what a value should be."""
+    def _converter(self, name: str, values: Sequence[Any]) -> Callable[[Any], int] | Callable[[Any], bytes]:
+        """What converts one value of a column."""
         schema = self._schema
         if schema is None:
-            present = [value for value in values if not is_missing(value, self._marks)]
-            texts = not present or any(isinstance(value, str | bytes) for value in present)
-            return (_text, "a text") if texts else (to_integer, "an integer")
-        expected = expected_values(name, schema)
+            texts = any(isinstance(value, str | bytes) and value for value in values)
+            numbers = any(
+                not isinstance(value, str | bytes) and not is_missing(value, self._marks) for value in values
+            )
+            return to_integer if numbers and not texts else _text
         if name in schema.categoricals:
-            return to_category, expected
+            return to_category
         if schema.time is not None and name == schema.time.name:
-            time = schema.time
-            return lambda value: _time(value, time), expected
-        return to_integer, expected
+            return functools.partial(_time, time=schema.time)
+        return to_integer
 
 
 def _without_schema(values: pa.Array, marks: Iterable[bytes]) -> pa.Array | None:

@@ -51,7 +51,7 @@ def as_text(values):
     return "".join(f"1,{text},{text}\n" for text in values)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.none() | WHOLE, min_size=1, max_size=8))
 def test_a_whole_number_is_one_value_in_text_parquet_arrow_pandas_and_dicts(tmp_path, numbers):
     plain = ["" if number is None else str(number) for number in numbers]
