@@ -109,7 +109,7 @@ class Rows:
         schema = self._schema
         columns = schema.columns
         unlabelled = tuple(name for name in columns if name != schema.label)
-        texts = [as_bytes(line).rstrip(b"\r\n") for line in lines]
+        texts = [_line_bytes(number, line).rstrip(b"\r\n") for number, line in enumerate(lines)]
         quoted = quoting.resolve(schema, texts)
         records = []
         for number, text in enumerate(texts):
@@ -214,6 +214,13 @@ def _check_unique(names: Iterable[Any]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             raise InputError(f"columns: expected each name once. Received: {name!r} {count} times")
+
+
+def _line_bytes(number: int, line: str | bytes) -> bytes:
+    try:
+        return as_bytes(line)
+    except UnicodeEncodeError:
+        raise InputError(f"row {number}: expected UTF-8 text. Received: {_shown(line)}") from None
 
 
 def _text(value: Any) -> bytes:
