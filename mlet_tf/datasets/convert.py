@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from mlet_tf.datasets.values import (
 _TEXT_SHOWN = 200
 _INT64 = np.iinfo(np.int64)
 _EXACT_FLOAT = 2.0**53
+_NUMBER = re.compile("0|-?[1-9][0-9]{0,19}")  # A whole number as a category has it.
 _SHORT_INTEGER = 17  # Bytes of text that cannot be more than 64 bits.
 
 
@@ -193,9 +195,7 @@ def _without_missing(raw: pa.Array, marks: Sequence[str]) -> pa.Array:
         return _null_where(_canonical(raw), [mark.encode() for mark in marks])
     if not pa.types.is_integer(raw.type):
         return raw
-    numbers = [
-        int(mark) for mark in marks if mark.removeprefix("-").isascii() and mark.removeprefix("-").isdigit()
-    ]
+    numbers = [int(mark) for mark in marks if _NUMBER.fullmatch(mark)]
     return _null_where(raw, [number for number in numbers if _holds(raw.type, number)])
 
 

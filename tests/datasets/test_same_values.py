@@ -1,5 +1,6 @@
 """Values that mean the same are the same category or integer, wherever they come from and whoever reads them."""
 
+import dataclasses
 import datetime
 import decimal
 
@@ -181,6 +182,8 @@ def test_whole_floats_are_integers_everywhere(tmp_path):
     for value in ("2.5", "1e3", 2.5, "260.0x"):
         with pytest.raises(InputError, match="column 'i' should be an integer"):
             predicted([{"i": value}])
+    marked = dataclasses.replace(LOG, missing=("007",))
+    assert predicted([{"c": 7}], marked) == predicted(pa.table({"c": [7]}), marked) == predicted([{"c": "7"}])
     assert predicted([{"i": True}]) == predicted([{"i": np.bool_(True)}]) == predicted([{"i": 1}])
 
 
