@@ -12,16 +12,23 @@ Every exported model has four signatures; B is the number of rows.
 A column may be absent from a tf.Example, but not from `predict_raw`: TF Serving has no optional inputs over REST.
 """
 
+import keyword
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from mlet_tf.datasets import ClickLogSchema
+from mlet_tf.datasets.values import WHOLE, WHOLE_REWRITE
+from mlet_tf.features.times import iso_seconds
 
 SIGNATURES = ("serving_default", "predict_raw", "classify", "regress")
 MODEL_INPUTS = ("dense_features", "sparse_features")
+
+_PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 Transform = Callable[[Mapping[str, tf.SparseTensor]], Mapping[str, tf.Tensor]]
 
@@ -36,6 +43,21 @@ def raw_feature_spec(schema: ClickLogSchema, with_label: bool = False) -> dict[s
     integers = {*schema.integers, schema.label, *([schema.time.name] if schema.time else [])}
     names = (*schema.raw_features, *([schema.label] if with_label else []))
     return {name: tf.io.VarLenFeature(tf.int64 if name in integers else tf.string) for name in names}
+
+
+def raw_arguments(schema: ClickLogSchema) -> dict[str, str]:
+    """Argument of `predict_raw` in Python, as of `tf.saved_model.load`, for each raw column.
+
+    TensorFlow Serving knows all columns by their own names. Python has them as names of arguments, which TensorFlow
+    compares without regard to case; where a column cannot be one they are all `column_0`, `column_1`, ...
+    """
+    names = schema.raw_features
+    plain = all(
+        _PLAIN_NAME.fullmatch(name) and not keyword.iskeyword(name) and name != "self" for name in names
+    )
+    if plain and len({name.lower() for name in names}) == len(names):
+        return {name: name for name in names}
+    return {name: f"column_{number}" for number, name in enumerate(names)}
 
 
 class ServingModule(tf.Module):
@@ -75,6 +97,7 @@ class ServingModule(tf.Module):
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """Concrete functions by signature name."""
         text = tf.TensorSpec([None], tf.string)
+        arguments = raw_arguments(self._schema)
 
         @tf.function(autograph=False)
         def serving_default(examples: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -82,11 +105,8 @@ class ServingModule(tf.Module):
 
         @tf.function(autograph=False)
         def predict_raw(**columns: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {
-                "ctr": self._ctr(
-                    {name: self._parse(name, columns[name]) for name in self._schema.raw_features}
-                )
-            }
+            parsed = {name: self._parse(name, columns[argument]) for name, argument in arguments.items()}
+            return {"ctr": self._ctr(parsed)}
 
         @tf.function(autograph=False)
         def classify(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -98,7 +118,7 @@ class ServingModule(tf.Module):
         def regress(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"outputs": self.ctr_of_examples(inputs)}
 
-        columns = {name: tf.TensorSpec([None], tf.string, name=name) for name in self._schema.raw_features}
+        columns = {name: tf.TensorSpec([None], tf.string, name=name) for name in arguments.values()}
         return {
             "serving_default": serving_default.get_concrete_function(examples=text),
             "predict_raw": predict_raw.get_concrete_function(**columns),
@@ -108,10 +128,15 @@ class ServingModule(tf.Module):
 
     def _parse(self, name: str, texts: tf.Tensor) -> tf.SparseTensor:
         """A column of texts, as the log writes them, as the sparse column that tf.Examples give."""
-        present = tf.reduce_all([tf.not_equal(texts, mark) for mark in {"", *self._schema.missing}], axis=0)
+        time = self._schema.time
+        marks = self._schema.missing_marks
+        texts = tf.strings.regex_replace(texts, WHOLE, WHOLE_REWRITE)
+        present = tf.reduce_all([tf.not_equal(texts, mark) for mark in marks], axis=0)
         rows = tf.where(present)
         values = tf.boolean_mask(texts, present)
-        if raw_feature_spec(self._schema)[name].dtype == tf.int64:
+        if time is not None and name == time.name and time.format == "iso8601":
+            values = iso_seconds(values)
+        elif raw_feature_spec(self._schema)[name].dtype == tf.int64:
             values = tf.strings.to_number(values, tf.int64)
         indices = tf.pad(rows, [[0, 0], [0, 1]])
         return tf.SparseTensor(indices, values, tf.stack([tf.size(texts, tf.int64), 1]))
@@ -129,3 +154,19 @@ def export_model(model: keras.Model, schema: ClickLogSchema, transform: Transfor
     """
     module = ServingModule(model, schema, transform)
     tf.saved_model.save(module, str(path), signatures=module.signatures())
+    _name_raw_columns(f"{path}/saved_model.pb", raw_arguments(schema))
+
+
+def _name_raw_columns(path: str, arguments: Mapping[str, str]) -> None:
+    """Gives the inputs of `predict_raw` the columns' names, which can be any in what a server reads."""
+    if all(name == argument for name, argument in arguments.items()):
+        return
+    with tf.io.gfile.GFile(path, "rb") as file:
+        saved = saved_model_pb2.SavedModel.FromString(file.read())
+    inputs = saved.meta_graphs[0].signature_def["predict_raw"].inputs
+    tensors = {name: inputs[argument].SerializeToString() for name, argument in arguments.items()}
+    inputs.clear()
+    for name, tensor in tensors.items():
+        inputs[name].ParseFromString(tensor)
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(saved.SerializeToString(deterministic=True))

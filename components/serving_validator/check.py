@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.export import SIGNATURES, raw_feature_spec
+from mlet_tf.export import SIGNATURES, raw_arguments, raw_feature_spec
 from mlet_tf.features.records import example_batches
 from mlet_tf.serving import CTRClient, ServeOptions, find_model_server
 from mlet_tf.storage import copy_file, is_remote, tree
@@ -113,11 +113,16 @@ def _rows(serialized: tf.Tensor, schema: ClickLogSchema) -> list[dict[str, Any]]
 
 
 def _raw_columns(serialized: tf.Tensor, schema: ClickLogSchema) -> dict[str, tf.Tensor]:
-    """The columns of tf.Examples as texts, missing ones empty."""
-    columns = {}
+    """The columns of tf.Examples as the texts that `predict_raw` takes, by argument; missing ones are empty."""
+    columns, arguments, time = {}, raw_arguments(schema), schema.time
     for name, sparse in tf.io.parse_example(serialized, raw_feature_spec(schema)).items():
         values = tf.strings.as_string(sparse.values) if sparse.dtype == tf.int64 else sparse.values
-        columns[name] = tf.scatter_nd(sparse.indices[:, :1], values, tf.shape(serialized, out_type=tf.int64))
+        if time is not None and name == time.name and time.format == "iso8601":
+            seconds = sparse.values.numpy().astype("datetime64[s]")
+            values = tf.constant(np.datetime_as_string(seconds))
+        columns[arguments[name]] = tf.scatter_nd(
+            sparse.indices[:, :1], values, tf.shape(serialized, out_type=tf.int64)
+        )
     return columns
 
 

@@ -6,7 +6,8 @@
 import importlib
 from typing import Any
 
-from mlet_tf.datasets.schema import AVAZU, CRITEO, ClickLogSchema, TimeColumn, load_schema
+from mlet_tf.datasets.presets import AVAZU, CRITEO, load_schema
+from mlet_tf.datasets.schema import ClickLogSchema, TimeColumn
 
 _LAZY = {
     "read_log": "reading",

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from mlet_tf import storage
+from mlet_tf.datasets import quoting as quoting_lib
 from mlet_tf.datasets.compression import CompressedSource
-from mlet_tf.datasets.convert import is_text
+from mlet_tf.datasets.convert import is_convertible
 from mlet_tf.datasets.files import file_kind
 from mlet_tf.datasets.parquet_files import open_parquet
 from mlet_tf.datasets.schema import ClickLogSchema, nearest_hint
@@ -41,6 +42,7 @@ class Chunk:
         columns: Names of the file's columns, in file order.
         first_row: Parquet: rows of the file before this chunk.
         aligned: Text: a line begins at `start`.
+        quoting: Text: see `quoting.resolve`.
     """
 
     path: str
@@ -50,6 +52,7 @@ class Chunk:
     columns: tuple[str, ...]
     first_row: int
     aligned: bool
+    quoting: str = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +82,14 @@ class Block:
             It does not depend on how the file was cut into chunks.
         rejects: Bad rows.
         lines: Lines read, those with nothing on them included.
+        rejected: Places of `rejects` among all rows of the block, int64.
     """
 
     table: pa.Table
     positions: np.ndarray
     rejects: list[Reject]
     lines: int
+    rejected: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def rows_read(self) -> int:
@@ -92,7 +97,9 @@ class Block:
         return self.table.num_rows + len(self.rejects)
 
 
-def plan_chunks(files: Sequence[str], schema: ClickLogSchema, chunk_bytes: int = 32 << 20) -> list[Chunk]:
+def plan_chunks(
+    files: Sequence[str], schema: ClickLogSchema, chunk_bytes: int = 32 << 20, label: bool = True
+) -> list[Chunk]:
     """Divides files into chunks and looks at the first lines of each file.
 
     Args:
@@ -100,6 +107,7 @@ def plan_chunks(files: Sequence[str], schema: ClickLogSchema, chunk_bytes: int =
         schema: What the columns should be.
         chunk_bytes: Wanted size of a chunk. A compressed file cannot be entered in the middle, so it is one
             chunk, whatever its size (it is still read as a stream).
+        label: Whether the label has to be there. Files without a header may otherwise have one column less.
 
     Returns:
         The chunks of each file in order.
@@ -112,9 +120,9 @@ def plan_chunks(files: Sequence[str], schema: ClickLogSchema, chunk_bytes: int =
     for path in files:
         kind = file_kind(path)
         chunks += (
-            _parquet_chunks(path, schema, chunk_bytes)
+            _parquet_chunks(path, schema, chunk_bytes, label)
             if kind == "parquet"
-            else _text_chunks(path, kind, schema, chunk_bytes)
+            else _text_chunks(path, kind, schema, chunk_bytes, label)
         )
     return chunks
 
@@ -124,11 +132,11 @@ def open_text(path: str, kind: str) -> BinaryIO | CompressedSource:
     return storage.open_binary(path) if kind == "text" else CompressedSource(path, kind)
 
 
-def _parquet_chunks(path: str, schema: ClickLogSchema, chunk_bytes: int) -> list[Chunk]:
+def _parquet_chunks(path: str, schema: ClickLogSchema, chunk_bytes: int, label: bool) -> list[Chunk]:
     with open_parquet(path) as file:
         columns = file.schema_arrow
-        _check_header(path, list(columns.names), schema)
-        _check_parquet_types(path, columns, schema)
+        _check_header(path, list(columns.names), schema, label)
+        _check_parquet_types(path, columns, schema, label)
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         sizes = [(group.total_byte_size, group.num_rows) for group in groups]
     chunks, start, held, first_row, rows = [], 0, 0, 0, 0
@@ -140,33 +148,38 @@ def _parquet_chunks(path: str, schema: ClickLogSchema, chunk_bytes: int) -> list
     return chunks
 
 
-def _check_parquet_types(path: str, found: pa.Schema, schema: ClickLogSchema) -> None:
-    for name in (schema.label, *schema.raw_features):
+def _needed(schema: ClickLogSchema, label: bool) -> tuple[str, ...]:
+    return (schema.label, *schema.raw_features) if label else schema.raw_features
+
+
+def _check_parquet_types(path: str, found: pa.Schema, schema: ClickLogSchema, label: bool) -> None:
+    for name in _needed(schema, label):
         kind = found.field(name).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        fits = pa.types.is_integer(kind) or is_text(kind) or pa.types.is_null(kind)
-        if name not in schema.categoricals:
-            fits = fits or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        fits = is_convertible(kind)
+        if name in schema.categoricals:
+            fits = fits and not pa.types.is_boolean(kind)
+        elif schema.time is not None and name == schema.time.name:
+            fits = fits or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
         if not fits:
             expected = "text or integers" if name in schema.categoricals else "integers"
             raise InputError(f"{path}: column {name!r} should hold {expected}. Received: {kind}")
 
 
-def _text_chunks(path: str, kind: str, schema: ClickLogSchema, chunk_bytes: int) -> list[Chunk]:
+def _text_chunks(path: str, kind: str, schema: ClickLogSchema, chunk_bytes: int, label: bool) -> list[Chunk]:
     head = _text_head(path, kind)
     try:
-        columns, start = _check_head(path, head, schema)
+        columns, start, quoting = _check_head(path, head, schema, label)
     except InputError:
         if suspected := suspected_format(head):
             raise InputError(f"{path} is {suspected}") from None
         raise
     if kind != "text":
-        return [Chunk(path, kind, start, None, columns, 0, True)]
+        return [Chunk(path, kind, start, None, columns, 0, True, quoting)]
     size = storage.file_size(path)
     count = max(1, round((size - start) / chunk_bytes))
     edges = [start + (size - start) * i // count for i in range(count + 1)]
     return [
-        Chunk(path, kind, begin, end, columns, 0, begin == start)
+        Chunk(path, kind, begin, end, columns, 0, begin == start, quoting)
         for begin, end in itertools.pairwise(edges)
         if begin < end
     ]
@@ -196,39 +209,61 @@ def _check_compressed(path: str, kind: str, head: bytes) -> None:
         raise InputError(f"{path} is a {kind} file, and what is inside of it is {inside}")
 
 
-def _check_head(path: str, head: bytes, schema: ClickLogSchema) -> tuple[tuple[str, ...], int]:
-    """Checks the first lines; returns the file's columns, and the first byte after mark and header."""
+def _check_head(
+    path: str, head: bytes, schema: ClickLogSchema, label: bool
+) -> tuple[tuple[str, ...], int, str]:
+    """Checks the first lines; returns the file's columns, the first byte after mark and header, and the quoting."""
     whole = len(head) < _PEEK_BYTES
     start = len(_BOM) if head.startswith(_BOM) else 0
+    lines = head[start:].split(b"\n")
+    lines = [line.removesuffix(b"\r") for line in (lines if whole else lines[:-1])]
+    quoting = quoting_lib.resolve(schema, lines)
     columns = schema.columns
     if schema.header:
         line = head[start:].split(b"\n", 1)[0]
         if len(line) > MAX_LINE_BYTES:
             raise InputError(f"{path}: the header should have at most {MAX_LINE_BYTES} bytes. Received: more")
-        columns = _header_columns(path, line, schema)
+        columns = _header_columns(path, line.removesuffix(b"\r"), schema, quoting, label)
         start += len(line) + 1
-    lines = head[start:].split(b"\n")
-    _check_fields(path, [line for line in (lines if whole else lines[:-1]) if line.strip()], columns, schema)
-    return columns, start
+        lines = lines[1:]
+    lines = [line for line in lines if line.strip()]
+    if not label and not schema.header:
+        columns = _columns_of(lines, schema, quoting)
+    _check_fields(path, lines, columns, schema, quoting)
+    return columns, start, quoting
 
 
-def _header_columns(path: str, line: bytes, schema: ClickLogSchema) -> tuple[str, ...]:
-    text = line.decode("utf-8", "replace").rstrip("\r")
-    needed = {schema.label, *schema.raw_features}
-    if schema.separator not in text and len(schema.columns) > 1:
+def _columns_of(lines: Sequence[bytes], schema: ClickLogSchema, quoting: str) -> tuple[str, ...]:
+    """The columns of a file without a header, which may lack the label."""
+    counts = _field_counts(lines, schema.separator, quoting)
+    if len(schema.columns) not in counts and len(schema.columns) - 1 in counts:
+        return tuple(name for name in schema.columns if name != schema.label)
+    return schema.columns
+
+
+def _header_columns(
+    path: str, line: bytes, schema: ClickLogSchema, quoting: str, label: bool
+) -> tuple[str, ...]:
+    needed = set(_needed(schema, label))
+    fields = quoting_lib.split(line, schema.separator, quoting)
+    if fields is None:
+        raise InputError(
+            f"{path}: the header should have quotes around whole names. Received: {line[:_HEADER_SHOWN]!r}"
+        )
+    names = [field.decode("utf-8", "replace") for field in fields]
+    if len(names) == 1 and len(schema.columns) > 1:
         for other in _SEPARATORS:
-            if needed <= set(text.split(other)):
+            if needed <= set(names[0].split(other)):
                 raise InputError(
                     f"{path}: the header is one column with the separator {schema.separator!r} of schema "
                     f"{schema.name!r}; the separator {other!r} would fit"
                 )
-    names = text.split(schema.separator)
-    _check_header(path, names, schema)
+    _check_header(path, names, schema, label)
     return tuple(names)
 
 
-def _check_header(path: str, names: list[str], schema: ClickLogSchema) -> None:
-    for name in (schema.label, *schema.raw_features):
+def _check_header(path: str, names: list[str], schema: ClickLogSchema, label: bool) -> None:
+    for name in _needed(schema, label):
         if names.count(name) > 1:
             raise InputError(
                 f"{path}: the header should name column {name!r} once. Received: {names.count(name)} times"
@@ -242,11 +277,18 @@ def _check_header(path: str, names: list[str], schema: ClickLogSchema) -> None:
             )
 
 
-def _check_fields(path: str, lines: list[bytes], columns: Sequence[str], schema: ClickLogSchema) -> None:
+def _field_counts(lines: Sequence[bytes], separator: str, quoting: str) -> set[int]:
+    fields = (quoting_lib.split(line, separator, quoting) for line in lines[:_PEEK_LINES])
+    return {len(found) for found in fields if found is not None}
+
+
+def _check_fields(
+    path: str, lines: list[bytes], columns: Sequence[str], schema: ClickLogSchema, quoting: str
+) -> None:
     """Raises where the first lines of a file show that it is not written as the schema says."""
     lines, expected = lines[:_PEEK_LINES], len(columns)
-    counts = {line.count(schema.separator.encode()) + 1 for line in lines}
-    if not lines or expected in counts:
+    counts = _field_counts(lines, schema.separator, quoting)
+    if not counts or expected in counts:
         return
     for other in _SEPARATORS:
         if {line.count(other.encode()) + 1 for line in lines} == {expected}:
@@ -254,7 +296,8 @@ def _check_fields(path: str, lines: list[bytes], columns: Sequence[str], schema:
                 f"{path}: with the separator {schema.separator!r} of schema {schema.name!r} the first rows "
                 f"have {_join(counts)} column(s) instead of {expected}; the separator {other!r} would fit"
             )
-    if len(counts) == 1 and len(lines) >= 10:
+    # Of a few lines all may be bad, but not all for lack of just the label.
+    if len(counts) == 1 and (len(lines) >= 10 or counts == {expected - 1}):
         raise InputError(
             f"{path}: each of the first {len(lines)} rows should have {expected} columns (schema "
             f"{schema.name!r}, separator {schema.separator!r}). Received: {_join(counts)}"

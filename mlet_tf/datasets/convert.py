@@ -1,25 +1,36 @@
-"""Typed columns out of raw ones, with a reason for each value that does not fit."""
+"""Typed columns out of raw ones, with a reason for each value that does not fit; `values` does it to one."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlet_tf.datasets.schema import ClickLogSchema
-from mlet_tf.datasets.times import valid_times
+from mlet_tf.datasets.times import from_timestamps, iso_seconds, valid_times
+from mlet_tf.datasets.values import (
+    CATEGORY,
+    INTEGER,
+    SPACES,
+    WHOLE,
+    WHOLE_REWRITE,
+    is_missing,
+    is_utf8,
+    may_hold_whole,
+    parse_int64,
+)
 
-CATEGORY = "UTF-8 text without a NUL byte"
 _TEXT_SHOWN = 200
-# What Arrow's own conversion takes, so that both ways through a block of text agree.
-_INTEGER = r"^(-?[0-9]{1,100}|0[xX][0-9a-fA-F]{1,16})$"
-_INTEGER_BYTES = re.compile(_INTEGER.encode())
-_SPACES = " \t"
 _INT64 = np.iinfo(np.int64)
+_EXACT_FLOAT = 2.0**53
+_NUMBER = re.compile("0|-?[1-9][0-9]{0,19}")  # A whole number as a category has it.
+_SHORT_INTEGER = 17  # Bytes of text that cannot be more than 64 bits.
 
 
 def arrow_schema(schema: ClickLogSchema, columns: Sequence[str] | None = None) -> pa.Schema:
@@ -29,19 +40,46 @@ def arrow_schema(schema: ClickLogSchema, columns: Sequence[str] | None = None) -
     return pa.schema([(name, pa.binary() if name in categories else pa.int64()) for name in wanted])
 
 
+def text_types(schema: ClickLogSchema, wanted: pa.Schema) -> pa.Schema:
+    """The types that text is parsed to before `convert_column` makes the types wanted of it."""
+    texts = {schema.label} if schema.positive else set()
+    if schema.time is not None and schema.time.format == "iso8601":
+        texts.add(schema.time.name)
+    return pa.schema([(field.name, pa.binary() if field.name in texts else field.type) for field in wanted])
+
+
 @dataclasses.dataclass(frozen=True)
-class _Check:
+class Check:
+    """What the numbers of a column must be.
+
+    Args:
+        valid: Says of each int64 whether it fits.
+        expected: The same in words.
+    """
+
     valid: Callable[[np.ndarray], np.ndarray]
     expected: str
 
 
-def row_checks(schema: ClickLogSchema) -> dict[str, _Check]:
+def row_checks(schema: ClickLogSchema) -> dict[str, Check]:
     """Columns in which a missing value, or one that does not pass, makes a row bad."""
-    checks = {schema.label: _Check(lambda values: (values == 0) | (values == 1), "0 or 1")}
+    texts = "0 or 1"
+    if schema.positive:
+        others = " or ".join(map(repr, schema.negative)) or "any other text"
+        texts = f"{' or '.join(map(repr, schema.positive))}, or {others}"
+    checks = {schema.label: Check(lambda values: (values == 0) | (values == 1), texts)}
     time = schema.time
     if time is not None:
-        checks[time.name] = _Check(lambda values: valid_times(values, time), f"a time ({time.format})")
+        checks[time.name] = Check(lambda values: valid_times(values, time), f"a time ({time.format})")
     return checks
+
+
+def expected_values(name: str, schema: ClickLogSchema) -> str:
+    """What the values of a column should be, in words."""
+    if name in schema.categoricals:
+        return CATEGORY
+    check = row_checks(schema).get(name)
+    return check.expected if check else "an integer"
 
 
 def convert(
@@ -50,7 +88,7 @@ def convert(
     """Converts columns to the wanted types.
 
     Args:
-        table: The raw columns: text of any kind, integers or, for integers, floats.
+        table: The raw columns: text of any kind, integers, floats, truth values or, for the time, timestamps.
         wanted: Names and types wanted, as of `arrow_schema`.
         schema: Says what is missing and what must hold.
 
@@ -59,115 +97,61 @@ def convert(
     """
     columns: list[pa.Array] = []
     reasons: dict[int, str] = {}
-    checks = row_checks(schema)
-    for field in wanted:
-        raw = table.column(table.schema.get_field_index(field.name))
+    needed = row_checks(schema)
+    for name in wanted.names:
+        raw = table.column(table.schema.get_field_index(name))
         raw = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
-        raw = _without_missing(raw, schema.missing)
-        check = checks.get(field.name)
-        if field.type == pa.binary():
-            values, bad = to_categories(raw)
-            expected = CATEGORY
-        else:
-            values, bad = to_int64(raw)
-            expected = check.expected if check else "an integer"
-        if check:
-            bad |= ~check.valid(values.fill_null(-1).to_numpy()) | np.asarray(values.is_null())
+        values, bad = convert_column(raw, name, schema)
+        if name in needed:
+            bad = bad | np.asarray(values.is_null())
         columns.append(values)
         for row in np.flatnonzero(bad).tolist():
-            received = raw[row].as_py()
-            received = (
-                received.decode("utf-8", "backslashreplace") if isinstance(received, bytes) else received
+            expected, received = (
+                expected_values(name, schema),
+                _shown(_plain(raw[row : row + 1])[0].as_py(), schema),
             )
-            shown = "no value" if received is None else repr(received)[:_TEXT_SHOWN]
-            reasons.setdefault(row, f"column {field.name!r} should be {expected}. Received: {shown}")
+            reasons.setdefault(row, f"column {name!r} should be {expected}. Received: {received}")
     return columns, reasons
 
 
-def _without_missing(raw: pa.Array, missing: Sequence[str]) -> pa.Array:
-    if pa.types.is_dictionary(raw.type):
-        raw = raw.cast(raw.type.value_type)
-    if pa.types.is_null(raw.type):
-        raw = raw.cast(pa.binary())
-    if pa.types.is_integer(raw.type) and any(mark.removeprefix("-").isdigit() for mark in missing):
-        raw = raw.cast(pa.string())
-    if is_text(raw.type):
-        raw = raw.cast(pa.binary())
-        if missing:
-            marks = pa.array([mark.encode() for mark in missing], pa.binary())
-            raw = pc.if_else(pc.is_in(raw, value_set=marks), pa.scalar(None, pa.binary()), raw)
-    elif pa.types.is_floating(raw.type):
-        raw = pc.if_else(pc.is_nan(raw), pa.scalar(None, raw.type), raw)
-    return raw
+def convert_column(raw: pa.Array, name: str, schema: ClickLogSchema) -> tuple[pa.Array, np.ndarray]:
+    """Converts one column.
 
+    Args:
+        raw: The values; see `convert`.
+        name: Its name.
+        schema: Says what it should hold.
 
-def to_categories(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Converts to binary; also which values are no categories."""
-    if not pa.types.is_binary(raw.type):
-        return raw.cast(pa.string()).cast(pa.binary()), np.zeros(len(raw), bool)
-    nul = np.asarray(pc.fill_null(pc.greater_equal(pc.find_substring(raw, b"\0"), 0), False))
-    return raw, nul | _not_utf8(raw)
-
-
-def to_int64(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Converts to int64; values that are no such integer become null and are marked."""
-    present = np.asarray(raw.is_valid())
-    if pa.types.is_binary(raw.type):
-        raw = pc.if_else(pa.array(_not_utf8(raw)), pa.scalar(None, raw.type), raw)
-        text = pc.utf8_trim(raw.cast(pa.string()), characters=_SPACES)
-        fits = np.array(pc.fill_null(pc.match_substring_regex(text, _INTEGER), False))
-        long = fits & np.asarray(pc.fill_null(pc.greater(pc.binary_length(text), 17), False))
-        for i in np.flatnonzero(long).tolist():
-            fits[i] = is_int64(text[i].as_py().encode())
-        raw = text
-    elif pa.types.is_floating(raw.type):
-        numbers = raw.fill_null(0).to_numpy()
-        fits = present & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2.0**53)
-    else:
-        fits = (
-            present & np.asarray(pc.fill_null(pc.less_equal(raw, pa.scalar(_INT64.max, raw.type)), False))
-            if raw.type == pa.uint64()
-            else present
-        )
-    values = pc.if_else(pa.array(fits), raw, pa.scalar(None, raw.type)).cast(pa.int64())
-    return values, present & ~fits
-
-
-def is_int64(text: bytes) -> bool:
-    """Whether `to_int64` converts a text."""
-    try:
-        parse_int64(text)
-    except ValueError:
-        return False
-    return True
-
-
-def parse_int64(text: bytes) -> int:
-    """One text as `to_int64` converts it.
-
-    Raises:
-        ValueError: It is no integer of 64 bits.
+    Returns:
+        int64 or binary, null where a value is missing, and which values do not fit, bool.
     """
-    digits = text.strip(_SPACES.encode())
-    if not _INTEGER_BYTES.fullmatch(digits):
-        raise ValueError(f"expected an integer, received {text!r}")
-    number = int(digits, 16 if digits[:2] in (b"0x", b"0X") else 10)
-    if not _INT64.min <= number <= _INT64.max:
-        raise ValueError(f"expected an integer of 64 bits, received {text!r}")
-    return number
+    time = schema.time if schema.time is not None and name == schema.time.name else None
+    raw = _plain(raw)
+    if time is not None and pa.types.is_temporal(raw.type):
+        values, bad = from_timestamps(raw, time), np.zeros(len(raw), bool)
+    else:
+        raw, fractions = _whole_numbers(raw)
+        raw = _without_missing(raw, schema.missing_marks)
+        if name == schema.label and schema.positive:
+            values, bad = _to_labels(raw, schema)
+        elif time is not None and time.format == "iso8601" and pa.types.is_binary(raw.type):
+            values, bad = _only_utf8(raw, iso_seconds)
+        elif name in schema.categoricals:
+            values, bad = _to_categories(raw)
+        else:
+            values, bad = _to_int64(raw)
+        bad = bad | fractions
+    check = row_checks(schema).get(name)
+    if check:
+        bad = bad | (np.asarray(values.is_valid()) & ~check.valid(values.fill_null(0).to_numpy()))
+    return values, bad
 
 
-def is_category(text: bytes) -> bool:
-    """Whether `to_categories` takes a text."""
-    return is_utf8(text) and b"\0" not in text
-
-
-def _not_utf8(raw: pa.Array) -> np.ndarray:
-    try:
-        raw.cast(pa.string())
-    except pa.ArrowInvalid:
-        return np.array([value is not None and not is_utf8(value) for value in raw.to_pylist()])
-    return np.zeros(len(raw), bool)
+def is_convertible(kind: pa.DataType) -> bool:
+    """Whether `convert_column` takes a type for one of its columns."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    checks = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null, is_text)
+    return any(check(kind) for check in checks)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -176,12 +160,139 @@ def is_text(kind: pa.DataType) -> bool:
     return any(check(kind) for check in checks)
 
 
-def is_utf8(data: bytes) -> bool:
-    """Whether the bytes are UTF-8."""
-    if data.isascii():
-        return True
+def _shown(value: Any, schema: ClickLogSchema) -> str:
+    if is_missing(value, [mark.encode() for mark in schema.missing_marks]):
+        return "no value"
+    return repr(value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value)[
+        :_TEXT_SHOWN
+    ]
+
+
+def _plain(raw: pa.Array) -> pa.Array:
+    """The same values as binary, integers, floats, truth values or timestamps."""
+    if pa.types.is_dictionary(raw.type):
+        raw = raw.cast(raw.type.value_type)
+    if pa.types.is_null(raw.type) or is_text(raw.type):
+        return raw.cast(pa.binary())
+    if raw.type == pa.float16():
+        return pa.array(raw.to_numpy(zero_copy_only=False).astype(np.float32))
+    return raw
+
+
+def _whole_numbers(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Floats as int64, and which of them are not whole, or so large that they may have been other numbers."""
+    if not pa.types.is_floating(raw.type):
+        return raw, np.zeros(len(raw), bool)
+    numbers = raw.fill_null(np.nan).to_numpy().astype(np.float64)
+    present = ~np.isnan(numbers)
+    whole = present & (np.abs(numbers) < _EXACT_FLOAT) & (numbers == np.floor(numbers))
+    return pa.array(np.where(whole, numbers, 0).astype(np.int64), mask=~whole), present & ~whole
+
+
+def _without_missing(raw: pa.Array, marks: Sequence[str]) -> pa.Array:
+    """The column with null for the marks; a number is missing where its text is a mark."""
+    if pa.types.is_binary(raw.type):
+        return _null_where(_canonical(raw), [mark.encode() for mark in marks])
+    if not pa.types.is_integer(raw.type):
+        return raw
+    numbers = [int(mark) for mark in marks if _NUMBER.fullmatch(mark)]
+    return _null_where(raw, [number for number in numbers if _holds(raw.type, number)])
+
+
+def _null_where(raw: pa.Array, values: list[bytes] | list[int]) -> pa.Array:
+    found = pc.is_in(raw, value_set=pa.array(values, raw.type)) if values else None
+    if found is None or not pc.any(found).as_py():
+        return raw
+    return pc.if_else(found, pa.scalar(None, raw.type), raw)
+
+
+def _holds(kind: pa.DataType, number: int) -> bool:
     try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
+        pa.scalar(number, kind)
+    except (pa.ArrowInvalid, OverflowError):
         return False
     return True
+
+
+def _canonical(raw: pa.Array) -> pa.Array:
+    """Text in which `5.0` is `5`; almost every column has no such text and is passed on as it is."""
+    data = raw.buffers()[2]
+    if data is None or not may_hold_whole(data.to_pybytes()):
+        return raw
+    return pc.replace_substring_regex(raw, WHOLE, WHOLE_REWRITE)
+
+
+def _to_labels(raw: pa.Array, schema: ClickLogSchema) -> tuple[pa.Array, np.ndarray]:
+    texts = raw if pa.types.is_binary(raw.type) else raw.cast(pa.string()).cast(pa.binary())
+    present = np.asarray(texts.is_valid())
+    clicks, others = (
+        np.asarray(pc.is_in(texts, value_set=_canonical(pa.array([t.encode() for t in chosen], pa.binary()))))
+        for chosen in (schema.positive, schema.negative)
+    )
+    bad = present & ~clicks & ~others if schema.negative else np.zeros(len(raw), bool)
+    return pa.array(clicks.astype(np.int64), mask=~present | bad), bad
+
+
+def _to_categories(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    if pa.types.is_integer(raw.type):
+        return raw.cast(pa.string()).cast(pa.binary()), np.zeros(len(raw), bool)
+    if not pa.types.is_binary(raw.type):
+        return pa.nulls(len(raw), pa.binary()), np.asarray(raw.is_valid())
+    nul = np.asarray(pc.fill_null(pc.greater_equal(pc.find_substring(raw, b"\0"), 0), False))
+    return raw, nul | _not_utf8(raw)
+
+
+def _to_int64(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Converts to int64; values that are no such integer become null and are marked."""
+    present = np.asarray(raw.is_valid())
+    if pa.types.is_binary(raw.type):
+        return _only_utf8(raw, _parse_integers)
+    if raw.type == pa.uint64():
+        fits = present & np.asarray(pc.fill_null(pc.less_equal(raw, pa.scalar(_INT64.max, raw.type)), False))
+        raw = pc.if_else(pa.array(fits), raw, pa.scalar(None, raw.type))
+        return raw.cast(pa.int64()), present & ~fits
+    if pa.types.is_temporal(raw.type):
+        return pa.nulls(len(raw), pa.int64()), present
+    return raw.cast(pa.int64()), np.zeros(len(raw), bool)
+
+
+def _parse_integers(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    text = _canonical(raw).cast(pa.string())
+    if (pc.max(pc.binary_length(text)).as_py() or 0) <= _SHORT_INTEGER:
+        with contextlib.suppress(pa.ArrowInvalid):
+            return text.cast(pa.int64()), np.zeros(len(raw), bool)
+    text = _canonical(pc.utf8_trim(text, characters=SPACES).cast(pa.binary())).cast(pa.string())
+    fits = np.array(pc.fill_null(pc.match_substring_regex(text, INTEGER), False))
+    long = fits & np.asarray(pc.fill_null(pc.greater(pc.binary_length(text), _SHORT_INTEGER), False))
+    for i in np.flatnonzero(long).tolist():
+        fits[i] = is_int64(text[i].as_py().encode())
+    values = pc.if_else(pa.array(fits), text, pa.scalar(None, text.type)).cast(pa.int64())
+    return values, np.asarray(raw.is_valid()) & ~fits
+
+
+def _only_utf8(
+    raw: pa.Array, convert_texts: Callable[[pa.Array], tuple[pa.Array, np.ndarray]]
+) -> tuple[pa.Array, np.ndarray]:
+    """Converts the texts that are UTF-8; the others are marked."""
+    broken = _not_utf8(raw)
+    if broken.any():
+        raw = pc.if_else(pa.array(broken), pa.scalar(None, raw.type), raw)
+    values, bad = convert_texts(raw)
+    return values, bad | broken
+
+
+def is_int64(text: bytes) -> bool:
+    """Whether a text is an integer of 64 bits, as columns are converted."""
+    try:
+        parse_int64(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _not_utf8(raw: pa.Array) -> np.ndarray:
+    try:
+        raw.cast(pa.string())
+    except pa.ArrowInvalid:
+        return np.array([value is not None and not is_utf8(value) for value in raw.to_pylist()])
+    return np.zeros(len(raw), bool)

@@ -122,4 +122,4 @@ def _block(
     if bad:
         table = table.filter(pa.array(keep)).combine_chunks()
     rejects = [Reject(chunk.path, row - chunk.first_row + i + 1, reasons[i], "") for i in sorted(reasons)]
-    return Block(table, row + short[keep], rejects, batch.num_rows)
+    return Block(table, row + short[keep], rejects, batch.num_rows, np.array(sorted(reasons), np.int64))

@@ -5,14 +5,14 @@ a chunk is read as a stream of blocks (`read_chunk`), each a typed table and the
 Blocks without a bad row never touch a row in Python; only a block with one takes the slower way that finds
 it.
 
-Text rules: quoting is off (a quote is part of the category), lines end in LF or CRLF, a line with nothing on
-it is no row.
+Text rules: quotes are as the schema says (see `ClickLogSchema.quoting`), lines end in LF or CRLF, a line with
+nothing on it is no row.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -83,6 +83,7 @@ def read_log(
     columns: Sequence[str] | None = None,
     max_reject_share: float = 0.001,
     block_bytes: int = BLOCK_BYTES,
+    on_rejects: Callable[[str], None] | None = None,
 ) -> Iterator[pa.Table]:
     """Reads a whole log in order, as a stream of tables.
 
@@ -92,6 +93,7 @@ def read_log(
         columns: Columns wanted; by default the label and all of `schema.raw_features`.
         max_reject_share: Largest share of bad rows that is passed over.
         block_bytes: About how much text is held at a time.
+        on_rejects: Called at the end with a line on the rows that were passed over, if there were any.
 
     Yields:
         Tables with the good rows.
@@ -108,6 +110,12 @@ def read_log(
             shown += [dataclasses.replace(r, line=r.line + before) for r in block.rejects[: 10 - len(shown)]]
             yield block.table
     check_reject_share(rows, rejected, shown, max_reject_share)
+    if rejected and on_rejects is not None:
+        first = shown[0]
+        on_rejects(
+            f"{rejected:,} of {rows:,} rows are malformed and left out; the first one is "
+            f"{first.file}:{first.line}: {first.reason}"
+        )
 
 
 def lines_before(chunks: Sequence[Chunk], lines: Sequence[int], schema: ClickLogSchema) -> list[int]:

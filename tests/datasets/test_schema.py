@@ -110,6 +110,21 @@ def test_a_yaml_file_gives_a_schema(tmp_path):
         ({"integers": [], "categoricals": []}, "at least one integer, categorical or time column"),
         ({"time": {"name": "at"}, "categoricals": ["weekday"]}, "makes a feature named 'weekday'"),
         ({"label": ""}, "`label` should be a text that is not empty"),
+        ({"label": 1}, "`label` should hold column names (texts). Received: 1"),
+        ({"categoricals": [""]}, "`categoricals` should be a text that is not empty. Received: ''"),
+        ({"categoricals": ["a\nb"]}, "names without control characters. Received: 'a\\nb'"),
+        ({"categoricals": ["a\ud800"]}, "names without control characters. Received: 'a\\ud800'"),
+        (
+            {"categoricals": ["é" * 65]},
+            "names of at most 128 bytes of UTF-8. Received: '" + "é" * 65 + "' of 130",
+        ),
+        ({"categoricals": {"a": 1}}, "`categoricals` should be a list of column names. Received: {'a': 1}"),
+        ({"categoricals": [None]}, "`categoricals` should hold column names (texts). Received: None"),
+        ({"missing": [1]}, "`missing` should be a list of texts. Received: (1,)"),
+        ({"separator": 9}, "`separator` should be one ASCII character"),
+        ({"time": ["at"]}, "`time` should hold the keys"),
+        ({"time": {"name": "at", "derive": "weekday"}}, "`time.derive` should be a list of column names"),
+        ({"categoricals": [["x" * 1000]]}, "..."),
     ],
 )
 def test_each_mistake_is_named(change, message):
@@ -132,6 +147,44 @@ def test_schema_names_and_files_that_do_not_exist_are_named(tmp_path):
     broken.write_text("label: x\n")
     with pytest.raises(InputError, match=r"broken\.yaml: `schema` should have the key 'name'"):
         load_schema(str(broken))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            "name: prix\nlabel: y\ncategoricals: [é]\n".encode("latin-1"),
+            "should be UTF-8 text. Received: byte 0xe9 in line 3",
+        ),
+        ("name: prix\n".encode("utf-16"), "should be UTF-8 text. Received: UTF-16 in line 1"),
+        (b"name: a\nlabel: y\nname: b\n", "a key should be given once. Received: 'name' again in line 3"),
+        (
+            b"name: a\ntime: {name: at, name: at}\n",
+            "a key should be given once. Received: 'name' again in line 2",
+        ),
+        (b"name: a\n  label: y\n", "is not YAML: line 2, column 8: mapping values are not allowed here"),
+        (b"name: \x00", "is not YAML: "),
+        (b"name: 2014-13-45", "is not YAML: "),
+        (b"[" * 3000, "is not YAML: "),
+        (b"- name", "`schema` should hold the keys"),
+        (b"", "`schema` should hold the keys"),
+        (b"{[a]: 1}", "is not YAML: "),
+        (b"!!python/object:os.system {}", "is not YAML: "),
+    ],
+)
+def test_a_schema_file_that_is_none_is_refused_in_one_line(tmp_path, data, message):
+    path = tmp_path / "shop.yaml"
+    path.write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        load_schema(str(path))
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_schema_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "shop.yaml").write_text("\ufeff{name: s, label: y, categoricals: [prix_€]}", encoding="utf-8")
+    assert load_schema(str(tmp_path / "shop.yaml")).categoricals == ("prix_€",)
 
 
 def test_a_schema_is_a_value():

@@ -1,0 +1,155 @@
+"""One value of a click log, wherever it comes from; `convert` does the same to columns.
+
+Values that mean the same are one category: `5`, `5.0` (as pandas holds a 5 where the column has a missing
+value), `"5"` and `"5.0"` are all the text `5`.
+"""
+
+from __future__ import annotations
+
+import decimal
+import math
+import re
+from collections.abc import Collection
+from numbers import Integral, Real
+from typing import Any
+
+CATEGORY = "UTF-8 text without a NUL byte"
+# A whole number written as a float, and what it is rewritten to; `re`, RE2 and Arrow all take both.
+WHOLE, WHOLE_REWRITE = r"^(?:-(0)|(-?[0-9]+))\.0+$", r"\1\2"
+# What Arrow's own conversion of text takes, so that both ways through a block of text agree.
+INTEGER = r"^(-?[0-9]{1,100}|0[xX][0-9a-fA-F]{1,16})$"
+SPACES = " \t"
+
+_WHOLE_BYTES = re.compile(WHOLE.encode())
+_INTEGER_BYTES = re.compile(INTEGER.encode())
+_EXACT_FLOAT = 2.0**53
+_MISSING_TYPES = ("NAType", "NaTType")  # pandas.NA and pandas.NaT, without importing pandas.
+
+
+def canonical_text(text: bytes) -> bytes:
+    """The text of a category: a whole number written as a float loses its `.0`."""
+    return _WHOLE_BYTES.sub(WHOLE_REWRITE.encode(), text) if may_hold_whole(text) else text
+
+
+def may_hold_whole(data: bytes) -> bool:
+    """Whether there may be a whole number written as a float; almost no block of a log has one."""
+    return b"." in data and b".0" in data  # One byte is found many times faster than two.
+
+
+def is_missing(value: Any, marks: Collection[bytes]) -> bool:
+    """Whether a Python, NumPy or pandas value stands for no value.
+
+    Args:
+        value: The value.
+        marks: Texts that mean "no value", as of `ClickLogSchema.missing_marks`.
+    """
+    if isinstance(value, str | bytes):
+        text = as_bytes(value)
+        return text in marks or canonical_text(text) in marks
+    if value is None or type(value).__name__ in _MISSING_TYPES or _is_nan(value):
+        return True
+    if len(marks) == 1:  # The empty text alone is no number.
+        return False
+    try:
+        return str(whole_number(value)).encode() in marks
+    except (ValueError, TypeError, OverflowError):
+        return False
+
+
+def whole_number(value: Any) -> int:
+    """A number as an integer.
+
+    Raises:
+        ValueError: It is not whole, so large a float that it may have been another number before, or no number.
+    """
+    kind = _kind(value)
+    if kind == "b":
+        return int(value)
+    if isinstance(value, decimal.Decimal):
+        if not value.is_finite() or value != value.to_integral_value() or value.adjusted() > 100:
+            raise ValueError(value)
+        return int(value)
+    if kind not in ("m", "M") and isinstance(value, Integral):
+        return int(value)
+    if not isinstance(value, Real) or not float(value).is_integer() or abs(value) >= _EXACT_FLOAT:
+        raise ValueError(value)
+    return int(value)
+
+
+def to_integer(value: Any) -> int:
+    """A value of an integer column.
+
+    Raises:
+        ValueError: It is no integer of 64 bits.
+    """
+    if isinstance(value, str | bytes):
+        return parse_int64(as_bytes(value))
+    number = whole_number(value)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(value)
+    return number
+
+
+def to_category(value: Any) -> bytes:
+    """A value of a categorical column as its text.
+
+    Raises:
+        ValueError: It is neither text without a NUL byte nor a whole number; truth values are not either.
+    """
+    if isinstance(value, str | bytes):
+        text = as_bytes(value)
+        if not is_category(text):
+            raise ValueError(value)
+        return canonical_text(text)
+    if isinstance(value, bool) or _kind(value) == "b":
+        raise ValueError(value)
+    return str(whole_number(value)).encode()
+
+
+def parse_int64(text: bytes) -> int:
+    """A text of an integer column: decimal or hexadecimal, with spaces and TABs around it, `260.0` as 260.
+
+    Raises:
+        ValueError: It is no integer of 64 bits.
+    """
+    digits = canonical_text(text.strip(SPACES.encode()))
+    if not _INTEGER_BYTES.fullmatch(digits):
+        raise ValueError(f"expected an integer, received {text!r}")
+    number = int(digits, 16 if digits[:2] in (b"0x", b"0X") else 10)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"expected an integer of 64 bits, received {text!r}")
+    return number
+
+
+def is_category(text: bytes) -> bool:
+    """Whether a text can be a category."""
+    return is_utf8(text) and b"\0" not in text
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether the bytes are UTF-8."""
+    if data.isascii():
+        return True
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def as_bytes(text: str | bytes) -> bytes:
+    """Text as UTF-8; bytes stay as they are."""
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+
+
+def _is_nan(value: Any) -> bool:
+    if isinstance(value, decimal.Decimal):
+        return value.is_nan()
+    if _kind(value) in ("m", "M"):
+        return str(value) == "NaT"
+    return isinstance(value, Real) and not isinstance(value, Integral) and math.isnan(value)
+
+
+def _kind(value: Any) -> str:
+    """NumPy's kind of a scalar (`b` truth value, `m` and `M` times), without importing NumPy."""
+    return getattr(getattr(value, "dtype", None), "kind", "")

@@ -1,0 +1,29 @@
+"""A sweep leaves malformed rows out of all of its passes over the log, and says so."""
+
+import json
+
+import numpy as np
+
+from mlet_tf.experiments.config import DataConfig
+from mlet_tf.experiments.data import SPLITS, prepare
+
+
+def test_a_row_that_only_the_features_reject_is_not_counted_and_told(tmp_path):
+    schema = {"name": "shop", "label": "y", "integers": ["i"], "categoricals": ["c"]}
+    (tmp_path / "shop.yaml").write_text(json.dumps(schema))
+    lines = [f"{n % 2}\t{n + 1}\tc{n % 5}" for n in range(2000)]
+    lines[7] = "1\tseven\tc0"
+    (tmp_path / "log.tsv").write_text("\n".join(lines))
+    config = DataConfig(log=str(tmp_path / "log.tsv"), schema=str(tmp_path / "shop.yaml"))
+    told = []
+    data = prepare(config, tmp_path / "data", told.append)
+    rows = [data.rows(split) for split in SPLITS]
+    assert sum(map(len, rows)) == 1999
+    # An integer of at least 1 has a positive logarithm: no row of zeros was left unwritten.
+    assert min(part.dense_features[:, 0].min() for part in rows) > 0
+    assert sum(part.label.sum() for part in rows) == np.sum(np.arange(2000) % 2) - 1
+    assert any(
+        line.startswith("1 of 2,000 rows are malformed and left out; the first one is ")
+        and line.endswith("log.tsv:8: column 'i' should be an integer. Received: 'seven'")
+        for line in told
+    )
