@@ -9,9 +9,9 @@ from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
-from mlet_tf.components.common import join, remove_folder, writing
 
 from mlet_tf.errors import InputError
+from mlet_tf.storage import join, remove_folder, writing
 
 
 def run_tasks(

@@ -10,7 +10,8 @@ Every exported model has four signatures; B is the number of rows.
 | `regress` | `inputs` string `[B]`, serialised tf.Examples | `outputs` float32 `[B]` |
 """
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,15 @@ import keras
 import tensorflow as tf
 
 from mlet_tf.datasets import ClickLogSchema
+from mlet_tf.features.examples import Transform, raw_feature_spec
+from mlet_tf.features.names import MODEL_INPUTS
+from mlet_tf.storage import join
 
 SIGNATURES = ("serving_default", "predict_raw", "classify", "regress")
-MODEL_INPUTS = ("dense_features", "sparse_features")
 
-Transform = Callable[[Mapping[str, tf.SparseTensor]], Mapping[str, tf.Tensor]]
-
-
-def raw_feature_spec(schema: ClickLogSchema, with_label: bool = False) -> dict[str, tf.io.VarLenFeature]:
-    """How the raw columns stand in a tf.Example: int64 or string, none or one value a row."""
-    integers = {*schema.integers, schema.label, *([schema.time.name] if schema.time else [])}
-    names = (*schema.raw_features, *([schema.label] if with_label else []))
-    return {name: tf.io.VarLenFeature(tf.int64 if name in integers else tf.string) for name in names}
+# Where a Model artifact has its two forms.
+KERAS_MODEL = "Format-Keras/model.keras"
+SERVING_MODEL = "Format-Serving"
 
 
 class ServingModule(tf.Module):
@@ -45,7 +43,6 @@ class ServingModule(tf.Module):
     """
 
     def __init__(self, model: keras.Model, schema: ClickLogSchema, transform: Transform) -> None:
-        """See the class."""
         super().__init__(name="ctr")
         self._schema = schema
         self._transform = transform
@@ -123,3 +120,26 @@ def export_model(model: keras.Model, schema: ClickLogSchema, transform: Transfor
     """
     module = ServingModule(model, schema, transform)
     tf.saved_model.save(module, str(path), signatures=module.signatures())
+
+
+def save_model(model: keras.Model, schema: ClickLogSchema, transform: Transform, folder: str) -> None:
+    """Writes a model in both of its forms: the Keras file and the SavedModel.
+
+    Args:
+        model: See `ServingModule`.
+        schema: See `ServingModule`.
+        transform: See `export_model`.
+        folder: Folder to write, such as the URI of a Model artifact.
+    """
+    path = join(folder, KERAS_MODEL)
+    tf.io.gfile.makedirs(os.path.dirname(path))  # noqa: PTH120 (may be remote)
+    model.save(path)
+    export_model(model, schema, transform, join(folder, SERVING_MODEL))
+
+
+def load_keras_model(folder: str) -> keras.Model:
+    """The Keras model that `save_model` wrote below a folder."""
+    # Keras finds only classes that are imported, and in a process of its own a component has imported no model.
+    import mlet_tf.models  # noqa: F401
+
+    return keras.models.load_model(join(folder, KERAS_MODEL))

@@ -3,10 +3,14 @@
 TensorFlow brings `gs://` itself; see `docs/object_storage.md` for what else needs which package.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from mlet_tf.errors import InputError
 
 
 def is_remote(path: str | Path) -> bool:
@@ -41,3 +45,38 @@ def add_file_systems() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "on_exit"):
         libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
+
+
+def join(*parts: str) -> str:
+    """Joins the parts of a path or URI."""
+    return os.path.join(*parts)  # noqa: PTH118 (pathlib would break URIs)
+
+
+def remove_folder(folder: str) -> None:
+    """Removes a folder; on an object store it is gone already once the last file has been moved away."""
+    import tensorflow as tf
+
+    if tf.io.gfile.isdir(folder):
+        tf.io.gfile.rmtree(folder)
+
+
+@contextlib.contextmanager
+def writing(
+    folder: str | os.PathLike[str], errors: type[Exception] | tuple[type[Exception], ...] | None = None
+) -> Iterator[None]:
+    """Turns what goes wrong while files are written, such as a full disk, into one message.
+
+    Args:
+        folder: The folder that the message names.
+        errors: What is taken for a failure to write; by default what Python and TensorFlow raise for one.
+
+    Raises:
+        InputError: The files cannot be written.
+    """
+    import tensorflow as tf
+
+    failures = errors or (OSError, tf.errors.OpError)
+    try:
+        yield
+    except failures as error:
+        raise InputError(f"{folder} cannot be written: {getattr(error, 'message', error)}") from error

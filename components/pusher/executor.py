@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 from absl import logging
-from mlet_tf.components.common import join
 from tfx import types
 from tfx.components.pusher import executor
 from tfx.dsl.io import fileio
@@ -14,6 +13,7 @@ from tfx.types import artifact_utils
 from tfx.utils import proto_utils
 
 from mlet_tf.serving import list_versions, push
+from mlet_tf.storage import join
 
 
 class Executor(executor.Executor):

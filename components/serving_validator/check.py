@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.export import SIGNATURES, raw_feature_spec
+from mlet_tf.export import SIGNATURES
+from mlet_tf.features.examples import raw_feature_spec
 from mlet_tf.features.records import example_batches
 from mlet_tf.serving import CTRClient, ServeOptions, find_model_server
 from mlet_tf.serving.files import files_of, tree
