@@ -109,14 +109,12 @@ def run_alone(trial: Trial, training: TrainingConfig, data: PreparedData) -> lis
 
 
 def model_config(cell: Cell, training: TrainingConfig) -> ModelConfig:
-    """The model of a cell, as a run's configuration has it."""
+    """The model of a cell, as a run's configuration has it; all but the width of its embeddings is the cell's."""
     return ModelConfig(
         output_dim=cell.reference_dim or cell.output_dim,
-        hidden_dim=cell.hidden_dim,
-        direct_threshold=cell.direct_threshold,
+        hidden_dim=None,
         bottom_units=training.bottom_units,
         top_units=training.top_units,
-        initialization=cell.initialization or ModelConfig().initialization,
         mixed_precision="on" if cell.dtype == "mixed_bfloat16" else "off",
     )
 
@@ -168,7 +166,11 @@ def build_model(trial: Trial, training: TrainingConfig, data: PreparedData) -> D
 
 
 def make_embeddings(
-    cell: Cell, features: Sequence[EmbeddingFeature], output_dim: int, hidden_dim: int | None, **options: Any
+    cell: Cell,
+    features: Sequence[EmbeddingFeature],
+    output_dim: int,
+    hidden_dim: int | None = None,
+    **options: Any,
 ) -> keras.layers.Layer:
     """Makes the embeddings of a cell.
 
@@ -176,17 +178,20 @@ def make_embeddings(
         cell: The cell.
         features: The features.
         output_dim: Width that the rest of the model gets.
-        hidden_dim: Hidden dim `k` of factorised kinds.
-        **options: Further arguments of `EmbeddingCollection`.
+        hidden_dim: Not used: it is the cell's.
+        **options: Further arguments of `EmbeddingCollection`, where the cell does not say otherwise.
     """
     if cell.kind in ("hash", "qr"):
         layer = HashedEmbeddings if cell.kind == "hash" else QuotientRemainderEmbeddings
         table_rows = {feature.name: feature.input_dim for feature in features}
         return layer(table_rows, output_dim, cell.output_dim / output_dim, dtype=options["dtype"])
+    hidden_dim, options["direct_threshold"] = cell.hidden_dim, cell.direct_threshold
     if cell.kind == "projected":
         # A table that a projection would not make smaller stays as it is.
         hidden_dim = cell.output_dim
         options["direct_threshold"] = _largest_useless(cell.output_dim, output_dim)
+    if cell.initialization:
+        options["initialization"] = cell.initialization
     collection = EmbeddingCollection(
         [dataclasses.replace(feature, hidden_dim=_scaled(cell, feature.input_dim)) for feature in features],
         output_dim,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from mlet_tf.config import ModelConfig
 from mlet_tf.experiments.config import (
     Cell,
     DataConfig,
@@ -24,7 +25,7 @@ from mlet_tf.experiments.preparation import SPLITS, prepare, split_of_rows
 from mlet_tf.experiments.results import fill
 from mlet_tf.experiments.statistics import difference, groups
 from mlet_tf.experiments.store import TrialStore, read_records
-from mlet_tf.experiments.trial import Trial, build_model, fit, make_embeddings, model_config, train_config
+from mlet_tf.experiments.trial import Trial, build_model, fit, make_embeddings, train_config
 from mlet_tf.layers import EmbeddingFeature, variable_role
 from mlet_tf.training import build
 
@@ -161,7 +162,7 @@ def test_hidden_dims_follow_the_vocabulary():
     cell = Cell("mlet", 4, 64, "authors", direct_threshold=10, hidden_scale=1.0)
     rows = {"direct": 10, "floor": 11, "middle": 120, "up": 1000, "ceiling": 90_000}
     features = [EmbeddingFeature(name, size) for name, size in rows.items()]
-    layer = make_embeddings(cell, features, 4, 64, direct_threshold=10)
+    layer = make_embeddings(cell, features, 4)
     layer.build((None, len(rows)))
     assert [table.hidden_dim for table in layer.factorizations()] == [4, 8, 32, 64, None]
 
@@ -191,7 +192,15 @@ def test_a_trial_starts_from_the_model_of_a_run(tmp_path):
     cell = Cell("mlet", 2, 8, direct_threshold=0)
     trial = build_model(Trial(cell, "tune", 3, (0.1, 0.1, 0.05)), config.training, data)
     keras.utils.set_random_seed(3)
-    run = build.build_model(model_config(cell, config.training), data.table_rows, data.splits["train"].dense)
+    model = ModelConfig(
+        output_dim=2,
+        hidden_dim=8,
+        direct_threshold=0,
+        bottom_units=(4,),
+        top_units=(8,),
+        mixed_precision="off",
+    )
+    run = build.build_model(model, data.table_rows, data.splits["train"].dense)
     for received, expected in zip(trial.get_weights(), run.get_weights(), strict=True):
         np.testing.assert_array_equal(received, expected)
 
