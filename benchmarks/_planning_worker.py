@@ -22,8 +22,8 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     from mlet_tf.config import ModelConfig, TrainConfig, from_mapping
+    from mlet_tf.training.build import build_model, compile_model
     from mlet_tf.training.loop import total_steps, train
-    from mlet_tf.training.trainer import build_model, compile_model
 
     model_config = from_mapping(ModelConfig, spec["model"], "model")
     config = from_mapping(TrainConfig, spec["train"], "train")
@@ -48,7 +48,7 @@ def main() -> None:
 
 def _packed(path: Path, sizes: list[int], rows: int, dense: int) -> Any:
     """Rows in the trainer's format, Zipf ids."""
-    from mlet_tf.features.packing import PackedRows
+    from mlet_tf.features.packed_rows import PackedRows
 
     rng = np.random.default_rng(0)
     with path.open("wb") as file:

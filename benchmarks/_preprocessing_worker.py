@@ -64,15 +64,14 @@ def stock(spec: dict[str, Any], schema: ClickLogSchema, folder: Path) -> Iterato
 
 def ours(spec: dict[str, Any], schema: ClickLogSchema, folder: Path) -> Iterator[Callable[[], Any]]:
     """ClickLogExampleGen, Transform, then all rows packed for the trainer."""
-    import tensorflow_transform as tft
     from mlet_tf.components.click_log_example_gen import ClickLogExampleGen
     from mlet_tf.components.click_log_example_gen import executor as example_executor
-    from mlet_tf.components.common import TransformGraph
     from mlet_tf.components.transform import Transform
     from mlet_tf.components.transform import executor as transform_executor
 
     from mlet_tf.config import VocabularyConfig
     from mlet_tf.features.packing import pack_examples
+    from mlet_tf.features.transform_graph import TransformGraph
 
     node = ClickLogExampleGen(schema, spec["path"])
     examples = _artifact(node, "examples", folder)
@@ -89,7 +88,7 @@ def ours(spec: dict[str, Any], schema: ClickLogSchema, folder: Path) -> Iterator
     yield lambda: transform_executor.Executor().Do(inputs, {"transform_graph": [graph]}, _properties(node))
 
     def pack() -> None:
-        transform = TransformGraph(tft.TFTransformOutput(graph.uri))
+        transform = TransformGraph(graph.uri)
         for split in ("train", "eval"):
             pack_examples([f"{examples.uri}/Split-{split}/*"], schema, transform, folder / "packed" / split)
 
@@ -209,7 +208,7 @@ def _write_schema(schema: ClickLogSchema, folder: Path) -> Any:
     from tfx.types import standard_artifacts
 
     from mlet_tf.config import ValidationConfig
-    from mlet_tf.features.validation_schema import schema_text
+    from mlet_tf.features.validation import schema_text
 
     artifact = standard_artifacts.Schema()
     artifact.uri = str(folder / "schema")

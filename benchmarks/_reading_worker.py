@@ -9,14 +9,14 @@ import numpy as np
 
 from benchmarks import _click_data, _harness
 from benchmarks._tf_worker import build_ours
-from mlet_tf.features.packing import PackedRows
+from mlet_tf.features.packed_rows import PackedRows
 
 ROWS = 1 << 18
 TABLE_ROWS = 1_000_000
 
 
 def write_rows(path: Path, sizes: list[int]) -> PackedRows:
-    """Packed rows of Criteo's shape, as `mlet_tf.features.packing` writes them."""
+    """Packed rows of Criteo's shape, as `mlet_tf.features.packed_rows` describes them."""
     ((dense, ids, labels),) = _click_data.batches(sizes, ROWS, 1)
     words = [labels[:, None].view(np.int32), dense.view(np.int32), ids.astype(np.int32)]
     np.concatenate(words, axis=1).tofile(path)

@@ -9,10 +9,10 @@ from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
-from mlet_tf.components.common import join, remove_folder, writing
 
 from mlet_tf.errors import InputError
 from mlet_tf.network import bypass_proxy_for_loopback
+from mlet_tf.storage import join, remove, writing
 
 
 def run_tasks(
@@ -75,7 +75,7 @@ def stream_tasks(
         raise InputError(found[0]) from error
     for index, task in enumerate(tasks):
         yield _load(index, task, folder)
-    remove_folder(folder)
+    remove(folder)
 
 
 def _run_task(numbered: tuple[int, Any], function: Callable[[Any], Any], folder: str) -> None:

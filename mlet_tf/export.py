@@ -13,8 +13,9 @@ A column may be absent from a tf.Example, but not from `predict_raw`: TF Serving
 """
 
 import keyword
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import keras
@@ -23,26 +24,18 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.datasets.values import WHOLE, WHOLE_REWRITE
+from mlet_tf.features.examples import Transform, raw_feature_spec
+from mlet_tf.features.names import MODEL_INPUTS
 from mlet_tf.features.times import iso_seconds
+from mlet_tf.storage import join
 
 SIGNATURES = ("serving_default", "predict_raw", "classify", "regress")
-MODEL_INPUTS = ("dense_features", "sparse_features")
 
 _PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
-Transform = Callable[[Mapping[str, tf.SparseTensor]], Mapping[str, tf.Tensor]]
-
-
-def raw_feature_spec(schema: ClickLogSchema, with_label: bool = False) -> dict[str, tf.io.VarLenFeature]:
-    """How the raw columns stand in a tf.Example: int64 or string, none or one value a row.
-
-    Args:
-        schema: columns of the log.
-        with_label: whether the label is one of them.
-    """
-    integers = {*schema.integers, schema.label, *([schema.time.name] if schema.time else [])}
-    names = (*schema.raw_features, *([schema.label] if with_label else []))
-    return {name: tf.io.VarLenFeature(tf.int64 if name in integers else tf.string) for name in names}
+# Where a Model artifact has its two forms.
+KERAS_MODEL = "Format-Keras/model.keras"
+SERVING_MODEL = "Format-Serving"
 
 
 def raw_arguments(schema: ClickLogSchema) -> dict[str, str]:
@@ -170,3 +163,26 @@ def _name_raw_columns(path: str, arguments: Mapping[str, str]) -> None:
         inputs[name].ParseFromString(tensor)
     with tf.io.gfile.GFile(path, "wb") as file:
         file.write(saved.SerializeToString(deterministic=True))
+
+
+def save_model(model: keras.Model, schema: ClickLogSchema, transform: Transform, folder: str) -> None:
+    """Writes a model in both of its forms: the Keras file and the SavedModel.
+
+    Args:
+        model: See `ServingModule`.
+        schema: See `ServingModule`.
+        transform: See `export_model`.
+        folder: Folder to write, such as the URI of a Model artifact.
+    """
+    path = join(folder, KERAS_MODEL)
+    tf.io.gfile.makedirs(os.path.dirname(path))  # noqa: PTH120 (may be remote)
+    model.save(path)
+    export_model(model, schema, transform, join(folder, SERVING_MODEL))
+
+
+def load_keras_model(folder: str) -> keras.Model:
+    """The Keras model that `save_model` wrote below a folder."""
+    # Keras finds only classes that are imported, and in a process of its own a component has imported no model.
+    import mlet_tf.models  # noqa: F401
+
+    return keras.models.load_model(join(folder, KERAS_MODEL))

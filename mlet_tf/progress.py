@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, plain lines in a log."""
+"""Progress of long work on standard error: a bar on a terminal, a line now and then in a log."""
 
 import math
 import sys
@@ -6,22 +6,30 @@ import time
 from collections.abc import Callable
 
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.2, 10.0
+_BAR_WIDTH = 30
 
 
 class ProgressLine:
-    """Shows progress, not more often than one can read it."""
+    """Shows progress, no more often than one can read it.
+
+    Example:
+        >>> line = ProgressLine()
+        >>> line.note("reading log.tsv")
+        >>> for done in range(1, 101):
+        ...     line.show(done, 100, lambda: f"{done} of 100 files")
+    """
 
     def __init__(self) -> None:
-        """Shows nothing yet."""
         self._shown = -math.inf
+        self._bar_stands = False
 
     def show(self, done: int, total: int, text: Callable[[], str]) -> None:
-        """Shows that `done` of `total` is done, if it is time for that or all is done.
+        """Shows how far the work is, if the last time was long enough ago or all is done.
 
         Args:
-            done: How much is done.
-            total: Of how much.
-            text: Gives what to say of it.
+            done: Units of work done.
+            total: Units of work in all, at least 1.
+            text: Gives the text to show; called only where it is shown.
         """
         now, terminal = time.monotonic(), sys.stderr.isatty()
         if done < total and now - self._shown < (_TERMINAL_SECONDS if terminal else _LOG_SECONDS):
@@ -30,6 +38,22 @@ class ProgressLine:
         if not terminal:
             print(f"    {text()}", file=sys.stderr, flush=True)
             return
-        bar = 30 * done // total
-        end = "" if done < total else "\n"
-        print(f"\r    [{'#' * bar}{'.' * (30 - bar)}] {text()}\033[K", end=end, file=sys.stderr)
+        bar = _BAR_WIDTH * done // total
+        self._bar_stands = done < total
+        print(
+            f"\r    [{'#' * bar}{'.' * (_BAR_WIDTH - bar)}] {text()}\033[K",
+            end="" if self._bar_stands else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def note(self, line: str) -> None:
+        """Prints a line of its own; where a bar stands it is drawn again below, by the next `show`."""
+        print(f"\r\033[K{line}" if self._bar_stands else line, file=sys.stderr, flush=True)
+        self._bar_stands, self._shown = False, -math.inf if sys.stderr.isatty() else self._shown
+
+    def end(self) -> None:
+        """Ends the line of a bar that stands, as where the work is broken off."""
+        if self._bar_stands:
+            print(file=sys.stderr)
+            self._bar_stands = False

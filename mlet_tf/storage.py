@@ -313,3 +313,30 @@ def _remote(path: str | Path) -> AbstractFileSystem:
         raise InputError(f"{address}: no file system for `{scheme}://` is installed ({error})") from error
     files.invalidate_cache()
     return files
+
+
+def join(*parts: str) -> str:
+    """Joins the parts of a path or URI."""
+    return os.path.join(*parts)  # noqa: PTH118 (pathlib would break URIs)
+
+
+@contextlib.contextmanager
+def writing(
+    folder: str | os.PathLike[str], errors: type[Exception] | tuple[type[Exception], ...] | None = None
+) -> Iterator[None]:
+    """Turns what goes wrong while files are written, such as a full disk, into one message.
+
+    Args:
+        folder: The folder that the message names.
+        errors: What is taken for a failure to write; by default what Python and TensorFlow raise for one.
+
+    Raises:
+        InputError: The files cannot be written.
+    """
+    import tensorflow as tf
+
+    failures = errors or (OSError, tf.errors.OpError)
+    try:
+        yield
+    except failures as error:
+        raise InputError(f"{folder} cannot be written: {getattr(error, 'message', error)}") from error

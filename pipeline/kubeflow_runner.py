@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mlet_tf.components.common import join
 from mlet_tf.components.trainer.executor import SETTINGS
 from mlet_tf.pipeline.pipeline import LAST_BLESSED, create_pipeline
 from tfx import v1 as tfx
@@ -20,7 +19,7 @@ from tfx.dsl.components.base import base_node
 
 from mlet_tf.config import NodeConfig, PipelineConfig
 from mlet_tf.errors import InputError, nearest
-from mlet_tf.storage import is_remote
+from mlet_tf.storage import is_remote, join
 
 # Parameters of the pipeline: the node and the execution property that each one sets.
 PARAMETERS = {

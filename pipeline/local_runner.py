@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import absl.logging
-from mlet_tf.components.common import join
-from mlet_tf.pipeline.pipeline import code_version, create_pipeline, last_blessed_model
+from mlet_tf.pipeline.code_version import code_version
+from mlet_tf.pipeline.pipeline import create_pipeline, last_blessed_model
 from mlet_tf.pipeline.results import gather, last_run_artifacts, read_run, write_run
 from tfx import v1 as tfx
 
 from mlet_tf.config import PipelineConfig, dump_config
 from mlet_tf.datasets.files import list_files
 from mlet_tf.errors import InputError
-from mlet_tf.storage import absolute, exists, file_stamp, is_remote, remove
+from mlet_tf.storage import absolute, exists, file_stamp, is_remote, join, remove
 
 
 def run(config: PipelineConfig) -> dict[str, Any]:

@@ -1,10 +1,6 @@
 """The TFX graph: raw click logs to a pushed, collapsed model."""
 
-import hashlib
-import importlib
-import inspect
 import json
-from pathlib import Path
 
 from ml_metadata.proto import metadata_store_pb2
 from mlet_tf.components.click_log_example_gen.component import ClickLogExampleGen
@@ -17,23 +13,15 @@ from mlet_tf.components.statistics_gen.component import StatisticsGen
 from mlet_tf.components.trainer.component import Trainer
 from mlet_tf.components.transform.component import Transform
 from mlet_tf.components.weight_collapser.component import WeightCollapser
+from mlet_tf.pipeline.code_version import code_version
 from tfx import v1 as tfx
 from tfx.dsl.components.base import base_node
 
-from mlet_tf._version import __version__
 from mlet_tf.config import PipelineConfig
-from mlet_tf.features.validation_schema import schema_text
+from mlet_tf.features.validation import schema_text
 from mlet_tf.storage import absolute
 
 LAST_BLESSED = "LastBlessedModel"
-
-_MODEL_CODE = (
-    "mlet_tf.components.common",
-    "mlet_tf.export",
-    "mlet_tf.layers",
-    "mlet_tf.models",
-    "mlet_tf.optimizers",
-)
 
 
 def create_pipeline(
@@ -94,13 +82,14 @@ def _data_nodes(config: PipelineConfig) -> dict[str, base_node.BaseNode]:
         seed=data.split.seed,
         max_reject_share=data.max_reject_share,
         chunk_bytes=data.chunk_bytes,
+        code_version=code_version("mlet_tf.components.click_log_example_gen"),
     )
     schema_gen = ClickLogSchemaGen(schema_text(config.schema, config.validation))
     statistics_gen = StatisticsGen(
         examples=example_gen.outputs["examples"],
         schema=schema_gen.outputs["schema"],
         sample_rate=config.validation.sample_rate,
-        code_version=code_version("mlet_tf.components.statistics_gen", "mlet_tf.features.records"),
+        code_version=code_version("mlet_tf.components.statistics_gen"),
     )
     validator = (
         GatedExampleValidator if config.validation.fail_on_anomalies else tfx.components.ExampleValidator
@@ -130,9 +119,7 @@ def _model_nodes(
             "schema": schema.to_dict(),
             **config.vocabulary.to_plain(),
             "frequency_slices": list(config.gate.frequency_slices),
-            "code_version": code_version(
-                "mlet_tf.features.preprocessing", "mlet_tf.components.transform", "mlet_tf.datasets"
-            ),
+            "code_version": code_version("mlet_tf.components.transform", "mlet_tf.features.preprocessing"),
         },
     )
     # A failed validation stops the run before anything is trained on such data.
@@ -148,14 +135,7 @@ def _model_nodes(
             "train": config.train.to_plain(),
             "vocabulary": config.vocabulary.to_plain(),
             "work": work,
-            "code_version": code_version(
-                "mlet_tf.training.trainer",
-                "mlet_tf.training.loop",
-                "mlet_tf.features.packing",
-                "mlet_tf.features.records",
-                "mlet_tf.distributed",
-                *_MODEL_CODE,
-            ),
+            "code_version": code_version("mlet_tf.training.trainer", "mlet_tf.training.worker"),
         },
     )
     collapser = WeightCollapser(
@@ -165,14 +145,7 @@ def _model_nodes(
         schema=json.dumps(schema.to_dict()),
         warmup_rows=config.serving.warmup_rows,
         table_dtype=config.serving.table_dtype,
-        code_version=code_version(
-            "mlet_tf.components.weight_collapser",
-            "mlet_tf.features.records",
-            "mlet_tf.replace",
-            "mlet_tf.collapse",
-            "mlet_tf.quantize",
-            *_MODEL_CODE,
-        ),
+        code_version=code_version("mlet_tf.components.weight_collapser"),
     )
     return {"transform": transform, "trainer": trainer, "collapser": collapser}
 
@@ -193,12 +166,7 @@ def _push_nodes(
         schema=schema,
         gate=json.dumps(config.gate.to_plain()),
         table_dtype=config.serving.table_dtype,
-        code_version=code_version(
-            "mlet_tf.components.evaluator",
-            "mlet_tf.components.common",
-            "mlet_tf.features.records",
-            "mlet_tf.metrics",
-        ),
+        code_version=code_version("mlet_tf.components.evaluator"),
     )
     if use_model_server:
         validator = tfx.components.InfraValidator(
@@ -221,9 +189,7 @@ def _push_nodes(
             model=model,
             examples=examples,
             schema=schema,
-            code_version=code_version(
-                "mlet_tf.components.serving_validator", "mlet_tf.features.records", "mlet_tf.export"
-            ),
+            code_version=code_version("mlet_tf.components.serving_validator"),
         )
     pusher = AtomicPusher(
         model=model,
@@ -235,14 +201,3 @@ def _push_nodes(
         custom_config={"keep": config.serving.keep},
     )
     return {"evaluator": evaluator, "serving_validator": validator, "pusher": pusher}
-
-
-def code_version(*modules: str) -> str:
-    """Hash of the source of modules and packages, for TFX's cache: it sees arguments, not code."""
-    digest = hashlib.sha256(__version__.encode())
-    for name in modules:
-        source = Path(inspect.getfile(importlib.import_module(name)))
-        files = sorted(source.parent.rglob("*.py")) if source.name == "__init__.py" else [source]
-        for file in files:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]

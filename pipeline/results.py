@@ -7,12 +7,12 @@ from typing import Any
 import tensorflow as tf
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2
-from mlet_tf.components.click_log_example_gen.report import read_ingest_report
-from mlet_tf.components.common import join
 from mlet_tf.components.evaluator.executor import RESULTS
 from mlet_tf.components.weight_collapser.executor import REPORT
 
+from mlet_tf.features.ingestion import read_ingest_report
 from mlet_tf.metrics import METRICS
+from mlet_tf.storage import join
 from mlet_tf.training.trainer import HISTORY
 
 RUN_FILE = "run.json"

@@ -26,7 +26,7 @@ def value(lines, name):
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "row_wise_adagrad", "lazy_adam"])
 def test_weights_and_state_are_those_of_the_model(optimizer):
     from mlet_tf.config import ModelConfig, OptimizerConfig, TrainConfig
-    from mlet_tf.training.trainer import build_model, compile_model
+    from mlet_tf.training.build import build_model, compile_model
 
     config = ModelConfig(output_dim=8, hidden_dim=32)
     model = build_model(config, {f"c{i}": rows for i, rows in enumerate(SIZES.vocabulary)}, SIZES.num_dense)

@@ -15,7 +15,7 @@ def write_packed_rows(path, rows, seed, sparse=2):
     """Rows for the trainer with ids below `VOCABULARY`, below 7 from the third feature on."""
     import numpy as np
 
-    from mlet_tf.features.packing import PackedRows
+    from mlet_tf.features.packed_rows import PackedRows
 
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, VOCABULARY, (rows, sparse)).astype(np.int32)
@@ -113,7 +113,7 @@ def write_schema(uri, schema):
     from tfx.types import standard_artifacts
 
     from mlet_tf.config import ValidationConfig
-    from mlet_tf.features.validation_schema import schema_text
+    from mlet_tf.features.validation import schema_text
 
     artifact = standard_artifacts.Schema()
     artifact.uri = f"{uri}/schema"

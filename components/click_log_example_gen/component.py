@@ -1,6 +1,6 @@
 """The TFX component."""
 
-from mlet_tf.components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig
+from mlet_tf.components.click_log_example_gen.config import to_proto
 from mlet_tf.components.click_log_example_gen.driver import Driver
 from mlet_tf.components.click_log_example_gen.executor import Executor
 from tfx.components.example_gen import component
@@ -9,6 +9,7 @@ from tfx.proto import example_gen_pb2
 
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
+from mlet_tf.features.ingestion import EVAL, TRAIN, IngestConfig
 from mlet_tf.storage import is_remote
 
 
@@ -41,6 +42,7 @@ class ClickLogExampleGen(component.FileBasedExampleGen):
         seed: int = 0,
         max_reject_share: float = 0.001,
         chunk_bytes: int = 16 << 20,
+        code_version: str = "",
     ) -> None:
         """Makes the component.
 
@@ -54,6 +56,8 @@ class ClickLogExampleGen(component.FileBasedExampleGen):
             seed: Seed of the hash.
             max_reject_share: The run fails when a larger share of the rows is malformed.
             chunk_bytes: About how much of a file one worker reads at a time.
+            code_version: Changes when the code does, so that TFX's cache misses, as it does at another version
+                of this library.
 
         Raises:
             InputError: A value does not fit.
@@ -75,7 +79,10 @@ class ClickLogExampleGen(component.FileBasedExampleGen):
             )
             outputs = example_gen_pb2.Output()
         super().__init__(
-            input_base=base, input_config=inputs, output_config=outputs, custom_config=config.to_proto()
+            input_base=base,
+            input_config=inputs,
+            output_config=outputs,
+            custom_config=to_proto(config, code_version),
         )
 
 

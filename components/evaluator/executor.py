@@ -9,10 +9,9 @@ import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
-import tensorflow_transform as tft
 from absl import logging
 from google.protobuf import json_format
-from mlet_tf.components.common import SERVING_MODEL, TransformGraph, join, split_files
+from mlet_tf.components.common import split_files
 from mlet_tf.components.evaluator.gate import Metrics, Slice, judge
 from tensorflow_model_analysis.proto import config_pb2, metrics_for_slice_pb2
 from tfx import types
@@ -20,15 +19,18 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.export import raw_feature_spec
+from mlet_tf.export import SERVING_MODEL
+from mlet_tf.features.examples import raw_feature_spec
+from mlet_tf.features.names import FREQUENCY, FREQUENCY_BUCKETS
 from mlet_tf.features.records import example_batches
+from mlet_tf.features.transform_graph import TransformGraph
 from mlet_tf.metrics import ctr_metrics
 from mlet_tf.network import bypass_proxy_for_loopback
+from mlet_tf.storage import join
 
 RESULTS = "gate.json"
 PREDICTIONS = "predictions"
 CANDIDATE, UNCOLLAPSED, LAST_BLESSED = "collapsed", "uncollapsed", "last_blessed"
-FREQUENCY_BUCKETS = ("frequent", "rare", "oov", "missing")  # Codes of the transform graph's `frequency`.
 
 _BATCH = 4096
 
@@ -125,7 +127,7 @@ class PredictShard(beam.DoFn):
     def setup(self) -> None:
         """Loads the models once a worker."""
         self._models = {name: tf.saved_model.load(path) for name, path in self._paths.items()}
-        self._transform = TransformGraph(tft.TFTransformOutput(self._transform_graph))
+        self._transform = TransformGraph(self._transform_graph)
 
     def process(self, element: tuple[int, str]) -> Iterator[int]:
         """Handles one `(index, file)`; gives the number of rows."""
@@ -149,7 +151,7 @@ class PredictShard(beam.DoFn):
             arrays[f"slice.{name}"] = _texts(columns[name], len(arrays["label"]))
         if self._frequency_columns:
             del columns[self._schema.label]
-            codes = self._transform(columns)["frequency"].numpy()
+            codes = self._transform(columns)[FREQUENCY].numpy()
             for name, column in zip(self._frequency_columns, codes.T, strict=True):
                 arrays[f"slice.{name} frequency"] = np.array(FREQUENCY_BUCKETS)[column]
         return arrays

@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-import tensorflow_data_validation as tfdv
-from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
+from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx import types
 from tfx.components.example_validator import executor
 from tfx.components.statistics_gen import stats_artifact_utils
@@ -14,6 +13,7 @@ from tfx.types import artifact_utils
 from tfx.utils import io_utils
 
 from mlet_tf.errors import GateError
+from mlet_tf.features.validation import describe_anomalies, drift_anomalies
 
 
 class Executor(executor.Executor):
@@ -38,9 +38,9 @@ class Executor(executor.Executor):
             path = io_utils.get_only_uri_in_dir(artifact_utils.get_split_uri([anomalies], split))
             with fileio.open(path, "rb") as file:
                 found = anomalies_pb2.Anomalies.FromString(file.read())
-            problems += _describe(split + _sampled(statistics, split), found)
+            problems += describe_anomalies(split + _sampled(statistics, split), found)
         compared = f"eval{_sampled(statistics, 'eval')} against train{_sampled(statistics, 'train')}"
-        problems += _describe(compared, self._drift(input_dict))
+        problems += describe_anomalies(compared, self._drift(input_dict))
         if problems:
             raise GateError("the data do not fit their schema:\n  " + "\n  ".join(problems))
         return result
@@ -51,20 +51,10 @@ class Executor(executor.Executor):
         schema = io_utils.SchemaReader().read(
             io_utils.get_only_uri_in_dir(artifact_utils.get_single_uri(input_dict["schema"]))
         )
-        if not any(feature.HasField("drift_comparator") for feature in schema.feature):
-            return anomalies_pb2.Anomalies()
-        train, evaluation = (
-            stats_artifact_utils.load_statistics(statistics, split).proto() for split in ("train", "eval")
+        evaluation, train = (
+            stats_artifact_utils.load_statistics(statistics, split).proto() for split in ("eval", "train")
         )
-        return tfdv.validate_statistics(evaluation, _drift_only(schema), previous_statistics=train)
-
-
-def _drift_only(schema: schema_pb2.Schema) -> schema_pb2.Schema:
-    """The schema without what the single splits were checked for already."""
-    drift = schema_pb2.Schema()
-    for feature in schema.feature:
-        drift.feature.add(name=feature.name, type=feature.type, drift_comparator=feature.drift_comparator)
-    return drift
+        return drift_anomalies(evaluation, train, schema)
 
 
 def _sampled(statistics: types.Artifact, split: str) -> str:
@@ -74,12 +64,3 @@ def _sampled(statistics: types.Artifact, split: str) -> str:
     if not total or dataset.num_examples == total:
         return ""
     return f" (a sample: {int(dataset.num_examples):,} of {total:,} rows, by validation.sample_rate)"
-
-
-def _describe(split: str, anomalies: anomalies_pb2.Anomalies) -> list[str]:
-    texts = [
-        f"{split}, column {name}: {info.description}" for name, info in sorted(anomalies.anomaly_info.items())
-    ]
-    if anomalies.HasField("dataset_anomaly_info"):
-        texts.append(f"{split}: {anomalies.dataset_anomaly_info.description}")
-    return texts

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 from absl import logging
-from mlet_tf.components.common import join
 from tfx import types
 from tfx.components.pusher import executor
 from tfx.proto import pusher_pb2
@@ -13,7 +12,7 @@ from tfx.types import artifact_utils
 from tfx.utils import proto_utils
 
 from mlet_tf.serving import list_versions, push
-from mlet_tf.storage import open_binary, tree
+from mlet_tf.storage import join, open_binary, tree
 
 
 class Executor(executor.Executor):

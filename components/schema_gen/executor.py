@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from mlet_tf.components.common import join
 from tfx import types
 from tfx.components.schema_gen.executor import DEFAULT_FILE_NAME
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
+
+from mlet_tf.storage import join
 
 
 class Executor(base_executor.BaseExecutor):

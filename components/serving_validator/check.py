@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.export import SIGNATURES, raw_arguments, raw_feature_spec
+from mlet_tf.export import SIGNATURES, raw_arguments
+from mlet_tf.features.examples import raw_feature_spec
 from mlet_tf.features.records import example_batches
 from mlet_tf.serving import CTRClient, ServeOptions, find_model_server
 from mlet_tf.storage import copy_file, is_remote, tree

@@ -6,11 +6,14 @@ import sys
 from typing import Any
 
 from absl import logging
-from mlet_tf.components.common import SERVING_MODEL, join, split_files
+from mlet_tf.components.common import split_files
 from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
+
+from mlet_tf.export import SERVING_MODEL
+from mlet_tf.storage import join
 
 _TIMEOUT_SECONDS = 600
 

@@ -43,7 +43,7 @@ class HashedEmbeddings(keras.layers.Layer):
         self._whole = np.array([kept == size for kept, size in zip(self._buckets, sizes, strict=True)])
         self._steps = np.arange(len(sizes), dtype=np.int64) * _STEP % _MODULUS
         features = [EmbeddingFeature(n, b) for n, b in zip(table_rows, self._buckets, strict=True)]
-        self._tables = EmbeddingCollection(features, output_dim)
+        self._tables = EmbeddingCollection(features, output_dim, dtype=self.dtype_policy)
         self.served_values = sum(self._buckets) * output_dim
 
     def build(self, input_shape: Any) -> None:
@@ -97,6 +97,7 @@ class QuotientRemainderEmbeddings(keras.layers.Layer):
             ]
             + [EmbeddingFeature(f"{n} quotient", q) for n, q in zip(table_rows, quotients, strict=True)],
             output_dim,
+            dtype=self.dtype_policy,
         )
         # A quotient table of one row is a constant that the remainder table could have taken in.
         self.served_values = (int(self._moduli.sum()) + sum(q for q in quotients if q > 1)) * output_dim

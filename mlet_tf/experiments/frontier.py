@@ -143,8 +143,8 @@ def shrink_run(
     Raises:
         InputError: If there is no finished run, or `output` exists.
     """
-    from mlet_tf.components.common import save_model
     from mlet_tf.experiments.run_data import load_run
+    from mlet_tf.export import save_model
 
     if output.exists():
         raise InputError(f"{output} exists; give a folder that does not")

@@ -2,7 +2,7 @@
 
 A chain is the cells of one kind by growing `d`. Within a chain each cell starts tuning from what was best in
 the one before; chains run beside each other. Finished trials are found in the store and not run again, so a
-sweep that is killed goes on where it was.
+sweep that was interrupted resumes where it was.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 import optuna
 
 from mlet_tf.experiments.config import Cell, GridConfig, SweepConfig, TuningConfig, cells
-from mlet_tf.experiments.data import PreparedData, prepare
+from mlet_tf.experiments.data import PreparedData
+from mlet_tf.experiments.preparation import prepare
 from mlet_tf.experiments.processes import Processes
 from mlet_tf.experiments.store import TrialStore
-from mlet_tf.experiments.trial import Trial
+from mlet_tf.experiments.trial import Trial, run_alone
 
 Records = list[dict[str, Any]]
 _Chain = Generator[list[Trial], list[Records], None]
@@ -187,7 +188,7 @@ class _Runner:
         fresh = key not in self._finished
         if fresh:
             if number not in state.futures:
-                state.futures[number] = pool.submit(_work, trial, self._config.training, self._data)
+                state.futures[number] = pool.submit(run_alone, trial, self._config.training, self._data)
                 return
             if not state.futures[number].done():
                 return
@@ -213,16 +214,6 @@ class _Waiting:
         records = [self.records[number] for number in range(len(self.trials))]
         self.records = {}
         self.trials = self.chain.send(records)
-
-
-def _work(trial: Trial, training: Any, data: PreparedData) -> Records:
-    import keras
-
-    from mlet_tf.experiments.trial import run_trial
-
-    records = run_trial(trial, training, data)
-    keras.backend.clear_session()
-    return records
 
 
 def _round(rate: float) -> float:

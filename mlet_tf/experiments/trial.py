@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
-import tensorflow_recommenders as tfrs
 
 from mlet_tf.collapse import collapse_model
-from mlet_tf.errors import InputError
+from mlet_tf.config import ModelConfig, OptimizerConfig, TrainConfig
 from mlet_tf.experiments import truncation
 from mlet_tf.experiments.baselines import HashedEmbeddings, QuotientRemainderEmbeddings
 from mlet_tf.experiments.config import Cell, TrainingConfig
-from mlet_tf.experiments.data import PreparedData, Rows
+from mlet_tf.experiments.data import PreparedData
 from mlet_tf.experiments.nested import NestedEmbeddings, embedding_collection
-from mlet_tf.layers import DotInteraction, EmbeddingCollection, EmbeddingFeature
+from mlet_tf.features.packed_rows import PackedRows
+from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.metrics import ctr_metrics
 from mlet_tf.models import DLRM
-from mlet_tf.models.dlrm import mlp
-from mlet_tf.optimizers import split_optimizer
-from mlet_tf.optimizers.names import OPTIMIZERS
+from mlet_tf.training import build
+from mlet_tf.training.checkpoints import Progress
+from mlet_tf.training.evaluation import Predictor
+from mlet_tf.training.loop import fit_epochs, steps_an_epoch
 
 NESTED_SIZES = (2, 4, 8, 16, 32)
 _METRICS = ("auc", "logloss", "normalized_entropy")
-_EVALUATION_ROWS = 16_384
-_GATHERED_BATCHES = 32
+_MOMENT_ROWS = 16_384
 _FINE_TUNE_RATE = 0.3  # A fresh Adagrad begins with steps as large as at the start of training.
 _VALUE_BYTES = 4
 _CHOICES_SINCE = ("dtype", "hidden_scale", "table_l2", "projection_l2")
-_INPUTS = {"dense_features": "float32", "sparse_features": "int32"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +84,18 @@ def run_trial(trial: Trial, training: TrainingConfig, data: PreparedData) -> lis
         The record of the trial, then one for each truncation of it.
     """
     model = build_model(trial, training, data)
+    rows = data.splits["train"]
     wall, cpu = time.monotonic(), time.process_time()
-    fit(model, data.rows("train"), training, trial.seed)
+    fit(model, rows, train_config(trial, training))
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     splits = ("validation",) if trial.stage == "tune" else ("validation", "test")
     record = {
         **_identity(trial, training, data),
         "bytes": served_values(model) * _VALUE_BYTES,
-        "rows": len(data.rows("train")),
+        "rows": rows.rows,
         "train_seconds": round(wall, 2),
         "train_cpu_seconds": round(cpu, 2),
-        **evaluate(model, data, splits),
+        **evaluate(Predictor(model), data, splits),
     }
     records = [record]
     if trial.truncate_to:
@@ -104,111 +103,142 @@ def run_trial(trial: Trial, training: TrainingConfig, data: PreparedData) -> lis
     return records
 
 
+def run_alone(trial: Trial, training: TrainingConfig, data: PreparedData) -> list[dict[str, Any]]:
+    """`run_trial` in a process of a sweep, which keeps nothing of it."""
+    records = run_trial(trial, training, data)
+    keras.backend.clear_session()
+    return records
+
+
+def model_config(cell: Cell, training: TrainingConfig) -> ModelConfig:
+    """The model of a cell, as a run's configuration has it; all but the width of its embeddings is the cell's."""
+    return ModelConfig(
+        output_dim=cell.reference_dim or cell.output_dim,
+        hidden_dim=None,
+        bottom_units=training.bottom_units,
+        top_units=training.top_units,
+        mixed_precision="on" if cell.dtype == "mixed_bfloat16" else "off",
+    )
+
+
+def train_config(trial: Trial, training: TrainingConfig, rate_factor: float = 1.0) -> TrainConfig:
+    """The training of a trial, as a run's configuration has it.
+
+    Args:
+        trial: The trial.
+        training: What all trials have in common.
+        rate_factor: Factor on the trial's learning rates.
+    """
+    rules = (
+        trial.cell.optimizer,
+        "sgd" if trial.cell.optimizer == "sgd" else "adagrad",
+        training.dense_optimizer,
+    )
+    tables, projections, dense = (
+        OptimizerConfig(
+            name=name,
+            learning_rate=rate * rate_factor,
+            initial_accumulator=training.initial_accumulator if name.endswith("adagrad") else None,
+        )
+        for name, rate in zip(rules, trial.rates, strict=True)
+    )
+    return TrainConfig(
+        batch_size=training.batch_size,
+        epochs=training.epochs,
+        tables=tables,
+        projections=projections,
+        dense=dense,
+        steps_per_execution=training.steps_per_execution,
+        seed=trial.seed,
+    )
+
+
 def build_model(trial: Trial, training: TrainingConfig, data: PreparedData) -> DLRM:
     """The compiled DLRM of a trial."""
     keras.utils.set_random_seed(trial.seed)
-    cell = trial.cell
-    keras.config.set_dtype_policy(cell.dtype)
-    width = cell.reference_dim or cell.output_dim
-    model = DLRM(
-        embedding_layer=embedding_layer(cell, data.table_rows),
-        bottom_stack=mlp([*training.bottom_units, width], "relu"),
-        feature_interaction=DotInteraction(),
-        top_stack=mlp([*training.top_units, 1], "sigmoid"),
-        # Streaming metrics would cost a part of every step; predictions are scored afterwards.
-        task=tfrs.tasks.Ranking(loss=keras.losses.BinaryCrossentropy(), metrics=[]),
+    model = build.build_model(
+        model_config(trial.cell, training),
+        data.table_rows,
+        data.splits["train"].dense,
+        functools.partial(make_embeddings, trial.cell),
+        streaming_metrics=False,  # Predictions are scored afterwards.
     )
-    num_dense = data.rows("validation").dense_features.shape[1]
-    model.build({"dense_features": (None, num_dense), "sparse_features": (None, len(data.table_rows))})
-    model.compile(
-        optimizer=_optimizer(cell, trial.rates, training),
-        steps_per_execution=training.steps_per_execution,
-    )
+    _compile(model, trial, train_config(trial, training))
     return model
 
 
-def embedding_layer(cell: Cell, table_rows: dict[str, int]) -> keras.layers.Layer:
-    """The embeddings of a cell."""
+def make_embeddings(
+    cell: Cell,
+    features: Sequence[EmbeddingFeature],
+    output_dim: int,
+    hidden_dim: int | None = None,
+    **options: Any,
+) -> keras.layers.Layer:
+    """Makes the embeddings of a cell.
+
+    Args:
+        cell: The cell.
+        features: The features.
+        output_dim: Width that the rest of the model gets.
+        hidden_dim: Not used: it is the cell's.
+        **options: Further arguments of `EmbeddingCollection`, where the cell does not say otherwise.
+    """
     if cell.kind in ("hash", "qr"):
         layer = HashedEmbeddings if cell.kind == "hash" else QuotientRemainderEmbeddings
-        return layer(table_rows, cell.reference_dim, cell.output_dim / cell.reference_dim)
-    hidden_dim, threshold = cell.hidden_dim, cell.direct_threshold
+        table_rows = {feature.name: feature.input_dim for feature in features}
+        return layer(table_rows, output_dim, cell.output_dim / output_dim, dtype=options["dtype"])
+    hidden_dim, options["direct_threshold"] = cell.hidden_dim, cell.direct_threshold
     if cell.kind == "projected":
         # A table that a projection would not make smaller stays as it is.
-        hidden_dim, threshold = cell.output_dim, _largest_useless(cell.output_dim, cell.reference_dim)
+        hidden_dim = cell.output_dim
+        options["direct_threshold"] = _largest_useless(cell.output_dim, output_dim)
+    if cell.initialization:
+        options["initialization"] = cell.initialization
     collection = EmbeddingCollection(
-        [EmbeddingFeature(name, size, hidden_dim=_scaled(cell, size)) for name, size in table_rows.items()],
-        cell.reference_dim or cell.output_dim,
+        [dataclasses.replace(feature, hidden_dim=_scaled(cell, feature.input_dim)) for feature in features],
+        output_dim,
         hidden_dim,
-        threshold,
-        initialization=cell.initialization or "fixed_variance",
         projection_trainable=cell.kind != "mlet_frozen",
+        **options,
     )
-    return NestedEmbeddings(collection, NESTED_SIZES) if cell.kind == "nested" else collection
+    if cell.kind == "nested":
+        return NestedEmbeddings(collection, NESTED_SIZES, dtype=options["dtype"])
+    return collection
 
 
-def fit(
-    model: keras.Model, rows: Rows, training: TrainingConfig, seed: int, share: float | None = None
-) -> None:
+def fit(model: keras.Model, rows: PackedRows, config: TrainConfig, share: float | None = None) -> None:
     """Trains; the order of the rows depends on seed and epoch alone.
 
     Args:
         model: A compiled model.
         rows: The training rows.
-        training: Batch size and epochs.
-        seed: Seed of the order.
+        config: Batch size, epochs and seed.
         share: Share of one more epoch to train, in the place of the configured epochs.
     """
-    steps = int(len(rows) * (1.0 if share is None else share)) // training.batch_size
-    if not steps:
-        raise InputError(
-            f"'batch_size' is {training.batch_size}, but there are only {len(rows)} training rows"
-        )
-    for epoch in range(training.epochs) if share is None else (training.epochs,):
-        order = np.random.default_rng([seed, epoch]).permutation(len(rows))[: steps * training.batch_size]
-        dataset = _batches(rows, order.reshape(steps, training.batch_size))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras wonders whether the rows are shuffled; they are.
-            model.fit(dataset, verbose=0)
-
-
-def _batches(rows: Rows, order: np.ndarray) -> tf.data.Dataset:
-    """Batches of the rows named by `order` `[steps, batch]`, gathered many at a time."""
-
-    def blocks() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        for start in range(0, len(order), _GATHERED_BATCHES):
-            index = order[start : start + _GATHERED_BATCHES]
-            yield _inputs(rows, index), rows.label[index]
-
-    batch = order.shape[1]
-    widths = {name: getattr(rows, name).shape[1] for name in _INPUTS}
-    signature = (
-        {name: tf.TensorSpec([None, batch, widths[name]], _INPUTS[name]) for name in _INPUTS},
-        tf.TensorSpec([None, batch], "float32"),
+    epoch_steps = steps_an_epoch(rows.rows, config.batch_size)
+    first, steps = 0, config.epochs * epoch_steps
+    if share is not None:
+        first = config.epochs
+        steps += steps_an_epoch(int(rows.rows * share), config.batch_size)
+    fit_epochs(
+        model,
+        lambda epoch, step: rows.permuted_batches(config.batch_size, (config.seed, epoch), step),
+        epoch_steps,
+        steps,
+        Progress(epoch=first),
     )
-    dataset = tf.data.Dataset.from_generator(blocks, output_signature=signature).unbatch()
-    return dataset.apply(tf.data.experimental.assert_cardinality(len(order))).prefetch(4)
 
 
-def predict(model: keras.Model, rows: Rows) -> np.ndarray:
-    """Click probabilities `[N]`."""
-    starts = range(0, len(rows), _EVALUATION_ROWS)
-    blocks = (_inputs(rows, slice(start, start + _EVALUATION_ROWS)) for start in starts)
-    return np.concatenate([np.asarray(model.predict_on_batch(block)) for block in blocks])
-
-
-def evaluate(model: keras.Model, data: PreparedData, splits: Sequence[str]) -> dict[str, dict[str, float]]:
+def evaluate(predictor: Predictor, data: PreparedData, splits: Sequence[str]) -> dict[str, dict[str, float]]:
     """Metrics by split; for `test` also those of the rows with a rare id."""
     result = {}
     for split in splits:
-        rows = data.rows(split)
-        ctr = predict(model, rows)
+        rows = data.splits[split]
+        ctr = predictor(rows)
         result[split] = _metrics(rows.label, ctr)
         if split == "test":
             rare = data.rare_rows(split)
-            result["test_rare"] = _metrics(np.asarray(rows.label)[rare], ctr[rare]) | {
-                "rows": int(rare.sum())
-            }
+            result["test_rare"] = _metrics(rows.label[rare], ctr[rare]) | {"rows": int(rare.sum())}
     return result
 
 
@@ -239,26 +269,15 @@ def _largest_useless(columns: int, width: int) -> int:
     return columns * width // (width - columns) if columns < width else 1 << 62
 
 
-def _inputs(rows: Rows, index: Any) -> dict[str, np.ndarray]:
-    return {name: np.asarray(getattr(rows, name)[index]) for name in _INPUTS}
-
-
 def _metrics(label: np.ndarray, ctr: np.ndarray) -> dict[str, float]:
     values = {name: round(value, 6) for name, value in ctr_metrics(label, ctr).items() if name in _METRICS}
     # JSON has no NaN; a metric that these labels leave undefined is left out.
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def _optimizer(cell: Cell, rates: tuple[float, float, float], training: TrainingConfig) -> Any:
-    def make(name: str, rate: float, l2: float = 0.0) -> Any:
-        start = {"initial_accumulator_value": training.initial_accumulator}
-        return OPTIMIZERS[name](rate, l2=l2, **(start if name.endswith("adagrad") else {}))
-
-    return split_optimizer(
-        tables=make(cell.optimizer, rates[0], cell.table_l2),
-        projections=make("sgd" if cell.optimizer == "sgd" else "adagrad", rates[1], cell.projection_l2),
-        dense=make(training.dense_optimizer, rates[2]),
-    )
+def _compile(model: DLRM, trial: Trial, config: TrainConfig) -> None:
+    l2 = {"tables": trial.cell.table_l2, "projections": trial.cell.projection_l2}
+    build.compile_model(model, config, steps=0, l2=l2)  # No schedule needs the steps.
 
 
 def _identity(trial: Trial, training: TrainingConfig, data: PreparedData) -> dict[str, Any]:
@@ -281,18 +300,18 @@ def _truncations(
     collection = embedding_collection(collapsed)
     tables = [collection.effective_table(name) for name in data.table_rows]
     methods = truncation.METHODS if trial.cell.kind == "nested" else truncation.METHODS[1:]
-    bottom = truncation.bottom_moment(model, data.rows("validation").dense_features[:_EVALUATION_ROWS])
-    records = []
+    bottom = truncation.bottom_moment(model, data.splits["validation"].dense_features[:_MOMENT_ROWS])
+    predictor, records = Predictor(collapsed), []
     for candidate in truncation.candidates(tables, data.counts(), trial.truncate_to, methods, bottom):
         # With the tables at their old width the same model can be scored again and again.
         collection.tables[0].assign(np.concatenate(candidate.restored()))
         common = record | {"truncated_to": candidate.size, "bytes": candidate.values * _VALUE_BYTES}
         del common["validation"]
-        records.append(common | {"method": candidate.method} | evaluate(collapsed, data, ("test",)))
+        records.append(common | {"method": candidate.method} | evaluate(predictor, data, ("test",)))
         if trial.fine_tune and candidate.method == "allocated":
             tuned = truncation.truncated_model(collapsed, candidate)
-            rates = tuple(rate * _FINE_TUNE_RATE for rate in trial.rates)
-            tuned.compile(optimizer=_optimizer(trial.cell, rates, training), steps_per_execution=8)
-            fit(tuned, data.rows("train"), training, trial.seed, trial.fine_tune)
-            records.append(common | {"method": "fine_tuned"} | evaluate(tuned, data, ("test",)))
+            config = train_config(trial, training, _FINE_TUNE_RATE)
+            _compile(tuned, trial, config)
+            fit(tuned, data.splits["train"], config, trial.fine_tune)
+            records.append(common | {"method": "fine_tuned"} | evaluate(Predictor(tuned), data, ("test",)))
     return records

@@ -1,9 +1,7 @@
-"""From tf.Example shards to training batches.
+"""From tf.Example shards to packed rows.
 
-The trainer reads each row many times but preprocesses it once: `pack_examples` runs the transform graph
-over several shards at a time and writes rows of fixed length, which tf.data then reads, shuffles and skips
-in C++.
-A packed row is `label` float32, `dense_features` float32 `[D]`, `sparse_features` int32 `[F]`.
+Training reads each row many times but preprocesses it once: `pack_examples` runs the transform graph over several
+shards at a time and writes rows of fixed length, which tf.data then reads, shuffles and skips in C++.
 """
 
 import collections
@@ -20,107 +18,20 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_transform as tft
 
-from mlet_tf.components.click_log_example_gen import read_ingest_report
-from mlet_tf.components.common import example_files, join, writing
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
-from mlet_tf.export import Transform, raw_feature_spec
-from mlet_tf.features.preprocessing import DENSE, LABEL, SPARSE
+from mlet_tf.features.examples import Transform, example_files, raw_feature_spec
+from mlet_tf.features.ingestion import read_ingest_report
+from mlet_tf.features.packed_rows import PackedRows, pack_words
 from mlet_tf.features.records import example_batches
-from mlet_tf.features.vocabulary import vocabulary_file
 from mlet_tf.progress import ProgressLine
+from mlet_tf.storage import writing
 
 # Each thread holds a batch and a packed shard, some 100 MB.
 _MAX_THREADS = 16
 _PACK_BATCH = 16_384
 _ROWS, _PACKED = "rows.bin", "packed.json"
-_RANGES = 16  # Pieces of a packed file that are read in random order.
-
-
-def vocabulary_sizes(transform_output: tft.TFTransformOutput, schema: ClickLogSchema) -> dict[str, int]:
-    """Number of values in the vocabulary of each sparse feature."""
-    folder = join(transform_output.transform_savedmodel_dir, "assets")
-    sizes = {}
-    for name in schema.sparse_features:
-        with tf.io.gfile.GFile(join(folder, vocabulary_file(name)), "rb") as file:
-            sizes[name] = sum(1 for _ in file)
-    return sizes
-
-
-@dataclasses.dataclass(frozen=True)
-class PackedRows:
-    """Preprocessed rows in a file of fixed-length records.
-
-    Attributes:
-        path: The file.
-        rows: Number of rows.
-        dense: D, width of `dense_features`.
-        sparse: F, width of `sparse_features`.
-    """
-
-    path: str
-    rows: int
-    dense: int
-    sparse: int
-
-    @property
-    def record_bytes(self) -> int:
-        """Bytes of a row."""
-        return 4 * (1 + self.dense + self.sparse)
-
-    def batches(self, batch_size: int) -> tf.data.Dataset:
-        """All rows in file order, the last batch as short as it is: `(inputs, label)`."""
-        records = tf.data.FixedLengthRecordDataset(self.path, self.record_bytes)
-        return self._decode(records.batch(batch_size)).prefetch(2)
-
-    def shuffled_batches(
-        self,
-        batch_size: int,
-        seed: int,
-        shuffle_rows: int,
-        first_step: int = 0,
-        part: tuple[int, int] = (0, 1),
-    ) -> tf.data.Dataset:
-        """One epoch in an order that depends on `seed` alone, in batches of one fixed size.
-
-        Args:
-            batch_size: Rows a batch; the rest of the last one is left to other epochs.
-            seed: Order of the rows.
-            shuffle_rows: Rows held in memory to draw from.
-            first_step: Batches to leave out at the start, to go on after an interruption.
-            part: Which of how many equal parts of each batch to give.
-        """
-        starts = np.linspace(0, self.rows, min(_RANGES, self.rows) + 1).astype(np.int64)
-        order = np.random.default_rng(seed).permutation(len(starts) - 1)
-        ranges = np.stack([starts[:-1][order], self.rows - starts[1:][order]], axis=1) * self.record_bytes
-
-        def read(piece: tf.Tensor) -> tf.data.Dataset:
-            return tf.data.FixedLengthRecordDataset(
-                self.path, self.record_bytes, header_bytes=piece[0], footer_bytes=piece[1]
-            )
-
-        records = tf.data.Dataset.from_tensor_slices(ranges).interleave(
-            read, cycle_length=len(ranges), block_length=64
-        )
-        records = records.shuffle(min(shuffle_rows, self.rows), seed=seed, reshuffle_each_iteration=False)
-        records = records.skip(first_step * batch_size).batch(batch_size, drop_remainder=True)
-        if part != (0, 1):
-            which, rows = part[0], batch_size // part[1]
-            records = records.map(
-                lambda batch: batch[which * rows : (which + 1) * rows], num_parallel_calls=1
-            )
-        return self._decode(records).prefetch(2)
-
-    def _decode(self, batches: tf.data.Dataset) -> tf.data.Dataset:
-        def decode(records: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-            words = tf.io.decode_raw(records, tf.int32, fixed_length=None)
-            words = tf.ensure_shape(words, [None, 1 + self.dense + self.sparse])
-            floats = tf.bitcast(words[:, : 1 + self.dense], tf.float32)
-            return {DENSE: floats[:, 1:], SPARSE: words[:, 1 + self.dense :]}, floats[:, 0]
-
-        return batches.map(decode, num_parallel_calls=1)
 
 
 def pack_examples(
@@ -131,13 +42,13 @@ def pack_examples(
 ) -> PackedRows:
     """Preprocesses all rows of tf.Example shards into one packed file, in the order of the sorted shards.
 
-    A call that was killed is gone on with after the last shard that it had packed, and a folder that an earlier call
-    finished is used as it is, unless the examples are others by now.
+    Resumes after the last packed shard if interrupted. A folder that an earlier call finished is used as it is, unless
+    the examples have changed.
 
     Args:
         patterns: `<uri>/Split-<split>/*` of artifacts of ClickLogExampleGen.
         schema: Schema of the log.
-        transform: The transform graph, see `mlet_tf.components.common.TransformGraph`.
+        transform: The transform graph, see `mlet_tf.features.transform_graph.TransformGraph`.
         folder: Where to write, on a local disk; a folder for each transform graph.
 
     Returns:
@@ -234,11 +145,7 @@ def _preprocessor(schema: ClickLogSchema, transform: Transform) -> Callable[[tf.
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def preprocess(serialized: tf.Tensor) -> tf.Tensor:
         with tf.device("CPU"):  # A GPU would get texts to look up, and the few floats.
-            rows = transform(tf.io.parse_example(serialized, spec))
-            label = tf.bitcast(rows[LABEL], tf.int32)[:, tf.newaxis]
-            return tf.concat(
-                [label, tf.bitcast(rows[DENSE], tf.int32), tf.cast(rows[SPARSE], tf.int32)], axis=1
-            )
+            return pack_words(transform(tf.io.parse_example(serialized, spec)))
 
     return preprocess.get_concrete_function()
 

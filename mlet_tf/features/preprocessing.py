@@ -1,4 +1,4 @@
-"""Transform: raw click-log columns to the two tensors the model reads, all inside the graph.
+"""Preprocessing: raw click-log columns to the two tensors a model reads, all inside the graph.
 
 Outputs of `preprocessing_fn`, for a batch of B rows, n integer columns and F sparse features:
 
@@ -8,7 +8,7 @@ Outputs of `preprocessing_fn`, for a batch of B rows, n integer columns and F sp
     `0..n-1` by falling frequency, `n..n+b-1` the OOV buckets, `n+b` missing.
 *   `label`, float32 `[B]`, where the log has it.
 *   `frequency`, int64 `[B, S]`: for the columns that evaluation slices by frequency, an index into
-    `mlet_tf.components.evaluator.executor.FREQUENCY_BUCKETS`.
+    `mlet_tf.features.names.FREQUENCY_BUCKETS`.
 """
 
 import os
@@ -20,11 +20,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from mlet_tf.datasets import ClickLogSchema, TimeColumn
-
-DENSE = "dense_features"
-SPARSE = "sparse_features"
-LABEL = "label"
-FREQUENCY = "frequency"
+from mlet_tf.features.names import DENSE, FREQUENCY, LABEL, SPARSE
 
 # Days of the months before a month, shifted so that the leap day falls at the end (Sakamoto's method).
 _MONTH_OFFSETS = (0, 3, 2, 5, 0, 3, 5, 1, 4, 6, 2, 4)
@@ -38,7 +34,8 @@ def preprocessing_fn(
     Args:
         inputs: Sparse `[B, 1]` tensors of the raw columns: int64 integers and time, string categories.
         custom_config: `schema` (`ClickLogSchema.to_dict()`), `num_oov_buckets` and `frequency_slices`, as
-            in the configuration, and `vocabularies`, as `mlet_tf.components.transform` adds it.
+            in the configuration, and `vocabularies`: of each feature `file`, `size` and `rare_start`, as
+            `mlet_tf.features.vocabulary.make_vocabulary` gives them.
 
     Returns:
         The model's inputs by name.

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable
-from typing import BinaryIO
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from mlet_tf.features.counts import Run, merge_counts
+from mlet_tf.storage import join, remove
 
 # What an empty vocabulary holds instead of nothing: TensorFlow's tables refuse an empty file. No row can
 # have it, because a row with a NUL byte is rejected when it is read.
@@ -47,6 +51,43 @@ def vocabulary_file(feature: str) -> str:
         readable = _NOT_PLAIN.sub("_", feature)[:40]
         feature = f"{readable}-{hashlib.sha256(feature.encode()).hexdigest()[:16]}"
     return f"vocabulary_{feature}.txt"
+
+
+def make_vocabulary(
+    numbered: tuple[int, str],
+    runs: Sequence[Run],
+    folder: str,
+    *,
+    min_count: int,
+    max_size: int | None,
+    rare_below: int,
+    max_values_in_memory: int,
+) -> dict[str, Any]:
+    """Writes the vocabulary of one feature.
+
+    Args:
+        numbered: The feature's number in the order of `ClickLogSchema.sparse_features`, and its name.
+        runs: Counts of the values of all features.
+        folder: Where to write.
+        min_count: Values that occur less often are left out.
+        max_size: At most this many values are kept; None keeps all.
+        rare_below: Values that occur less often count as rare.
+        max_values_in_memory: See `merge_counts`.
+
+    Returns:
+        What `preprocessing_fn` has to know: `file`, `size` and `rare_start`.
+    """
+    import tensorflow as tf
+
+    number, feature = numbered
+    aside = join(folder, uuid.uuid4().hex)
+    tf.io.gfile.makedirs(aside)
+    ranked = rank(merge_counts(runs, number, max_values_in_memory, aside), min_count, max_size)
+    remove(aside)
+    path = join(folder, vocabulary_file(feature))
+    with tf.io.gfile.GFile(path, "wb") as file:
+        vocabulary = write_vocabulary(ranked, rare_below, file)
+    return {"file": path, **dataclasses.asdict(vocabulary)}
 
 
 def rank(counts: Iterable[pa.Table], min_count: int, max_size: int | None) -> pa.Table:

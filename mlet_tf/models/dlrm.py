@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 from keras import ops
 
+from mlet_tf.features.names import DENSE, MODEL_INPUTS, SPARSE
 from mlet_tf.layers import DotInteraction, EmbeddingCollection, EmbeddingFeature
 
 _PARTS = ("embedding_layer", "bottom_stack", "feature_interaction", "top_stack")
@@ -88,28 +89,26 @@ class DLRM(tfrs.experimental.models.Ranking):
     def build(self, input_shape: Mapping[str, Any]) -> None:
         """Builds all parts."""
         shapes = dict(input_shape)
-        sparse = shapes["sparse_features"]
+        sparse = shapes[SPARSE]
         if isinstance(sparse, Mapping):
             ids = {name: keras.KerasTensor(shape, "int64") for name, shape in sparse.items()}
         else:
             ids = keras.KerasTensor(sparse, "int64")
-        self._head(keras.KerasTensor(shapes["dense_features"], "float32"), self._embeddings(ids))
+        self._head(keras.KerasTensor(shapes[DENSE], "float32"), self._embeddings(ids))
         self.built = True
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> Any:
         """Returns click probabilities `[B]`."""
-        missing = {"dense_features", "sparse_features"} - set(inputs)
+        missing = set(MODEL_INPUTS) - set(inputs)
         if missing:
-            raise ValueError(
-                f"`inputs` should have dense_features and sparse_features. Received: {sorted(inputs)}"
-            )
-        embeddings = self._embeddings(inputs["sparse_features"])
+            raise ValueError(f"`inputs` should have {DENSE} and {SPARSE}. Received: {sorted(inputs)}")
+        embeddings = self._embeddings(inputs[SPARSE])
         head = self._compiled_head if training and self._compiled_head is not None else self._head
-        return head(inputs["dense_features"], embeddings, training=training)
+        return head(inputs[DENSE], embeddings, training=training)
 
     def compute_output_shape(self, input_shape: Mapping[str, Any]) -> tuple[int | None]:
         """Returns `(batch,)`."""
-        return (input_shape["dense_features"][0],)
+        return (input_shape[DENSE][0],)
 
     def compile(
         self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **kwargs: Any
@@ -191,10 +190,10 @@ class DLRM(tfrs.experimental.models.Ranking):
             return None
         generator = np.random.default_rng(seed)
         limits = [feature.input_dim for feature in self._embedding_layer.features]
-        width = self._build_shapes_dict["input_shape"]["dense_features"][-1]
+        width = self._build_shapes_dict["input_shape"][DENSE][-1]
         return {
-            "dense_features": generator.normal(size=(rows, width)).astype("float32"),
-            "sparse_features": generator.integers(0, limits, (rows, len(limits))),
+            DENSE: generator.normal(size=(rows, width)).astype("float32"),
+            SPARSE: generator.integers(0, limits, (rows, len(limits))),
         }
 
     def get_config(self) -> dict[str, Any]:
@@ -304,7 +303,7 @@ def build_dlrm(
         dtype=dtype,
         name=name,
     )
-    model.build({"dense_features": (None, num_dense), "sparse_features": (None, len(features))})
+    model.build({DENSE: (None, num_dense), SPARSE: (None, len(features))})
     return model
 
 

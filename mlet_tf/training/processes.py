@@ -1,48 +1,76 @@
 """The processes of a training over several: each runs `mlet_tf.training.trainer.fit_and_export` on the same arguments.
 
-The chief's Trainer writes the arguments into the work folder, from where the workers take them:
-`python -m mlet_tf.training.processes FILE`, or `mlet-tf worker --config ...`, in each, under its own `TF_CONFIG`.
+The chief's Trainer writes the arguments into the work folder, from where the workers take them. The training itself
+is `mlet_tf.training.worker`, in a process of its own for each, under its own `TF_CONFIG`.
 """
 
-import hashlib
+import dataclasses
 import json
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import tensorflow as tf
 
-from mlet_tf.components.common import join
-from mlet_tf.distributed import Workers
 from mlet_tf.errors import InputError, WorkerLostError
+from mlet_tf.storage import join
 
 ARGUMENTS = "training.json"
-_INPUTS = ("custom_config", "transform_output", "train_files", "eval_files")
-_OUTPUTS = ("serving_model_dir", "model_run_dir")  # The chief's alone.
 _POLL_SECONDS = 1.0
-_REFUSED, _LOST = 2, 4
-_LOSSES = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
+REFUSED, LOST = 2, 4  # Exit codes of a worker.
+_WORKER = "mlet_tf.training.worker"
 
 
-def train_as_chief(fn_args: Any) -> None:
+@dataclasses.dataclass(frozen=True)
+class TrainingArguments:
+    """What a training takes of TFX's `FnArgs`.
+
+    Attributes:
+        custom_config: `schema`, `model`, `train` and `vocabulary`, as in the configuration, and `work`: the folder
+            that a run after a kill finds again.
+        transform_output: Folder of the transform graph.
+        train_files: Patterns of the `train` shards.
+        eval_files: Patterns of the `eval` shards.
+        serving_model_dir: Where the chief exports to.
+        model_run_dir: Where the chief writes for TensorBoard.
+    """
+
+    custom_config: dict[str, Any]
+    transform_output: str
+    train_files: list[str]
+    eval_files: list[str]
+    serving_model_dir: str
+    model_run_dir: str
+
+    @classmethod
+    def from_fn_args(cls, fn_args: Any) -> "TrainingArguments":
+        """Takes them out of TFX's `FnArgs`."""
+        return cls(**{field.name: getattr(fn_args, field.name) for field in dataclasses.fields(cls)})
+
+    def inputs(self) -> str:
+        """JSON of what the trained weights depend on."""
+        inputs = [self.custom_config, self.transform_output, self.train_files, self.eval_files]
+        return json.dumps(inputs, sort_keys=True)
+
+
+def train_as_chief(arguments: TrainingArguments) -> None:
     """Trains in a fresh process, since collectives have to be set up before TensorFlow is used.
 
     Raises:
-        WorkerLostError: Another process was lost; the same call goes on from the last checkpoint.
+        WorkerLostError: Another process was lost; the same call resumes from the last checkpoint.
         InputError: The training refused what it was given.
         RuntimeError: Training failed.
     """
-    path = join(fn_args.custom_config["work"], ARGUMENTS)
-    _write(path, {field: getattr(fn_args, field) for field in (*_INPUTS, *_OUTPUTS)})
-    code = subprocess.run([sys.executable, "-m", "mlet_tf.training.processes", path], check=False).returncode
+    path = join(arguments.custom_config["work"], ARGUMENTS)
+    _write(path, dataclasses.asdict(arguments))
+    code = subprocess.run([sys.executable, "-m", _WORKER, path], check=False).returncode
     tf.io.gfile.remove(path)
-    if code == _LOST:
+    if code == LOST:
         raise WorkerLostError(
-            "a process of the training was lost; start all of them again to go on from the last checkpoint"
+            "a process of the training was lost; start all of them again to resume from the last checkpoint"
         )
-    if code == _REFUSED:
+    if code == REFUSED:
         raise InputError("the training could not be done; the reason is above")
     if code:
         raise RuntimeError(f"training ended with exit code {code}; its error is above")
@@ -59,7 +87,7 @@ def join_training(work: str, timeout: float) -> int:
         InputError: The chief did not come.
     """
     path = wait_for_arguments(work, timeout)
-    return subprocess.run([sys.executable, "-m", "mlet_tf.training.processes", path], check=False).returncode
+    return subprocess.run([sys.executable, "-m", _WORKER, path], check=False).returncode
 
 
 def wait_for_arguments(work: str, timeout: float) -> str:
@@ -83,36 +111,9 @@ def wait_for_arguments(work: str, timeout: float) -> str:
     return path
 
 
-def main() -> None:
-    """Takes part in one training."""
-    from mlet_tf.training.trainer import fit_and_export
-
-    with tf.io.gfile.GFile(sys.argv[1]) as file:
-        arguments = json.load(file)
-    try:
-        workers = Workers.join()
-        inputs = json.dumps([arguments[field] for field in _INPUTS], sort_keys=True)
-        digest = int.from_bytes(hashlib.sha256(inputs.encode()).digest()[:7], "big")
-        if not workers.agree([digest]):
-            raise InputError(
-                f"{sys.argv[1]}: expected the arguments of the chief; a file of an earlier run may have been read"
-            )
-        fit_and_export(SimpleNamespace(**arguments), workers)
-    except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(_REFUSED)
-    except _LOSSES as error:
-        print(f"Another process was lost: {error.message.splitlines()[0]}", file=sys.stderr)
-        sys.exit(_LOST)
-
-
 def _write(path: str, arguments: dict[str, Any]) -> None:
     tf.io.gfile.makedirs(path.rsplit("/", 1)[0])
     aside = f"{path}.unfinished"
     with tf.io.gfile.GFile(aside, "w") as file:
         json.dump(arguments, file)
     tf.io.gfile.rename(aside, path, overwrite=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,13 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from mlet_tf.components.click_log_example_gen import (
-    ClickLogExampleGen,
-    count_rows,
-    read_ingest_report,
-    shards,
-)
-from mlet_tf.components.click_log_example_gen.config import IngestConfig
+from mlet_tf.components.click_log_example_gen import ClickLogExampleGen
+from mlet_tf.components.click_log_example_gen.config import from_proto, to_proto
 from tests_support import run_example_gen as ingest
 from tfx.components import FileBasedExampleGen
 from tfx.orchestration import metadata
@@ -33,6 +28,7 @@ from tfx.v1 import dsl, orchestration
 from mlet_tf.datasets import AVAZU, CRITEO, ClickLogSchema, TimeColumn
 from mlet_tf.datasets.reading import read_log
 from mlet_tf.errors import InputError
+from mlet_tf.features.ingestion import IngestConfig, count_rows, read_ingest_report, shards
 from mlet_tf.features.records import count_records, example_batches
 
 TINY = ClickLogSchema(
@@ -340,10 +336,10 @@ def test_arguments_that_do_not_fit_are_named(arguments, text):
 
 def test_the_configuration_survives_the_way_to_the_executor():
     config = IngestConfig(AVAZU, "time", 0.3, 14_103_000, 7, 0.5, 1000)
-    sent = proto_utils.proto_to_json(config.to_proto())
+    sent = proto_utils.proto_to_json(to_proto(config))
     received = example_gen_pb2.CustomConfig()
     proto_utils.json_to_proto(sent, received)
-    assert IngestConfig.from_proto(received) == config
+    assert from_proto(received) == config
 
 
 def test_tfx_caches_until_files_or_settings_change(tmp_path):

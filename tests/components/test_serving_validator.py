@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from mlet_tf.components.common import example_files
 from mlet_tf.components.serving_validator.check import check, check_with_server
 
 from mlet_tf.datasets import CRITEO
+from mlet_tf.features.examples import example_files
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import pytest
 import tensorflow_data_validation as tfdv
 from mlet_tf.components.example_validator import executor as validator
 from mlet_tf.components.statistics_gen import executor
-from mlet_tf.components.statistics_gen.executor import summarize_file
 from tests_support import make_statistics, run_example_gen, run_statistics_gen, write_schema
 from tfx.types import standard_artifacts
 
 from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.synthetic import write_log
 from mlet_tf.errors import GateError
+from mlet_tf.features.statistics import summarize_file
 
 ROWS = 3000
 

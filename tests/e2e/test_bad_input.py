@@ -227,13 +227,11 @@ def test_disk_full_in_any_command(command, tmp_path, monkeypatch):
 
 def test_disk_full_while_rows_are_packed(finished_run, tmp_path):
     """The message names the folder; once there is room the same call goes on."""
-    import tensorflow_transform as tft
-    from mlet_tf.components.common import TransformGraph
-
     from mlet_tf.features.packing import pack_examples
+    from mlet_tf.features.transform_graph import TransformGraph
 
     artifacts = finished_run.result["artifacts"]
-    transform = TransformGraph(tft.TFTransformOutput(artifacts["transform_graph"]))
+    transform = TransformGraph(artifacts["transform_graph"])
     train, folder = f"{artifacts['examples']}/Split-train/*", tmp_path / "packed" / "train"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
@@ -250,18 +248,16 @@ def test_disk_full_while_rows_are_packed(finished_run, tmp_path):
 
 
 def test_rows_that_got_lost_are_noticed_by_the_trainer(finished_run, tmp_path):
-    import tensorflow_transform as tft
-    from mlet_tf.components.click_log_example_gen.report import read_ingest_report, write_ingest_report
-    from mlet_tf.components.common import TransformGraph
-
+    from mlet_tf.features.ingestion.report import read_ingest_report, write_ingest_report
     from mlet_tf.features.packing import pack_examples
+    from mlet_tf.features.transform_graph import TransformGraph
 
     artifacts = finished_run.result["artifacts"]
     shutil.copytree(artifacts["examples"], tmp_path / "examples")
     report = read_ingest_report(tmp_path / "examples")
     report["rows"]["eval"] += 1
     write_ingest_report(tmp_path / "examples", report)
-    transform = TransformGraph(tft.TFTransformOutput(artifacts["transform_graph"]))
+    transform = TransformGraph(artifacts["transform_graph"])
     with pytest.raises(InputError, match=rf"{report['rows']['eval']} rows were written, \d+ can be read"):
         pack_examples([f"{tmp_path}/examples/Split-eval/*"], CRITEO, transform, tmp_path / "packed" / "eval")
     assert list((tmp_path / "packed").iterdir()) == []

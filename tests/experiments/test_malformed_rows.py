@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from mlet_tf.experiments.config import DataConfig
-from mlet_tf.experiments.data import SPLITS, prepare
+from mlet_tf.experiments.preparation import SPLITS, prepare
 
 
 def test_a_row_that_only_the_features_reject_is_not_counted_and_told(tmp_path):
@@ -17,8 +17,8 @@ def test_a_row_that_only_the_features_reject_is_not_counted_and_told(tmp_path):
     config = DataConfig(log=str(tmp_path / "log.tsv"), schema=str(tmp_path / "shop.yaml"))
     told = []
     data = prepare(config, tmp_path / "data", told.append)
-    rows = [data.rows(split) for split in SPLITS]
-    assert sum(map(len, rows)) == 1999
+    rows = [data.splits[split] for split in SPLITS]
+    assert sum(part.rows for part in rows) == 1999
     # An integer of at least 1 has a positive logarithm: no row of zeros was left unwritten.
     assert min(part.dense_features[:, 0].min() for part in rows) > 0
     assert sum(part.label.sum() for part in rows) == np.sum(np.arange(2000) % 2) - 1

@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 from typing import get_args
 
+import keras
 import numpy as np
 import pytest
 import yaml
 
-from mlet_tf.config import VocabularyConfig
+from mlet_tf.config import ModelConfig, VocabularyConfig
 from mlet_tf.experiments.config import (
     Cell,
     DataConfig,
@@ -20,15 +21,16 @@ from mlet_tf.experiments.config import (
     cells,
     load_sweep,
 )
-from mlet_tf.experiments.data import SPLITS, digest_of, prepare, split_of_rows
 from mlet_tf.experiments.nested import embedding_collection
+from mlet_tf.experiments.preparation import SPLITS, digest_of, prepare, split_of_rows
 from mlet_tf.experiments.results import fill
 from mlet_tf.experiments.statistics import difference, groups
 from mlet_tf.experiments.store import TrialStore, read_records
-from mlet_tf.experiments.trial import Trial, build_model, embedding_layer, fit
-from mlet_tf.layers import variable_role
+from mlet_tf.experiments.trial import Trial, build_model, fit, make_embeddings, train_config
+from mlet_tf.layers import EmbeddingFeature, variable_role
 from mlet_tf.names import Optimizer
 from mlet_tf.optimizers.names import OPTIMIZERS
+from mlet_tf.training import build
 
 SWEEP = {
     "name": "tiny",
@@ -133,7 +135,7 @@ def test_rows_are_split_once_and_vocabularies_come_from_train(tmp_path):
         vocabulary=VocabularyConfig(min_count=1),
     )
     data = prepare(config, tmp_path)
-    assert [len(data.rows(split)) for split in SPLITS] == [2400, 800, 800]
+    assert [data.splits[split].rows for split in SPLITS] == [2400, 800, 800]
     assert prepare(config, tmp_path).digest == data.digest
     assert data.best["auc"] > 0.6
     for i, (name, rows) in enumerate(data.table_rows.items()):
@@ -142,7 +144,7 @@ def test_rows_are_split_once_and_vocabularies_come_from_train(tmp_path):
         assert counts.sum() == 2400
         assert counts[oov] == 0, f"{name}: no value of train is out of its own vocabulary"
         assert (np.diff(counts[:oov]) <= 0).all(), "ids by falling frequency"
-    ids = data.rows("test").sparse_features
+    ids = data.splits["test"].sparse_features
     largest = int(np.argmax(list(data.table_rows.values())))
     assert (ids[:, largest] == list(data.table_rows.values())[largest] - 2).any(), (
         "test has values of its own"
@@ -164,7 +166,8 @@ def test_sequential_split_trains_on_the_first_rows():
 def test_hidden_dims_follow_the_vocabulary():
     cell = Cell("mlet", 4, 64, "fixed_variance", direct_threshold=10, hidden_scale=1.0)
     rows = {"direct": 10, "floor": 11, "middle": 120, "up": 1000, "ceiling": 90_000}
-    layer = embedding_layer(cell, rows)
+    features = [EmbeddingFeature(name, size) for name, size in rows.items()]
+    layer = make_embeddings(cell, features, 4)
     layer.build((None, len(rows)))
     assert [table.hidden_dim for table in layer.factorizations()] == [4, 8, 32, 64, None]
 
@@ -175,8 +178,9 @@ def test_penalties_act_on_tables_and_projections_apart(tmp_path):
 
     def norms(**penalties):
         cell = Cell("mlet", 2, 8, "fixed_variance", direct_threshold=0, **penalties)
-        model = build_model(Trial(cell, "tune", 0, (0.1, 0.1, 0.05)), config.training, data)
-        fit(model, data.rows("train"), config.training, 0)
+        trial = Trial(cell, "tune", 0, (0.1, 0.1, 0.05))
+        model = build_model(trial, config.training, data)
+        fit(model, data.splits["train"], train_config(trial, config.training))
         variables = embedding_collection(model).trainable_variables
         return {variable_role(v): float(np.linalg.norm(v)) for v in variables}
 
@@ -184,6 +188,26 @@ def test_penalties_act_on_tables_and_projections_apart(tmp_path):
     assert tables["table"] < 0.7 * plain["table"]
     assert tables["projection"] > 0.7 * plain["projection"]
     assert projections["projection"] < 0.7 * plain["projection"]
+
+
+def test_a_trial_starts_from_the_model_of_a_run(tmp_path):
+    """The same builder, the same seed: the same initial values."""
+    config = load_tiny(tmp_path)
+    data = prepare(config.data, tmp_path / "data")
+    cell = Cell("mlet", 2, 8, direct_threshold=0)
+    trial = build_model(Trial(cell, "tune", 3, (0.1, 0.1, 0.05)), config.training, data)
+    keras.utils.set_random_seed(3)
+    model = ModelConfig(
+        output_dim=2,
+        hidden_dim=8,
+        direct_threshold=0,
+        bottom_units=(4,),
+        top_units=(8,),
+        mixed_precision="off",
+    )
+    run = build.build_model(model, data.table_rows, data.splits["train"].dense)
+    for received, expected in zip(trial.get_weights(), run.get_weights(), strict=True):
+        np.testing.assert_array_equal(received, expected)
 
 
 def test_direct_tables_get_every_penalty_of_the_tables():

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from mlet_tf.components.common import TransformGraph
 from mlet_tf.components.serving_validator.check import check
 from tests_support import make_statistics, run_example_gen, run_transform
 
@@ -14,6 +13,7 @@ from mlet_tf.datasets import ClickLogSchema, load_schema
 from mlet_tf.datasets.synthetic import write_log
 from mlet_tf.export import export_model, raw_arguments
 from mlet_tf.features.packing import vocabulary_sizes
+from mlet_tf.features.transform_graph import TransformGraph
 from mlet_tf.features.vocabulary import vocabulary_file
 from mlet_tf.serving.rows import Rows
 

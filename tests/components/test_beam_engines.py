@@ -10,12 +10,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from mlet_tf.components.click_log_example_gen import count_rows
 from tests_support import run_example_gen, run_statistics_gen, run_transform
 
 from mlet_tf.config import BeamConfig
 from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.synthetic import write_log
+from mlet_tf.features.ingestion import count_rows
 
 pytestmark = pytest.mark.slow
 ROWS = 3000

@@ -97,7 +97,9 @@ def test_rows_keep_the_order_of_the_shards(examples, tmp_path):
 
 def test_killed_packing_goes_on_with_the_shards_that_are_left(examples, tmp_path):
     expected, folder = numbers_in(shards(examples)), tmp_path / "packed"
-    script = "import sys; sys.path[:0] = sys.argv[1:3]; import test_examples; test_examples.slow_pack(*sys.argv[3:])"
+    script = (
+        "import sys; sys.path[:0] = sys.argv[1:3]; import test_packing; test_packing.slow_pack(*sys.argv[3:])"
+    )
     folders = [str(parent) for parent in Path(__file__).parents[:2]]
     process = subprocess.Popen(
         [sys.executable, "-c", script, *folders, str(examples), str(folder)],

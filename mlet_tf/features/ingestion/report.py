@@ -1,12 +1,12 @@
-"""What the component says about its rows and values, and counting the rows again."""
+"""What ingestion says about its rows and values, and counting the rows again."""
 
 import json
 from typing import Any
 
 import tensorflow as tf
-from mlet_tf.components.click_log_example_gen.config import EVAL, TRAIN
 
 from mlet_tf.features.counts import Run, open_run
+from mlet_tf.features.ingestion.config import EVAL, TRAIN
 from mlet_tf.features.records import count_records
 
 REPORT_FILE = "ingest_report.json"

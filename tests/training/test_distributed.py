@@ -1,5 +1,6 @@
 """Training by two processes: the same as one, whatever is killed on the way."""
 
+import functools
 import json
 import os
 import signal
@@ -14,10 +15,13 @@ import pytest
 from tests_support import DENSE, VOCABULARY, write_packed_rows
 
 from mlet_tf.config import ModelConfig, OptimizerConfig, TrainConfig
-from mlet_tf.distributed import Cluster, Workers, gather_model
+from mlet_tf.distributed import Cluster, RowShardedEmbeddings, Workers, gather_model
 from mlet_tf.errors import InputError
-from mlet_tf.training.loop import Checkpoints, total_steps, train
-from mlet_tf.training.trainer import build_model, compile_model, distribution_strategy
+from mlet_tf.layers import EmbeddingCollection
+from mlet_tf.training.build import build_model, compile_model
+from mlet_tf.training.checkpoints import Checkpoints
+from mlet_tf.training.loop import total_steps, train
+from mlet_tf.training.trainer import distribution_strategy
 
 MODEL = ModelConfig(output_dim=4, hidden_dim=8, bottom_units=(8,), top_units=(8,))
 # An odd number of rows, a factorised and a direct table.
@@ -46,8 +50,9 @@ def train_part(folder: Path, workers: Workers, changes: dict) -> None:
     ]
     keras.utils.set_random_seed(config.seed)
     sharded = config.shard_tables and workers.size > 1
+    embeddings = functools.partial(RowShardedEmbeddings, workers=workers) if sharded else EmbeddingCollection
     with distribution_strategy(workers, sharded).scope():
-        model = build_model(MODEL, ROWS, DENSE, workers if sharded else None)
+        model = build_model(MODEL, ROWS, DENSE, embeddings)
         compile_model(model, config, total_steps(config, 320), workers)
         progress = train(model, *splits, config, work, str(folder / "board"), workers)
     if sharded:

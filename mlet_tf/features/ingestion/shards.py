@@ -3,35 +3,29 @@
 import dataclasses
 import itertools
 import json
-import struct
 import uuid
 import zlib
 from concurrent import futures
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 from isal import isal_zlib
-from mlet_tf.components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig
 
 from mlet_tf.datasets.encoding import dictionary_columns, encode_examples, list_records
 from mlet_tf.datasets.files import plain_name
 from mlet_tf.datasets.reading import Block, Chunk, read_chunk
 from mlet_tf.errors import InputError
 from mlet_tf.features.counts import ValueCounter
-from mlet_tf.features.records import count_records
+from mlet_tf.features.ingestion.config import EVAL, TRAIN, IngestConfig
+from mlet_tf.features.records import GZIP, count_records, frame
 
 # Examples of a shard before compression; a trainer shuffles across shards, so they are not to be huge.
 _SHARD_BYTES = 128 << 20
 _REJECTS_SHOWN = 10
 # ISA-L's gzip at its level 1: files as small as zlib's at level 1 in a quarter of the time.
 _COMPRESSION_LEVEL = 1
-_GZIP = 31
-
-# A TFRecord is a length, its checksum, the record and its checksum.
-_LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,9 +172,9 @@ class _ShardWriter:
             self._close_file()
             self._paths.append(f"{self._prefix}-{len(self._paths):03d}.gz")
             self._file = tf.io.gfile.GFile(self._paths[-1], "wb")
-            self._deflate = isal_zlib.compressobj(level=_COMPRESSION_LEVEL, wbits=_GZIP)
+            self._deflate = isal_zlib.compressobj(level=_COMPRESSION_LEVEL, wbits=GZIP)
             self._bytes = 0
-        framed = _frame(records)
+        framed = frame(records)
         self._bytes += len(framed)
         self._file.write(self._deflate.compress(framed))
 
@@ -193,25 +187,6 @@ class _ShardWriter:
         if self._file is not None:
             self._file.write(self._deflate.flush())
             self._file.close()
-
-
-def _frame(records: list[bytes]) -> bytes:
-    """The records as TFRecords, one after the other."""
-    heads: dict[int, bytes] = {}
-    parts = []
-    for record in records:
-        head = heads.get(len(record))
-        if head is None:
-            length = _LENGTH.pack(len(record))
-            head = heads[len(record)] = length + _checksum(length)
-        parts += (head, record, _checksum(record))
-    return b"".join(parts)
-
-
-def _checksum(data: bytes) -> bytes:
-    """CRC32C, masked as TFRecord wants it."""
-    crc = google_crc32c.value(data)
-    return _CHECKSUM.pack(((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 class _CountWriter:

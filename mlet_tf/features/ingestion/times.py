@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 import numpy as np
-from mlet_tf.components.click_log_example_gen.config import IngestConfig
-from mlet_tf.components.click_log_example_gen.shards import Task
 
 from mlet_tf.datasets.reading import read_chunk
 from mlet_tf.errors import InputError
+from mlet_tf.features.ingestion.config import IngestConfig
+from mlet_tf.features.ingestion.shards import Task
 
 _MOST_VALUES = 1 << 18
 

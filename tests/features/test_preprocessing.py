@@ -12,11 +12,11 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlet_tf.components.click_log_example_gen.report import COUNTS_FOLDER
 from tests_support import run_example_gen, run_transform
 
 from mlet_tf.datasets import AVAZU, CRITEO, ClickLogSchema, TimeColumn
 from mlet_tf.datasets.synthetic import write_log
+from mlet_tf.features.ingestion.report import COUNTS_FOLDER
 from mlet_tf.features.preprocessing import time_part
 
 SCHEMA = ClickLogSchema(

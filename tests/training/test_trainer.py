@@ -15,11 +15,16 @@ from tests_support import DENSE, VOCABULARY, write_packed_rows
 
 from mlet_tf.config import ModelConfig, OptimizerConfig, TrainConfig
 from mlet_tf.errors import InputError
+from mlet_tf.metrics import auc
 from mlet_tf.optimizers import WarmupDecay
-from mlet_tf.training.trainer import build_model, compile_model, total_steps, train
+from mlet_tf.training.build import build_model, compile_model
+from mlet_tf.training.checkpoints import Progress
+from mlet_tf.training.evaluation import Predictor
+from mlet_tf.training.loop import fit_epochs, total_steps, train
 
 FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+MODEL = ModelConfig(output_dim=4, hidden_dim=8, bottom_units=(8,), top_units=(8,))
 
 
 def fit(folder: Path, **changes):
@@ -33,8 +38,7 @@ def fit(folder: Path, **changes):
         write_packed_rows(folder / "eval", 100, 1),
     )
     keras.utils.set_random_seed(config.seed)
-    model_config = ModelConfig(output_dim=4, hidden_dim=8, bottom_units=(8,), top_units=(8,))
-    model = build_model(model_config, dict.fromkeys(("a", "b"), VOCABULARY), DENSE)
+    model = build_model(MODEL, dict.fromkeys(("a", "b"), VOCABULARY), DENSE)
     compile_model(model, config, total_steps(config, train_rows.rows))
     progress = train(model, train_rows, eval_rows, config, folder / "work", str(folder / "board"))
     return model.get_weights(), progress
@@ -125,6 +129,55 @@ def test_an_epoch_is_each_row_once_in_an_order_of_its_own(tmp_path):
     assert sorted(map(tuple, plain)) == sorted(map(tuple, first)) == sorted(map(tuple, second))
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(dense(rows.shuffled_batches(10, 1, 30, first_step=4)), first[40:])
+
+
+def test_a_permuted_epoch_is_the_rows_of_its_permutation(tmp_path):
+    """Also where it is gathered in several blocks, and where it resumes."""
+    rows = write_packed_rows(tmp_path / "rows", 205, 0)
+    order = np.random.default_rng((3, 1)).permutation(205)[:204]
+
+    def check(batches, expected):
+        inputs, labels = zip(*batches, strict=True)
+        for name, column in (
+            ("dense_features", rows.dense_features),
+            ("sparse_features", rows.sparse_features),
+        ):
+            np.testing.assert_array_equal(np.concatenate([x[name] for x in inputs]), column[expected])
+        np.testing.assert_array_equal(np.concatenate(labels), rows.label[expected])
+
+    check(rows.permuted_batches(4, (3, 1)), order)
+    check(rows.permuted_batches(4, (3, 1), first_step=50), order[200:])
+
+
+def test_evaluation_is_exact_on_all_rows_and_follows_the_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlet_tf.training.evaluation._BLOCK_ROWS", 64)  # The last block is shorter.
+    rows = write_packed_rows(tmp_path / "rows", 150, 0)
+    model = build_model(MODEL, dict.fromkeys(("a", "b"), VOCABULARY), DENSE, streaming_metrics=False)
+    predictor = Predictor(model)
+    for _ in range(2):
+        inputs = {"dense_features": rows.dense_features, "sparse_features": rows.sparse_features}
+        expected = np.asarray(model(inputs))
+        np.testing.assert_allclose(predictor(rows), expected, rtol=1e-5, atol=1e-6)
+        assert predictor.metrics(rows)["auc"] == auc(rows.label, predictor(rows))
+        model.set_weights([2 * weight for weight in model.get_weights()])
+
+
+def test_the_last_epoch_may_be_a_part_of_one(tmp_path):
+    """With several steps an execution too: not one step more than asked for."""
+    rows = write_packed_rows(tmp_path / "rows", 100, 0)
+    model = build_model(MODEL, dict.fromkeys(("a", "b"), VOCABULARY), DENSE)
+    compile_model(model, TrainConfig(batch_size=10, steps_per_execution=4), 16)
+    progress, losses = Progress(), []
+    fit_epochs(
+        model,
+        lambda epoch, first: rows.permuted_batches(10, epoch, first),
+        10,
+        16,
+        progress,
+        end_epoch=lambda loss, _: losses.append(loss),
+    )
+    assert (progress.epoch, len(losses)) == (2, 2)
+    assert int(model.optimizer.iterations) == 16
 
 
 def test_fewer_rows_than_a_batch():

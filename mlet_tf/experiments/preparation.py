@@ -1,0 +1,222 @@
+"""Preparing the rows of a sweep: preprocessed and packed once, as the pipeline does it.
+
+The rows of a configuration live in a folder named by its hash; every trial maps them into memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from mlet_tf.config import ValidationConfig
+from mlet_tf.datasets import ClickLogSchema, Teacher, load_schema, read_log, write_log
+from mlet_tf.datasets.files import list_files
+from mlet_tf.errors import InputError
+from mlet_tf.experiments.config import DataConfig, GeneratedConfig, SplitConfig
+from mlet_tf.experiments.data import PreparedData
+from mlet_tf.features.counts import ValueCounter
+from mlet_tf.features.packed_rows import PackedRows, pack_words
+from mlet_tf.features.preprocessing import preprocessing_fn
+from mlet_tf.features.transform_graph import TransformGraph, table_rows, write_transform_graph
+from mlet_tf.features.validation import schema_proto
+from mlet_tf.features.vocabulary import make_vocabulary
+from mlet_tf.metrics import ctr_metrics
+
+SPLITS = ("train", "validation", "test")
+_META = "meta.json"
+_VOCABULARY_SETTINGS = ("min_count", "max_size", "rare_below", "max_values_in_memory")
+
+
+def prepare(config: DataConfig, folder: Path, progress: Callable[[str], None] | None = None) -> PreparedData:
+    """Preprocesses the rows, or finds them from an earlier call.
+
+    Args:
+        config: Where the rows come from.
+        folder: The cache.
+        progress: Called with a line about what is being done.
+
+    Returns:
+        The rows.
+
+    Raises:
+        InputError: If the log cannot be read or a split would be empty.
+    """
+    log = None if config.log is None else os.path.expandvars(config.log)
+    digest = digest_of(config, log)
+    target = folder / f"rows-{digest}"
+    if not (target / _META).exists():
+        _Preparation(config, log, progress or (lambda line: None)).write(target)
+    meta = json.loads((target / _META).read_text())
+    sparse = len(meta["table_rows"])
+    splits = {
+        name: PackedRows(str(target / f"{name}.bin"), rows, meta["dense"], sparse)
+        for name, rows in meta["rows"].items()
+    }
+    return PreparedData(digest, splits, meta["table_rows"], meta["rare_below"], meta["best"])
+
+
+def generated_schema(config: GeneratedConfig) -> ClickLogSchema:
+    """The columns of a generated log."""
+    integers = tuple(f"I{i + 1}" for i in range(config.integers))
+    categoricals = tuple(f"C{i + 1}" for i in range(config.categoricals))
+    return ClickLogSchema(
+        name="generated",
+        label="click",
+        integers=integers,
+        categoricals=categoricals,
+        time=None,
+        drop=(),
+        columns=("click", *integers, *categoricals),
+        separator=",",
+        header=True,
+        missing=("",),
+    )
+
+
+def split_of_rows(rows: int, config: SplitConfig) -> np.ndarray:
+    """Which of `SPLITS` each row belongs to, uint8 `[rows]`."""
+    validation, test = round(rows * config.validation_share), round(rows * config.test_share)
+    train = rows - validation - test
+    if min(validation, test, train) < 1:
+        raise InputError(f"{rows} rows are too few for three splits")
+    split = np.repeat(np.arange(3, dtype=np.uint8), [train, validation, test])
+    generator = np.random.default_rng(config.seed)
+    generator.shuffle(split[train:] if config.method == "sequential" else split)
+    return split
+
+
+def digest_of(config: DataConfig, log: str | None) -> str:
+    """Hash of all that makes the rows: the configuration, and the files of a log."""
+    schema = generated_schema(config.generated) if config.generated else load_schema(config.schema)
+    state: list[Any] = [config.split.to_plain(), config.vocabulary.to_plain(), schema.to_dict()]
+    state.append(config.generated.to_plain() if config.generated else None)
+    if log is not None:
+        state += [(Path(file).name, Path(file).stat().st_size) for file in list_files(log)]
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class _Preparation:
+    """Reads the log three times, a block at a time: to count, for the vocabularies, to write the rows."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        log: str | None,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._config, self._log, self._progress = config, log, progress
+        generated = config.generated
+        self._schema = generated_schema(generated) if generated else load_schema(config.schema)
+
+    def write(self, target: Path) -> None:
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        (aside / "made").mkdir(parents=True)
+        try:
+            if self._log is None:
+                self._generate(aside / "made" / "log.parquet")
+            self._progress("counting rows")
+            # All columns: rows that are rejected in the later passes must not be counted.
+            log = read_log(self._log, self._schema, on_rejects=self._progress)
+            rows = sum(len(table) for table in log)
+            split = split_of_rows(rows, self._config.split)
+            self._progress(f"vocabularies of {int((split == 0).sum()):,} rows")
+            transform = self._write_transform(split, aside / "made")
+            self._progress(f"preprocessing {rows:,} rows")
+            dense, best = self._write_rows(split, transform, aside)
+            meta = {
+                "rows": dict(zip(SPLITS, np.bincount(split, minlength=len(SPLITS)).tolist(), strict=True)),
+                "dense": dense,
+                "table_rows": table_rows(transform, self._schema, self._config.vocabulary.num_oov_buckets),
+                "rare_below": self._config.vocabulary.rare_below,
+                "best": best,
+            }
+            (aside / _META).write_text(json.dumps(meta))
+            shutil.rmtree(aside / "made")
+            if not target.exists():  # Another sweep may have been faster.
+                aside.rename(target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _generate(self, path: Path) -> None:
+        self._progress(f"drawing {self._config.generated.rows:,} rows")
+        write_log(path, self._schema, self._config.generated.rows, **self._teacher_arguments())
+        self._log = str(path)
+
+    def _teacher_arguments(self) -> dict[str, Any]:
+        values = self._config.generated.to_plain()
+        return {key: values[key] for key in values if key not in ("rows", "categoricals", "integers")}
+
+    def _write_transform(self, split: np.ndarray, folder: Path) -> str:
+        """Writes the transform graph, with the vocabularies of the training rows; returns its folder."""
+        counter, runs = ValueCounter(self._schema), []
+        for table, of_row in self._blocks(split):
+            counter.add(table, of_row == SPLITS.index("train"))
+            if counter.full:
+                runs.append(counter.take_run(str(folder / f"run_{len(runs)}.arrow")))
+        if counter.rows or not runs:
+            runs.append(counter.take_run(str(folder / f"run_{len(runs)}.arrow")))
+        settings = {name: getattr(self._config.vocabulary, name) for name in _VOCABULARY_SETTINGS}
+        config = {
+            "schema": self._schema.to_dict(),
+            "num_oov_buckets": self._config.vocabulary.num_oov_buckets,
+            "frequency_slices": [],
+            "vocabularies": {
+                feature: make_vocabulary((number, feature), runs, str(folder), **settings)
+                for number, feature in enumerate(self._schema.sparse_features)
+            },
+        }
+        preprocess = functools.partial(preprocessing_fn, custom_config=config)
+        schema = schema_proto(self._schema, ValidationConfig())
+        write_transform_graph(preprocess, schema, folder / "transform")
+        return str(folder / "transform")
+
+    def _write_rows(
+        self, split: np.ndarray, transform_folder: str, folder: Path
+    ) -> tuple[int, dict[str, float] | None]:
+        """Writes the packed rows of each split; returns D and the metrics of the true probabilities."""
+        transform, generated = TransformGraph(transform_folder), self._config.generated is not None
+        teacher = Teacher(self._schema, **self._teacher_arguments()) if generated else None
+        labels, true = [], []
+        for name in SPLITS:
+            (folder / f"{name}.bin").touch()
+        for table, of_row in self._blocks(split):
+            words = pack_words(transform(_sparse_columns(table))).numpy()
+            for number, name in enumerate(SPLITS):
+                with (folder / f"{name}.bin").open("ab") as file:
+                    file.write(words[of_row == number])
+            if teacher is not None:
+                test = of_row == SPLITS.index("test")
+                labels.append(words[test, 0].view(np.float32))
+                true.append(teacher.probabilities(table)[test])
+        best = None if teacher is None else ctr_metrics(np.concatenate(labels), np.concatenate(true))
+        return words.shape[1] - 1 - len(self._schema.sparse_features), best
+
+    def _blocks(self, split: np.ndarray) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Tables of the log and which split each of their rows belongs to."""
+        first = 0
+        for table in read_log(self._log, self._schema):
+            yield table, split[first : first + len(table)]
+            first += len(table)
+
+
+def _sparse_columns(table: pa.Table) -> dict[str, tf.SparseTensor]:
+    """Columns as sparse `[B, 1]` tensors."""
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        values = column.combine_chunks()
+        rows = np.flatnonzero(np.asarray(values.is_valid()))
+        indices = np.stack([rows, np.zeros_like(rows)], axis=1).astype(np.int64)
+        data = values.drop_null().to_numpy(zero_copy_only=False)
+        columns[name] = tf.SparseTensor(indices, tf.constant(data), [len(values), 1])
+    return columns

@@ -1,0 +1,9 @@
+"""Names of what `preprocessing_fn` gives and models take, for a batch of B rows."""
+
+DENSE = "dense_features"  # float32 `[B, D]`
+SPARSE = "sparse_features"  # Ids `[B, F]`
+LABEL = "label"  # float32 `[B]`
+FREQUENCY = "frequency"  # int64 `[B, S]`, indices into `FREQUENCY_BUCKETS`
+
+MODEL_INPUTS = (DENSE, SPARSE)
+FREQUENCY_BUCKETS = ("frequent", "rare", "oov", "missing")
