@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from mlet_tf.components.beam import run_tasks
+from mlet_tf.components.beam import BeamExecutor, run_tasks
 from mlet_tf.components.click_log_example_gen.config import EVAL, TRAIN, IngestConfig, input_files
 from mlet_tf.components.click_log_example_gen.report import COUNTS_FOLDER, write_ingest_report
 from mlet_tf.components.click_log_example_gen.shards import Result, Task, write_chunk
@@ -17,7 +17,6 @@ from mlet_tf.components.common import remove_folder, writing
 from tfx import types
 from tfx.components.example_gen import utils, write_split
 from tfx.components.util import examples_utils
-from tfx.dsl.components.base import base_beam_executor
 from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import proto_utils
@@ -26,7 +25,7 @@ from mlet_tf.datasets.reading import Reject, check_reject_share, lines_before, p
 from mlet_tf.errors import InputError
 
 
-class Executor(base_beam_executor.BaseBeamExecutor):
+class Executor(BeamExecutor):
     """Reads raw logs into examples; see `Do`."""
 
     def Do(  # noqa: N802 (TFX's name)

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from typing import Any
 
 from absl import logging
@@ -11,6 +10,8 @@ from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
+
+from mlet_tf.child_processes import module_command
 
 _TIMEOUT_SECONDS = 600
 
@@ -37,9 +38,8 @@ class Executor(base_executor.BaseExecutor):
             "files": split_files(input_dict["examples"], "eval"),
             "schema": json.loads(exec_properties["schema"]),
         }
-        command = [sys.executable, "-m", "mlet_tf.components.serving_validator.check"]
         process = subprocess.run(
-            command,
+            module_command("mlet_tf.components.serving_validator.check"),
             input=json.dumps(task),
             capture_output=True,
             text=True,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 import tensorflow_data_validation as tfdv
-from mlet_tf.components.beam import stream_tasks
+from mlet_tf.components.beam import BeamExecutor, stream_tasks
 from mlet_tf.components.click_log_example_gen import read_ingest_report
 from mlet_tf.components.common import join, split_files
 from tensorflow_data_validation.statistics import stats_impl
@@ -22,7 +22,6 @@ from tensorflow_data_validation.statistics.generators import (
 from tensorflow_transform.tf_metadata import schema_utils
 from tfx import types
 from tfx.components.statistics_gen import executor
-from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils
 
@@ -52,7 +51,7 @@ class Task:
         return self.path
 
 
-class Executor(base_beam_executor.BaseBeamExecutor):
+class Executor(BeamExecutor):
     """Executor of `StatisticsGen`."""
 
     def Do(  # noqa: N802 (TFX's name)

@@ -8,14 +8,13 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_transform as tft
-from mlet_tf.components.beam import run_tasks
+from mlet_tf.components.beam import BeamExecutor, run_tasks
 from mlet_tf.components.click_log_example_gen import value_counts
 from mlet_tf.components.common import join, remove_folder
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform import impl_helper
 from tensorflow_transform.tf_metadata import metadata_io, schema_utils
 from tfx import types
-from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import import_utils, io_utils, json_utils
 
@@ -24,7 +23,7 @@ from mlet_tf.features.counts import Run, merge_counts
 from mlet_tf.features.vocabulary import rank, vocabulary_file, write_vocabulary
 
 
-class Executor(base_beam_executor.BaseBeamExecutor):
+class Executor(BeamExecutor):
     """Executor of `Transform`."""
 
     def Do(  # noqa: N802 (TFX's name)

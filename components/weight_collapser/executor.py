@@ -21,6 +21,7 @@ from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 
+from mlet_tf import strict_json
 from mlet_tf.collapse import collapse_model, collapse_report
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import GateError
@@ -103,7 +104,7 @@ class Executor(base_executor.BaseExecutor):
         with tf.io.gfile.GFile(
             join(artifact_utils.get_single_uri(output_dict["report"]), REPORT), "w"
         ) as file:
-            json.dump(report, file, indent=1)
+            file.write(strict_json.dumps(report, indent=1))
 
 
 def _model_inputs(serialized: list[bytes], schema: ClickLogSchema, transform: Any) -> dict[str, tf.Tensor]:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mlet_tf import strict_json
 from mlet_tf.datasets.convert import arrow_schema
 from mlet_tf.datasets.schema import ClickLogSchema, TimeColumn
 from mlet_tf.datasets.times import derive, yymmddhh
@@ -320,7 +321,7 @@ def write_log(
                 if progress is not None:
                     progress(score.rows)
         report = score.report(model)
-        text = json.dumps(dataclasses.asdict(report), indent=2) + "\n"
+        text = strict_json.dumps(dataclasses.asdict(report), indent=2) + "\n"
         TeacherReport.path_for(path).write_text(text, encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:

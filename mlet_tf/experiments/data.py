@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mlet_tf import strict_json
 from mlet_tf._mapping import from_mapping
 from mlet_tf.datasets import ClickLogSchema, load_schema, read_log, write_log
 from mlet_tf.errors import InputError
@@ -189,7 +190,7 @@ class _Preparation:
                 "rare_below": self._vocabulary.rare_below,
                 "best": best,
             }
-            (aside / "meta.json").write_text(json.dumps(meta))
+            (aside / "meta.json").write_text(strict_json.dumps(meta))
             for leftover in ("log.parquet", "log.parquet.teacher.json"):
                 (aside / leftover).unlink(missing_ok=True)
             for leftover in ("vocabularies", "transform"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.errors import InputError
 from mlet_tf.experiments.data import Rows
 from mlet_tf.metrics import auc
 from mlet_tf.models import DLRM
+from mlet_tf.run_file import read_run_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +53,7 @@ def load_run(folder: Path, note: Callable[[str], None]) -> Iterator[Run]:
     Raises:
         InputError: If there is no complete run in the folder.
     """
-    if not (folder / "run.json").is_file():
-        raise InputError(f"{folder}: expected the output folder of a run, found no run.json in it")
+    artifacts = read_run_file(folder)["artifacts"]
     import tensorflow_transform as tft
 
     from mlet_tf.collapse import collapse_model
@@ -64,7 +62,6 @@ def load_run(folder: Path, note: Callable[[str], None]) -> Iterator[Run]:
     from mlet_tf.experiments.nested import NestedEmbeddings, embedding_collection
     from mlet_tf.features.packing import pack_examples
 
-    artifacts = json.loads((folder / "run.json").read_text())["artifacts"]
     schema = load_config(folder / "config.yaml").schema
     transform = TransformGraph(tft.TFTransformOutput(artifacts["transform_graph"]))
     trained = load_keras_model(artifacts["uncollapsed_model"])

@@ -14,11 +14,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from mlet_tf.child_processes import module_command
 from mlet_tf.components.common import join
 from mlet_tf.distributed import Workers
 from mlet_tf.errors import InputError, WorkerLostError
 
 ARGUMENTS = "training.json"
+_MODULE = "mlet_tf.training.processes"
 _INPUTS = ("custom_config", "transform_output", "train_files", "eval_files")
 _OUTPUTS = ("serving_model_dir", "model_run_dir")  # The chief's alone.
 _POLL_SECONDS = 1.0
@@ -36,7 +38,7 @@ def train_as_chief(fn_args: Any) -> None:
     """
     path = join(fn_args.custom_config["work"], ARGUMENTS)
     _write(path, {field: getattr(fn_args, field) for field in (*_INPUTS, *_OUTPUTS)})
-    code = subprocess.run([sys.executable, "-m", "mlet_tf.training.processes", path], check=False).returncode
+    code = subprocess.run(module_command(_MODULE, path), check=False).returncode
     tf.io.gfile.remove(path)
     if code == _LOST:
         raise WorkerLostError(
@@ -59,7 +61,7 @@ def join_training(work: str, timeout: float) -> int:
         InputError: The chief did not come.
     """
     path = wait_for_arguments(work, timeout)
-    return subprocess.run([sys.executable, "-m", "mlet_tf.training.processes", path], check=False).returncode
+    return subprocess.run(module_command(_MODULE, path), check=False).returncode
 
 
 def wait_for_arguments(work: str, timeout: float) -> str:

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from mlet_tf import strict_json
 from mlet_tf._mapping import from_mapping
 from mlet_tf.components.common import TransformGraph, join, save_model
 from mlet_tf.config import (
@@ -89,7 +90,7 @@ def fit_and_export(fn_args: Any, workers: Workers) -> None:
         uri = os.path.dirname(fn_args.serving_model_dir)  # noqa: PTH120 (may be remote)
         save_model(model, schema, transform, uri)
         with tf.io.gfile.GFile(join(uri, HISTORY), "w") as file:
-            json.dump(progress.history, file)
+            file.write(strict_json.dumps(progress.history))
     workers.wait()  # A process that ends earlier would look lost.
     if is_remote(work):  # Else they are removed with the work folder.
         shutil.rmtree(packed.parent, ignore_errors=True)

@@ -13,6 +13,7 @@ import yaml
 
 from mlet_tf._mapping import nearest
 from mlet_tf.errors import InputError
+from mlet_tf.outputs import output_file
 
 TOKEN = "KFP_TOKEN"
 
@@ -27,22 +28,23 @@ _NUMBERS = {"NUMBER_INTEGER": (int, "an integer"), "NUMBER_DOUBLE": (float, "a n
     show_default=True,
     type=click.Choice(["kubeflow"]),
     expose_value=False,  # One so far; it is there so that a script says what it means.
-    help="What runs it.",
+    help="What runs the pipeline.",
 )
-@click.option("--image", help="Image of the containers; default: kubeflow.image of the configuration.")
+@click.option("--image", help="Image of the containers; default: `kubeflow.image` of the configuration.")
 @click.option("--output", "-o", default="pipeline.yaml", show_default=True, help="File to write.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in `run`.")
 def compile_command(config_path: str, image: str | None, output: str, overrides: tuple[str, ...]) -> None:
     """Compile the pipeline to a file that Kubeflow Pipelines v2 runs.
 
-    Data location, steps, hidden dim, learning rates and image become parameters of the pipeline, with
-    the values of the configuration as defaults.
+    Data location, steps, hidden dim, learning rates and image become parameters of the pipeline; the configuration
+    gives their defaults.
     """
     from mlet_tf.config import load_config
 
     if image is not None:
         overrides = (*overrides, f"kubeflow.image={image}")
     config = load_config(config_path, overrides)
+    output_file(output, ".yaml", ".yml", make_folder=True)
     from mlet_tf.pipeline import kubeflow_runner
 
     spec = kubeflow_runner.compile_pipeline(config)
@@ -53,12 +55,12 @@ def compile_command(config_path: str, image: str | None, output: str, overrides:
 
 
 @click.command()
-@click.option("--endpoint", required=True, metavar="URL", help="Kubeflow Pipelines' address.")
-@click.option("--package", required=True, type=click.Path(), help="What `compile` wrote.")
+@click.option("--endpoint", required=True, metavar="URL", help="Address of Kubeflow Pipelines.")
+@click.option("--package", required=True, type=click.Path(), help="The file that `compile` wrote.")
 @click.option("--parameter", "values", multiple=True, metavar="NAME=VALUE", help="Parameter of the pipeline.")
 @click.option("--experiment", help="Experiment to run in; default: Kubeflow's.")
-@click.option("--namespace", help="Namespace of the run, where Kubeflow has several users.")
-@click.option("--service-account", help="Kubernetes service account of all containers of the run.")
+@click.option("--namespace", help="Namespace of the run, where Kubeflow serves several users.")
+@click.option("--service-account", help="Kubernetes service account of the run's containers.")
 def submit(
     endpoint: str,
     package: str,
@@ -69,8 +71,8 @@ def submit(
 ) -> None:
     """Start a run of a compiled pipeline and print its address.
 
-    A token comes from the environment variable KFP_TOKEN, or from Google's application default
-    credentials where the endpoint is Google's; never from a file of this project.
+    The token is that of the environment variable KFP_TOKEN, or of Google's application default credentials where the
+    endpoint is Google's.
     """
     spec = _read_package(package)
     parameters = parse_parameters(values, _parameters(spec))
@@ -119,7 +121,7 @@ def _read_package(path: str) -> dict[str, Any]:
         _parameters(spec)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, TypeError, KeyError):
+    except (UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):
         raise InputError(f"{path} is no compiled pipeline; `mlet-tf compile` writes one") from None
     return spec
 
