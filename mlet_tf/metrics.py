@@ -68,9 +68,8 @@ def auc_standard_error(auc: float, positives: int, negatives: int) -> float:
         + (positives - 1) * (two_positives - auc**2)
         + (negatives - 1) * (two_negatives - auc**2)
     ) / (positives * negatives)
-    return float(
-        np.sqrt(np.maximum(variance, 0.0))
-    )  # Rounding may take it below 0 where all pairs are in order.
+    # Rounding may take it below 0 where all pairs are in order.
+    return float(np.sqrt(np.maximum(variance, 0.0)))
 
 
 def logloss(label: np.ndarray, ctr: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """`mlet-tf synth`: click logs to try things on."""
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -32,9 +33,10 @@ def synth(path: str, schema: str, rows: int, seed: int, rank: int, vocabulary: i
 
     Clicks are drawn from known probabilities, so the best reachable AUC is known; it is stored beside the file.
     """
-    if output_file(path, make_folder=True).exists() and not force:
+    if Path(path).is_file() and not force:
         click.echo(f"{path} exists; --force writes it again.")
         return
+    output_file(path, make_folder=True)
     from mlet_tf.datasets import load_schema
     from mlet_tf.datasets.synthetic import write_log
 

@@ -36,6 +36,7 @@ def sweep(config_path: str, workers: int | None) -> None:
     config = load_sweep(config_path)
     if workers is not None:
         config = dataclasses.replace(config, workers=workers)
+    output_folder(config.output)
     with _quiet(), _Display(config.name) as display:
         from mlet_tf.experiments.sweep import run_sweep
 
