@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import yaml
+from mlet_tf.pipeline.cli._logging import quiet
 
 from mlet_tf._mapping import nearest
 from mlet_tf.errors import InputError
@@ -45,9 +46,10 @@ def compile_command(config_path: str, image: str | None, output: str, overrides:
         overrides = (*overrides, f"kubeflow.image={image}")
     config = load_config(config_path, overrides)
     output_file(output, ".yaml", ".yml", make_folder=True)
-    from mlet_tf.pipeline import kubeflow_runner
+    with quiet():
+        from mlet_tf.pipeline import kubeflow_runner
 
-    spec = kubeflow_runner.compile_pipeline(config)
+        spec = kubeflow_runner.compile_pipeline(config)
     kubeflow_runner.write_pipeline(spec, output)
     click.echo(f"{output}: {len(spec['root']['dag']['tasks'])} tasks; parameters and their defaults:")
     for name, parameter in _parameters(spec).items():

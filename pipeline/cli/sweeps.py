@@ -1,13 +1,11 @@
 """`mlet-tf sweep` and `mlet-tf frontier`."""
 
-import contextlib
-import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+from mlet_tf.pipeline.cli._logging import quiet
 
 from mlet_tf.errors import InputError
 from mlet_tf.outputs import output_file, output_folder, writing
@@ -37,22 +35,11 @@ def sweep(config_path: str, workers: int | None) -> None:
     if workers is not None:
         config = dataclasses.replace(config, workers=workers)
     output_folder(config.output)
-    with _quiet(), _Display(config.name) as display:
+    with quiet(), _Display(config.name) as display:
         from mlet_tf.experiments.sweep import run_sweep
 
         path = run_sweep(config, display.note, display.progress)
     click.echo(path)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the notes of TFX and TensorFlow, which have nothing to say to the user here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 class _Display:
@@ -146,7 +133,7 @@ def shrink(run_folder: str, output: str | None, max_auc_drop: float) -> None:
     target = output_folder(output or Path(run_folder) / "frontier")
     if target.exists():
         raise InputError(f"{target} exists; give a folder that does not")
-    with _quiet():
+    with quiet():
         from mlet_tf.experiments.frontier import shrink_run
 
         report = shrink_run(Path(run_folder), target, max_auc_drop, _note)
