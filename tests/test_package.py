@@ -40,6 +40,14 @@ def test_importing_the_library_is_enough_to_load_a_compiled_model(tmp_path):
         _modules_after(f"import {first}; import mlet_tf, keras; {load}")
 
 
+def test_looking_for_keras_does_not_keep_the_layers_from_being_registered():
+    """As matplotlib, TensorFlow and others look: `frontier shrink` then knew none of our optimizers."""
+    _modules_after(
+        "import importlib.util, mlet_tf; assert importlib.util.find_spec('keras'); import keras; "
+        "assert {'mlet_tf>SplitOptimizer', 'mlet_tf>MLETEmbedding'} <= set(keras.saving.get_custom_objects())"
+    )
+
+
 def test_the_command_answers_without_tensorflow():
     """The group, and the help of each command: nothing that takes long to import."""
     code = (

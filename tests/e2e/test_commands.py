@@ -14,6 +14,8 @@ import keras
 import pytest
 import yaml
 
+import mlet_tf.models  # noqa: F401 (Keras has to know the DLRM.)
+
 TIMEOUT = 900  # Seconds; for a machine that is busy with other things.
 
 SWEEP = {
