@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from mlet_tf.pipeline.cli._logging import quiet
 
 from mlet_tf._text import bytes_text
 from mlet_tf.outputs import output_folder
@@ -28,7 +29,8 @@ def run(config_path: str, overrides: tuple[str, ...]) -> None:
 
     config = load_config(config_path, overrides)
     click.echo(f"Pipeline {config.name!r}; everything it writes is in {config.output}", err=True)
-    from mlet_tf.pipeline import local_runner
+    with quiet():
+        from mlet_tf.pipeline import local_runner
 
     result = local_runner.run(config)
     click.echo(_summary(result))
