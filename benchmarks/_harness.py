@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mlet_tf import strict_json
 from mlet_tf.network import bypass_proxy_for_loopback
 
 
@@ -62,7 +63,7 @@ def main(
     results = measure(arguments)
     print_table(results)
     if arguments.json:
-        arguments.json.write_text(json.dumps([dataclasses.asdict(r) for r in results], indent=1))
+        arguments.json.write_text(strict_json.dumps([dataclasses.asdict(r) for r in results], indent=1))
     return results
 
 

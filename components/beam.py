@@ -3,16 +3,34 @@
 import functools
 import pickle
 import re
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
+from tfx.dsl.components.base import base_beam_executor
 
 from mlet_tf.errors import InputError
 from mlet_tf.network import bypass_proxy_for_loopback
 from mlet_tf.storage import join, remove, writing
+
+
+class BeamExecutor(base_beam_executor.BaseBeamExecutor):
+    """TFX's Beam executor without an eye on the command line of the program that it runs in.
+
+    TFX reads `sys.argv` as absl's flags along with Beam's options: a program that was started with a flag of the same
+    name, such as `pytest -v FILE`, ends there with an error about the flag.
+    """
+
+    def __init__(self, context: base_beam_executor.BaseBeamExecutor.Context | None = None) -> None:
+        arguments = sys.argv
+        sys.argv = arguments[:1]
+        try:
+            super().__init__(context)
+        finally:
+            sys.argv = arguments
 
 
 def run_tasks(

@@ -11,7 +11,9 @@ import jinja2
 import matplotlib
 import numpy as np
 
-from mlet_tf.errors import InputError
+from mlet_tf._text import bytes_text
+from mlet_tf.outputs import writing
+from mlet_tf.run_file import read_run_file
 from mlet_tf.storage import names, open_binary, written_aside
 
 matplotlib.use("Agg")
@@ -20,7 +22,6 @@ import matplotlib.pyplot as plt
 PAGE = "report.html"
 
 _COLORS = {"uncollapsed": "#7a8fa6", "collapsed": "#c8553d", "last_blessed": "#5b8c5a"}
-_BYTES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
 _CALIBRATION_BINS = 10
 _MAX_TABLES = 26
 _MAX_SPECTRA = 6
@@ -37,12 +38,9 @@ def write_report(run_folder: Path, output: Path) -> Path:
         Path of the page.
 
     Raises:
-        InputError: If there is no complete run in the folder.
+        InputError: If there is no complete run in the folder, or the output cannot be written.
     """
-    run_file = run_folder / "run.json"
-    if not run_file.is_file():
-        raise InputError(f"{run_folder}: expected the output folder of a run, found no run.json in it")
-    run = json.loads(run_file.read_text())
+    run = read_run_file(run_folder)
     collapse = _read_json(run, "collapse_report")
     gate = _read(f"{run['artifacts']['evaluation']}/gate.json")
     predictions = _predictions(f"{run['artifacts']['evaluation']}/predictions")
@@ -54,11 +52,13 @@ def write_report(run_folder: Path, output: Path) -> Path:
         "Singular values": lambda: plot_spectra(collapse["tables"]),
         "Seconds per component": lambda: plot_seconds(run["seconds"]),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    images = {title: _save(draw(), output, title) for title, draw in plots.items()}
-    page = output / PAGE
-    with written_aside(page) as file:
-        file.write(_render(run, gate, collapse, images).encode())
+    figures = {title: draw() for title, draw in plots.items()}
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        images = {title: _save(figure, output, title) for title, figure in figures.items()}
+        page = output / PAGE
+        with written_aside(page) as file:
+            file.write(_render(run, gate, collapse, images).encode())
     return page
 
 
@@ -78,19 +78,19 @@ def plot_sizes(tables: Sequence[Mapping[str, Any]]) -> plt.Figure:
     return figure
 
 
-def plot_training(history: Sequence[Mapping[str, float]]) -> plt.Figure:
+def plot_training(history: Sequence[Mapping[str, float | None]]) -> plt.Figure:
     """Logloss in training and evaluation, and evaluation AUC, by epoch."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     epochs = [record["epoch"] for record in history]
-    left.plot(
-        epochs, [record["loss"] for record in history], "o-", label="train", color=_COLORS["uncollapsed"]
+    loss, eval_logloss, eval_auc = (
+        np.array([record[key] for record in history], float)  # None becomes NaN, which is not drawn.
+        for key in ("loss", "eval_logloss", "eval_auc")
     )
-    left.plot(
-        epochs, [record["eval_logloss"] for record in history], "o-", label="eval", color=_COLORS["collapsed"]
-    )
+    left.plot(epochs, loss, "o-", label="train", color=_COLORS["uncollapsed"])
+    left.plot(epochs, eval_logloss, "o-", label="eval", color=_COLORS["collapsed"])
     left.set(xlabel="epoch", ylabel="logloss", xticks=epochs)
     left.legend(frameon=False)
-    right.plot(epochs, [record["eval_auc"] for record in history], "o-", color=_COLORS["collapsed"])
+    right.plot(epochs, eval_auc, "o-", color=_COLORS["collapsed"])
     right.set(xlabel="epoch", ylabel="eval AUC", xticks=epochs)
     return figure
 
@@ -195,9 +195,13 @@ def _save(figure: plt.Figure, output: Path, title: str) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _size(count: float) -> str:
-    unit, name = next((unit, name) for unit, name in _BYTES if count >= unit or unit == 1)
-    return f"{count / unit:.0f} {name}" if unit == 1 else f"{count / unit:.1f} {name}"
+def _number(value: float | None, digits: int) -> str:
+    """A metric; JSON has null for one that is not a number."""
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def _bound(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
 
 
 def _render(
@@ -206,5 +210,5 @@ def _render(
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mlet_tf"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["size"] = _size
+    environment.filters |= {"size": bytes_text, "number": _number, "bound": _bound}
     return environment.get_template(PAGE).render(run=run, gate=gate, collapse=collapse, images=images)

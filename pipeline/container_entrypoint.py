@@ -1,6 +1,6 @@
 """What a container of the pipeline runs on Kubeflow: TFX's own entry point, with two things mended.
 
-`python -m mlet_tf.pipeline.container_entrypoint` takes the arguments of
+`python -P -m mlet_tf.pipeline.container_entrypoint` takes the arguments of
 `tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor`.
 
 *   The types of input artifacts. Kubeflow's driver leaves them empty (an empty `instanceSchema`), and

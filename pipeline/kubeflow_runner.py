@@ -6,9 +6,7 @@ values of the pipeline's parameters, resources, retries, caching by node and the
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,6 +17,7 @@ from tfx.dsl.components.base import base_node
 
 from mlet_tf.config import NodeConfig, PipelineConfig
 from mlet_tf.errors import InputError, nearest
+from mlet_tf.outputs import output_file, writing
 from mlet_tf.storage import is_remote, join
 
 # Parameters of the pipeline: the node and the execution property that each one sets.
@@ -29,7 +28,7 @@ PARAMETERS = {
 IMAGE = "image"
 BASELINE = "baseline_model"
 
-_COMMAND = ["python", "-m", "mlet_tf.pipeline.container_entrypoint"]
+_COMMAND = ["python", "-P", "-m", "mlet_tf.pipeline.container_entrypoint"]
 _EXAMPLE_GEN = "ClickLogExampleGen"
 
 
@@ -84,17 +83,15 @@ def write_pipeline(spec: dict[str, Any], path: str) -> None:
     Raises:
         InputError: If the file cannot be written.
     """
-    target = Path(path)
-    if target.suffix not in (".yaml", ".yml"):
-        raise InputError(f"{path}: the output should end in .yaml or .yml")
-    try:
+    target = output_file(path, ".yaml", ".yml", make_folder=True)
+    aside = target.with_name(f".unfinished.{target.name}")
+    with writing(path):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".", delete=False) as aside:
-            aside.write(yaml.safe_dump(spec, sort_keys=True))
-        Path(aside.name).chmod(0o644)
-        Path(aside.name).replace(target)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+        try:
+            aside.write_text(yaml.safe_dump(spec, sort_keys=True), encoding="utf-8")
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def _importer(uri: str) -> base_node.BaseNode:

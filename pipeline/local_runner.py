@@ -14,9 +14,11 @@ from mlet_tf.pipeline.pipeline import create_pipeline, last_blessed_model
 from mlet_tf.pipeline.results import gather, last_run_artifacts, read_run, write_run
 from tfx import v1 as tfx
 
+from mlet_tf.child_processes import safe_path
 from mlet_tf.config import PipelineConfig, dump_config
 from mlet_tf.datasets.files import list_files
 from mlet_tf.errors import InputError
+from mlet_tf.outputs import output_folder
 from mlet_tf.storage import absolute, exists, file_stamp, is_remote, join, remove
 
 
@@ -36,6 +38,8 @@ def run(config: PipelineConfig) -> dict[str, Any]:
     state, output = state_folder(config), absolute(config.output)
     files = _input_files(config)
     _prepare(state, config)
+    if not is_remote(config.push_to):
+        output_folder(config.push_to)  # Now rather than after the training.
     fingerprint = _fingerprint(config, files)
     last = read_run(state)
     if config.enable_cache and last and last["fingerprint"] == fingerprint and _still_there(last):
@@ -50,7 +54,7 @@ def run(config: PipelineConfig) -> dict[str, Any]:
         last_blessed=last_blessed_model(),
     )
     progress = _Progress([component.id for component in pipeline.components], state / "run.log")
-    with progress:
+    with progress, safe_path():
         tfx.orchestration.LocalDagRunner().run(pipeline)
         result = gather(last_run_artifacts(connection), progress.seconds)
     result |= {"name": config.name, "fingerprint": fingerprint, "output": str(state)}

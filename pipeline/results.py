@@ -8,14 +8,15 @@ import tensorflow as tf
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2
 from mlet_tf.components.evaluator.executor import RESULTS
+from mlet_tf.components.evaluator.gate import slice_text
 from mlet_tf.components.weight_collapser.executor import REPORT
 
+from mlet_tf import strict_json
 from mlet_tf.features.ingestion import read_ingest_report
 from mlet_tf.metrics import METRICS
+from mlet_tf.run_file import RUN_FILE, read_run_file
 from mlet_tf.storage import join
 from mlet_tf.training.trainer import HISTORY
-
-RUN_FILE = "run.json"
 
 
 def last_run_artifacts(
@@ -77,6 +78,7 @@ def gather(
         },
         "blessed": gate["blessed"],
         "gate_failures": gate["failures"],
+        "gate_checks": [check for check in gate["checks"] if check["slice"] == slice_text(())],
         "pushed": pushed["pushed_destination"].string_value if pushed["pushed"].int_value else None,
         "artifacts": {
             "evaluation": outputs["GatedEvaluator"]["evaluation"].uri,
@@ -94,14 +96,13 @@ def write_run(output: Path, run: dict[str, Any]) -> Path:
     """Writes `run.json` whole or not at all."""
     path = output / RUN_FILE
     aside = path.with_suffix(".json.unfinished")
-    aside.write_text(json.dumps(run, indent=1) + "\n")
+    aside.write_text(strict_json.dumps(run, indent=1) + "\n")
     return aside.replace(path)
 
 
 def read_run(output: Path) -> dict[str, Any] | None:
     """The last `run.json` in an output folder, or None."""
-    path = output / RUN_FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_run_file(output) if (output / RUN_FILE).exists() else None
 
 
 def _read_json(path: str) -> Any:

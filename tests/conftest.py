@@ -6,7 +6,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "0")  # Some tests import TensorFlow before mlet_tf.
 
 import dataclasses
+import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,10 @@ gate:
   min_slice_rows: 50
 serving: {keep: 2, warmup_rows: 4, infra_validation: saved_model}
 """
+
+
+# Names of a user's own packages that must not get in the way; the first two are those of TFX's project template.
+SHADOWING = ("pipeline", "components", "apache_beam", "click", "keras", "numpy", "tensorflow", "tfx", "yaml")
 
 
 @dataclasses.dataclass
@@ -75,17 +81,44 @@ def little_log(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory, little_log) -> Run:
-    """The whole pipeline, run once for all tests."""
-    from mlet_tf.pipeline import local_runner
+def shadowing_folder(tmp_path_factory) -> Path:
+    """A user's folder with packages that have the names of ours and of what we need; importing one of them fails."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in SHADOWING:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(f"raise ImportError('{name} of the current folder')\n")
+    return folder
 
-    from mlet_tf.config import load_config
 
+@pytest.fixture(scope="session")
+def installed_command(shadowing_folder):
+    """Starts the installed `mlet-tf` as a process of its own, where packages lie that it must not import."""
+
+    def start(*arguments: Any, **environment: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [Path(sys.executable).with_name("mlet-tf"), *map(str, arguments)],
+            cwd=shadowing_folder,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, little_log, installed_command) -> Run:
+    """The whole pipeline, run once for all tests, by the installed command."""
     folder = tmp_path_factory.mktemp("run")
     config = folder / "little.yaml"
     config.write_text(CONFIG)
     run = Run(little_log, config, folder / "output", {})
-    run.result = local_runner.run(load_config(config, run.overrides()))
+    options = [text for override in run.overrides() for text in ("--set", override)]
+    process = installed_command("run", "--config", config, *options)
+    _, err = process.communicate(timeout=1800)
+    assert process.returncode == 0, err
+    run.result = json.loads((run.output / "run.json").read_text())
     return run
 
 

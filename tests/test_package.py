@@ -1,10 +1,14 @@
 """What importing brings, and what it does not."""
 
+import json
 import os
 import subprocess
 import sys
+import venv
+from pathlib import Path
 
 import pytest
+import yaml
 
 HEAVY = ("apache_beam", "tfx", "tensorflow_recommenders", "tensorflow_transform")
 
@@ -36,9 +40,23 @@ def test_importing_the_library_is_enough_to_load_a_compiled_model(tmp_path):
         _modules_after(f"import {first}; import mlet_tf, keras; {load}")
 
 
+def test_looking_for_keras_does_not_keep_the_layers_from_being_registered():
+    """As matplotlib, TensorFlow and others look: `frontier shrink` then knew none of our optimizers."""
+    _modules_after(
+        "import importlib.util, mlet_tf; assert importlib.util.find_spec('keras'); import keras; "
+        "assert {'mlet_tf>SplitOptimizer', 'mlet_tf>MLETEmbedding'} <= set(keras.saving.get_custom_objects())"
+    )
+
+
 def test_the_command_answers_without_tensorflow():
-    modules = _modules_after("import mlet_tf.pipeline.cli.main")
-    assert not modules & {"tensorflow", "keras", *HEAVY}
+    """The group, and the help of each command: nothing that takes long to import."""
+    code = (
+        "from mlet_tf.pipeline.cli.main import cli; from click.testing import CliRunner; "
+        "results = [CliRunner().invoke(cli, [name, '--help']) for name in ('--help', *cli.commands)]; "
+        "assert all(result.exit_code == 0 for result in results)"
+    )
+    slow = {"tensorflow", "keras", "numpy", "pyarrow", "matplotlib", "optuna", "rich", "kfp", "jinja2"}
+    assert not _modules_after(code) & {*slow, *HEAVY}
 
 
 def test_the_library_does_not_know_the_pipeline():
@@ -76,3 +94,72 @@ def test_components_import_by_themselves(module):
     command = [sys.executable, "-c", f"import {module}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_where_a_user_has_packages_of_our_names(tmp_path, shadowing_folder, little_log):
+    """From a wheel in a fresh environment, in a folder with packages `pipeline` and `components`, to a pushed model."""
+    from conftest import CONFIG
+
+    repository = Path(__file__).parents[1]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    options = ("--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", tmp_path)
+    subprocess.run([*pip, "wheel", *options, _sources(repository, tmp_path / "sources")], check=True)
+    (wheel,) = tmp_path.glob("mlet_tf-*.whl")
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
+    # The other packages are those of this environment, whose own .pth files, an editable mlet_tf's too, do not count.
+    (packages,) = (tmp_path / "venv").glob("lib/*/site-packages")
+    others = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "others.pth").write_text("\n".join(others) + "\n")
+    where = subprocess.run(
+        [python, "-P", "-c", "import mlet_tf.pipeline, mlet_tf.components as c; print(c.__file__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=shadowing_folder,
+    )
+    assert Path(where.stdout.strip()).is_relative_to(packages)
+
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(yaml.safe_load(CONFIG) | {"output": str(tmp_path / "output")})
+    )
+    command = [python.with_name("mlet-tf"), "run", "--config", tmp_path / "config.yaml"]
+    done = subprocess.run(
+        [*command, "--set", f"data.train={little_log}"],
+        cwd=shadowing_folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stderr
+    pushed = json.loads((tmp_path / "output" / "run.json").read_text())["pushed"]
+    assert Path(pushed, "saved_model.pb").exists()
+
+
+def _sources(repository, folder):
+    """A copy of what a wheel is built of; the build would leave folders in the repository."""
+    listed = subprocess.run(
+        [
+            "git",
+            "ls-files",
+            "-z",
+            "mlet_tf",
+            "pipeline",
+            "components",
+            "setup.py",
+            "pyproject.toml",
+            "README.md",
+        ],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.rstrip("\0").split("\0"):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((repository / name).read_bytes())
+    return folder

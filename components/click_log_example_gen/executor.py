@@ -4,12 +4,11 @@ import functools
 import logging
 from typing import Any
 
-from mlet_tf.components.beam import run_tasks
+from mlet_tf.components.beam import BeamExecutor, run_tasks
 from mlet_tf.components.click_log_example_gen.config import from_proto, input_files
 from tfx import types
 from tfx.components.example_gen import utils, write_split
 from tfx.components.util import examples_utils
-from tfx.dsl.components.base import base_beam_executor
 from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import proto_utils
@@ -17,7 +16,7 @@ from tfx.utils import proto_utils
 from mlet_tf.features.ingestion import ingest
 
 
-class Executor(base_beam_executor.BaseBeamExecutor):
+class Executor(BeamExecutor):
     """Executor of `ClickLogExampleGen`."""
 
     def Do(  # noqa: N802 (TFX's name)

@@ -1,8 +1,9 @@
 """Predicts the evaluation rows with all models at once, computes metrics by slice and judges them."""
 
+import dataclasses
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -11,13 +12,14 @@ import tensorflow as tf
 import tensorflow_model_analysis as tfma
 from absl import logging
 from google.protobuf import json_format
+from mlet_tf.components.beam import BeamExecutor
 from mlet_tf.components.common import split_files
-from mlet_tf.components.evaluator.gate import Metrics, Slice, judge
+from mlet_tf.components.evaluator.gate import Check, Metrics, Slice, check_metrics
 from tensorflow_model_analysis.proto import config_pb2, metrics_for_slice_pb2
 from tfx import types
-from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
+from mlet_tf import strict_json
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import SERVING_MODEL
 from mlet_tf.features.examples import raw_feature_spec
@@ -35,7 +37,7 @@ CANDIDATE, UNCOLLAPSED, LAST_BLESSED = "collapsed", "uncollapsed", "last_blessed
 _BATCH = 4096
 
 
-class Executor(base_beam_executor.BaseBeamExecutor):
+class Executor(BeamExecutor):
     """Executor of `GatedEvaluator`."""
 
     def Do(  # noqa: N802 (TFX's name)
@@ -73,17 +75,18 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 | "Predict" >> beam.ParDo(predict)
             )
         metrics = slice_metrics(load_predictions(evaluation), tuple(paths), gate["min_slice_rows"])
-        failures = judge(
+        checks = check_metrics(
             metrics[CANDIDATE],
             metrics[UNCOLLAPSED],
             metrics.get(LAST_BLESSED),
             gate,
             exec_properties["table_dtype"],
         )
-        for failure in failures:
-            logging.error("Gate: %s", failure)
-        write_results(evaluation, metrics, [str(failure) for failure in failures])
-        self._bless(output_dict["blessing"][0], models, not failures)
+        for check in checks:
+            if not check.passed:
+                logging.error("Gate: %s", check)
+        write_results(evaluation, metrics, checks)
+        self._bless(output_dict["blessing"][0], models, all(check.passed for check in checks))
 
     def _bless(
         self, blessing: types.Artifact, models: Mapping[str, list[types.Artifact]], passed: bool
@@ -185,14 +188,19 @@ def slice_metrics(
     }
 
 
-def write_results(evaluation: str, metrics: Mapping[str, Metrics], failures: list[str]) -> None:
+def write_results(evaluation: str, metrics: Mapping[str, Metrics], checks: Sequence[Check]) -> None:
     """Writes `gate.json` and the files that `tfma.load_eval_result` reads."""
+    results = {
+        "blessed": all(check.passed for check in checks),
+        "failures": [str(check) for check in checks if not check.passed],
+        "checks": [dataclasses.asdict(check) for check in checks],
+    }
     tables = {
         model: [{"slice": list(key), **values} for key, values in by_slice.items()]
         for model, by_slice in metrics.items()
     }
     with tf.io.gfile.GFile(join(evaluation, RESULTS), "w") as file:
-        json.dump({"blessed": not failures, "failures": failures, "metrics": tables}, file, indent=1)
+        file.write(strict_json.dumps({**results, "metrics": tables}, indent=1))
     with tf.io.TFRecordWriter(join(evaluation, "metrics-00000-of-00001.tfrecord")) as writer:
         for model, by_slice in metrics.items():
             for key, values in by_slice.items():

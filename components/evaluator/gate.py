@@ -1,36 +1,79 @@
-"""The gate: which metrics of which slices keep a model from being pushed."""
+"""The gate: which metrics of which slices keep a model from being pushed.
+
+Where `gate.bounds` says nothing of a metric, these hold on all rows:
+
+*   AUC above 0.5 by more than its standard error (Hanley and McNeil, 1982).
+*   Normalised entropy below 1: a constant prediction of the mean CTR reaches 1.
+*   Calibration within a factor of 1.1, and within three standard errors of the number of clicks, taken for a Poisson
+    count: `|log(calibration)| <= log(1.1) + 3 / sqrt(clicks)`.
+
+A metric of all rows that is not a number fails, whatever the bounds. In a slice that has clicks only, or none, AUC and
+normalised entropy are not defined, and without clicks neither is calibration: those are not checked.
+"""
 
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mlet_tf.metrics import METRICS, auc_standard_error
+
 # A slice is `()` for all rows or one (column, value) pair.
 Slice = tuple[()] | tuple[str, str]
 Metrics = Mapping[Slice, Mapping[str, float]]
+
+CALIBRATION_FACTOR = 1.1
+CALIBRATION_ERRORS = 3.0
 
 _HIGHER_IS_BETTER = {"auc": True, "logloss": False, "normalized_entropy": False}
 
 
 @dataclasses.dataclass(frozen=True)
-class Failure:
-    """One reason not to bless a model.
+class Check:
+    """A metric of a slice and what it should be.
 
     Attributes:
         metric: Name of the metric.
         slice: Text of the slice, `all rows` or `column=value`.
-        value: The candidate's value.
+        value: The candidate's value; may be NaN.
         expected: What it should be, in words.
+        min: Smallest value allowed; None where there is none.
+        max: Largest value allowed; None where there is none.
+        passed: Whether the value is as expected.
     """
 
     metric: str
     slice: str
     value: float
     expected: str
+    min: float | None
+    max: float | None
+    passed: bool
 
     def __str__(self) -> str:
         """One line for people."""
         return f"{self.metric} of {self.slice} is {self.value:.6g}, expected {self.expected}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """The range of a metric; `strict` leaves `max` itself out, `why` says where the range comes from."""
+
+    min: float | None = None
+    max: float | None = None
+    strict: bool = False
+    why: str = ""
+
+    def sides(self, value: float) -> dict[str, bool]:
+        """Each side in words, and whether it holds."""
+        sides = {}
+        if self.min is not None:
+            sides[f"at least {self.min:g}"] = value >= self.min
+        if self.max is not None and self.strict:
+            sides[f"below {self.max:g}"] = value < self.max
+        elif self.max is not None:
+            sides[f"at most {self.max:g}"] = value <= self.max
+        return sides
 
 
 def slice_text(key: Slice) -> str:
@@ -44,7 +87,19 @@ def judge(
     last_blessed: Metrics | None,
     gate: Mapping[str, Any],
     table_dtype: str = "float32",
-) -> list[Failure]:
+) -> list[Check]:
+    """The checks of `check_metrics` that the candidate fails; empty for a pass."""
+    checks = check_metrics(candidate, uncollapsed, last_blessed, gate, table_dtype)
+    return [check for check in checks if not check.passed]
+
+
+def check_metrics(
+    candidate: Metrics,
+    uncollapsed: Metrics,
+    last_blessed: Metrics | None,
+    gate: Mapping[str, Any],
+    table_dtype: str = "float32",
+) -> list[Check]:
     """Checks the candidate's metrics.
 
     Args:
@@ -56,55 +111,99 @@ def judge(
         table_dtype: Dtype of the candidate's tables.
 
     Returns:
-        The failures, empty for a pass.
+        All checks, passed and failed, those of all rows first.
     """
-    quantized = table_dtype != "float32"
-    cause = f"collapse and quantisation to {table_dtype}" if quantized else "the collapse"
-    failures = list(_bounds(candidate[()], (), gate["bounds"]))
+    bounds = _default_bounds(candidate[()]) | _configured(gate["bounds"])
+    checks = list(_bounded(candidate[()], (), bounds))
+    if last_blessed is not None:
+        checks += _not_below(candidate[()], last_blessed[()], gate["max_auc_drop"])
     for key, metrics in candidate.items():
         if key:
-            failures += _bounds(metrics, key, gate["slice_bounds"])
-        tolerance = gate["max_collapse_loss"]
-        if quantized:
+            checks += _bounded(metrics, key, _configured(gate["slice_bounds"]))
+        tolerance, cause = gate["max_collapse_loss"], "the collapse"
+        if table_dtype != "float32":
             # Rounding averages out over rows, so the fewer there are the more it may cost.
             tolerance = gate["max_quantization_loss"] * math.sqrt(_rarer(candidate[()]) / _rarer(metrics))
-        failures += _not_worse(metrics, uncollapsed[key], key, tolerance, cause)
-    if last_blessed is not None:
-        floor = last_blessed[()]["auc"] - gate["max_auc_drop"]
-        if not candidate[()]["auc"] >= floor:
-            text = f"at least {floor:.6g} (the last blessed model has {last_blessed[()]['auc']:.6g})"
-            failures.append(Failure("auc", slice_text(()), candidate[()]["auc"], text))
-    return failures
+            cause = f"collapse and quantisation to {table_dtype}"
+        checks += _not_worse(metrics, uncollapsed[key], key, tolerance, cause)
+    return checks
+
+
+def _default_bounds(metrics: Mapping[str, float]) -> dict[str, _Bound]:
+    """Bounds of all rows where the configuration has none; none either where the labels leave metrics undefined."""
+    clicks, rows = metrics["clicks"], metrics["rows"]
+    if not 0 < clicks < rows:
+        return {}
+    error = auc_standard_error(metrics["auc"], clicks, rows - clicks)
+    factor = CALIBRATION_FACTOR * math.exp(CALIBRATION_ERRORS / math.sqrt(clicks))
+    allowance = (
+        f"{CALIBRATION_FACTOR - 1:.0%} and {CALIBRATION_ERRORS:g} standard errors of {clicks:,} clicks"
+    )
+    return {
+        "auc": _Bound(min=0.5 + error, why=f"0.5 and its standard error, {error:.2g}"),
+        "calibration": _Bound(1 / factor, factor, why=allowance),
+        "normalized_entropy": _Bound(
+            max=1.0, strict=True, why="what the mean CTR as a constant prediction reaches"
+        ),
+    }
+
+
+def _configured(bounds: Mapping[str, Mapping[str, float | None]]) -> dict[str, _Bound]:
+    return {metric: _Bound(bound.get("min"), bound.get("max")) for metric, bound in bounds.items()}
+
+
+def _bounded(metrics: Mapping[str, float], key: Slice, bounds: Mapping[str, _Bound]) -> Iterator[Check]:
+    """A check for each metric that is bounded or not a number."""
+    for metric in METRICS:
+        value, bound = metrics[metric], bounds.get(metric, _Bound())
+        if math.isnan(value):
+            cause = _undefined(metric, metrics)
+            if not (key and cause):
+                text = f"a number ({cause or 'the predictions are not numbers'})"
+                yield Check(metric, slice_text(key), value, text, None, None, passed=False)
+        elif sides := bound.sides(value):
+            failed = [side for side, holds in sides.items() if not holds]
+            text = " and ".join(failed or sides) + (f" ({bound.why})" if bound.why else "")
+            yield Check(metric, slice_text(key), value, text, bound.min, bound.max, not failed)
+
+
+def _undefined(metric: str, metrics: Mapping[str, float]) -> str | None:
+    """What about the labels leaves a metric undefined, if anything does."""
+    if metric == "logloss":
+        return None
+    if metrics["clicks"] == 0:
+        return "all labels are 0"
+    if metrics["clicks"] == metrics["rows"] and metric != "calibration":
+        return "all labels are 1"
+    return None
+
+
+def _not_below(metrics: Mapping[str, float], last: Mapping[str, float], max_drop: float) -> Iterator[Check]:
+    """AUC of all rows against the last blessed model's, where both are numbers."""
+    floor = last["auc"] - max_drop
+    if not math.isnan(floor) and not math.isnan(metrics["auc"]):
+        text = f"at least {floor:.6g} (the last blessed model has {last['auc']:.6g})"
+        yield Check("auc", slice_text(()), metrics["auc"], text, floor, None, metrics["auc"] >= floor)
+
+
+def _not_worse(
+    metrics: Mapping[str, float], other: Mapping[str, float], key: Slice, tolerance: float, cause: str
+) -> Iterator[Check]:
+    """What is no number is left to `_bounded`, unless it was one before."""
+    for metric, higher_is_better in _HIGHER_IS_BETTER.items():
+        value, before = metrics[metric], other[metric]
+        if math.isnan(value) and math.isnan(before):
+            continue
+        allowed = tolerance
+        if metric == "auc":
+            # Rounding may swap a pair of rows; among few rows one pair weighs more than the tolerance.
+            allowed = max(tolerance, 2 / max(1, metrics["clicks"] * (metrics["rows"] - metrics["clicks"])))
+        passed = (before - value if higher_is_better else value - before) <= allowed
+        low, high = (before - allowed, None) if higher_is_better else (None, before + allowed)
+        text = f"{before:.8g} as before {cause}, within {allowed:.2g}"
+        yield Check(metric, slice_text(key), value, text, low, high, passed)
 
 
 def _rarer(metrics: Mapping[str, float]) -> float:
     """Clicks or other rows, whichever are fewer, which is what a metric's noise depends on; at least 1."""
     return max(1, min(metrics["clicks"], metrics["rows"] - metrics["clicks"]))
-
-
-def _bounds(
-    metrics: Mapping[str, float], key: Slice, bounds: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Failure]:
-    for metric, bound in bounds.items():
-        value, low, high = metrics[metric], bound.get("min"), bound.get("max")
-        if math.isnan(value) and key:
-            continue  # A slice without clicks, or with clicks only, has no AUC.
-        if low is not None and not value >= low:
-            yield Failure(metric, slice_text(key), value, f"at least {low:g}")
-        if high is not None and not value <= high:
-            yield Failure(metric, slice_text(key), value, f"at most {high:g}")
-
-
-def _not_worse(
-    metrics: Mapping[str, float], other: Mapping[str, float], key: Slice, tolerance: float, cause: str
-) -> Iterator[Failure]:
-    for metric, higher_is_better in _HIGHER_IS_BETTER.items():
-        loss = other[metric] - metrics[metric] if higher_is_better else metrics[metric] - other[metric]
-        allowed = tolerance
-        if metric == "auc":
-            # Rounding may swap a pair of rows; among few rows one pair weighs more than the tolerance.
-            pairs = metrics["clicks"] * (metrics["rows"] - metrics["clicks"])
-            allowed = max(tolerance, 2 / pairs) if pairs else math.inf
-        if loss > allowed or math.isnan(metrics[metric]) != math.isnan(other[metric]):
-            text = f"{other[metric]:.8g} as before {cause}, within {allowed:.2g}"
-            yield Failure(metric, slice_text(key), metrics[metric], text)

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from typing import Any
 
 from absl import logging
@@ -12,6 +11,7 @@ from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
 
+from mlet_tf.child_processes import module_command
 from mlet_tf.export import SERVING_MODEL
 from mlet_tf.storage import join
 
@@ -40,9 +40,8 @@ class Executor(base_executor.BaseExecutor):
             "files": split_files(input_dict["examples"], "eval"),
             "schema": json.loads(exec_properties["schema"]),
         }
-        command = [sys.executable, "-m", "mlet_tf.components.serving_validator.check"]
         process = subprocess.run(
-            command,
+            module_command("mlet_tf.components.serving_validator.check"),
             input=json.dumps(task),
             capture_output=True,
             text=True,

@@ -5,12 +5,11 @@ import itertools
 from typing import Any
 
 import tensorflow as tf
-from mlet_tf.components.beam import stream_tasks
+from mlet_tf.components.beam import BeamExecutor, stream_tasks
 from mlet_tf.components.common import split_files
 from tensorflow_transform.tf_metadata import schema_utils
 from tfx import types
 from tfx.components.statistics_gen import executor
-from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils
 
@@ -19,7 +18,7 @@ from mlet_tf.features.statistics import FileSample, merge_statistics, summarize_
 from mlet_tf.storage import join
 
 
-class Executor(base_beam_executor.BaseBeamExecutor):
+class Executor(BeamExecutor):
     """Executor of `StatisticsGen`."""
 
     def Do(  # noqa: N802 (TFX's name)

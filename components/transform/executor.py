@@ -4,10 +4,9 @@ import functools
 from typing import Any
 
 import tensorflow as tf
-from mlet_tf.components.beam import run_tasks
+from mlet_tf.components.beam import BeamExecutor, run_tasks
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx import types
-from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import import_utils, io_utils, json_utils
 
@@ -20,7 +19,7 @@ from mlet_tf.storage import join, remove
 _SETTINGS = ("min_count", "max_size", "rare_below", "max_values_in_memory")
 
 
-class Executor(base_beam_executor.BaseBeamExecutor):
+class Executor(BeamExecutor):
     """Executor of `Transform`."""
 
     def Do(  # noqa: N802 (TFX's name)

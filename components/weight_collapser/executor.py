@@ -10,6 +10,7 @@ from tfx import types
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 
+from mlet_tf import strict_json
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import SERVING_MODEL, load_keras_model, save_model
 from mlet_tf.features.examples import model_inputs
@@ -57,4 +58,4 @@ class Executor(base_executor.BaseExecutor):
         write_warmup(join(uri, SERVING_MODEL), itertools.islice(batches[0], exec_properties["warmup_rows"]))
         path = join(artifact_utils.get_single_uri(output_dict["report"]), REPORT)
         with tf.io.gfile.GFile(path, "w") as file:
-            json.dump(report, file, indent=1)
+            file.write(strict_json.dumps(report, indent=1))

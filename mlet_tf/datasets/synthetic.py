@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mlet_tf import strict_json
 from mlet_tf.datasets.schema import ClickLogSchema, TimeColumn
 from mlet_tf.datasets.times import derive, yymmddhh
 from mlet_tf.datasets.truth import Score, TeacherReport
@@ -277,7 +277,7 @@ def write_log(
                 if progress is not None:
                     progress(score.rows)
         report = score.report(model)
-        text = json.dumps(dataclasses.asdict(report), indent=2) + "\n"
+        text = strict_json.dumps(dataclasses.asdict(report), indent=2) + "\n"
         TeacherReport.path_for(path).write_text(text, encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from mlet_tf import strict_json
 from mlet_tf.errors import InputError
 from mlet_tf.experiments.statistics import Group
 
@@ -150,6 +151,10 @@ def shrink_run(
         raise InputError(f"{output} exists; give a folder that does not")
     with load_run(run_folder, note) as run:
         points, candidates = _points(run, note)
+        if math.isnan(points[0].auc) or math.isnan(points[0].held_out_auc):
+            raise InputError(
+                f"{run_folder}: expected evaluation rows with clicks and without, found one kind only"
+            )
         chosen = pick(points, max_auc_drop)
         from mlet_tf.experiments.truncation import truncated_model
 
@@ -167,7 +172,7 @@ def shrink_run(
                 "chosen": dataclasses.asdict(chosen),
                 "points": [dataclasses.asdict(point) for point in points],
             }
-            (aside / _REPORT).write_text(json.dumps(report, indent=2) + "\n")
+            (aside / _REPORT).write_text(strict_json.dumps(report, indent=2) + "\n")
             aside.rename(output)
         finally:
             shutil.rmtree(aside, ignore_errors=True)

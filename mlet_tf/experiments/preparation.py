@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
+from mlet_tf import strict_json
 from mlet_tf.config import ValidationConfig
 from mlet_tf.datasets import ClickLogSchema, Teacher, load_schema, read_log, write_log
 from mlet_tf.datasets.files import list_files
@@ -141,7 +142,7 @@ class _Preparation:
                 "rare_below": self._config.vocabulary.rare_below,
                 "best": best,
             }
-            (aside / _META).write_text(json.dumps(meta))
+            (aside / _META).write_text(strict_json.dumps(meta))
             shutil.rmtree(aside / "made")
             if not target.exists():  # Another sweep may have been faster.
                 aside.rename(target)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 from mlet_tf.collapse import collapse_model
 from mlet_tf.config import load_config
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.errors import InputError
 from mlet_tf.experiments.data import id_counts
 from mlet_tf.experiments.nested import NestedEmbeddings, embedding_collection
 from mlet_tf.export import load_keras_model
@@ -24,6 +22,7 @@ from mlet_tf.features.packing import pack_examples
 from mlet_tf.features.transform_graph import TransformGraph
 from mlet_tf.metrics import auc
 from mlet_tf.models import DLRM
+from mlet_tf.run_file import read_run_file
 from mlet_tf.storage import join
 from mlet_tf.training.evaluation import Predictor
 
@@ -69,9 +68,7 @@ def load_run(folder: Path, note: Callable[[str], None]) -> Iterator[Run]:
     Raises:
         InputError: If there is no complete run in the folder.
     """
-    if not (folder / "run.json").is_file():
-        raise InputError(f"{folder}: expected the output folder of a run, found no run.json in it")
-    artifacts = json.loads((folder / "run.json").read_text())["artifacts"]
+    artifacts = read_run_file(folder)["artifacts"]
     schema = load_config(folder / "config.yaml").schema
     transform = TransformGraph(artifacts["transform_graph"])
     trained = load_keras_model(artifacts["uncollapsed_model"])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlet_tf import strict_json
 from mlet_tf.errors import InputError
 
 
@@ -34,7 +35,7 @@ class TrialStore:
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
         """Adds the records of a trial."""
-        text = "".join(json.dumps(record) + "\n" for record in records)
+        text = "".join(strict_json.dumps(record) + "\n" for record in records)
         if self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n"):
             text = "\n" + text
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -55,6 +56,8 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         records = list(_lines(Path(path).read_text()))
     except OSError as error:
         raise InputError(f"results {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"results {path}: expected a JSON record a line, found no text") from None
     if not records:
         raise InputError(f"results {path}: expected a JSON record a line, found none")
     return records

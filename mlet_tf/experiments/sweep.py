@@ -19,6 +19,7 @@ from typing import Any
 
 import optuna
 
+from mlet_tf.child_processes import safe_path
 from mlet_tf.experiments.config import Cell, GridConfig, SweepConfig, TuningConfig, cells
 from mlet_tf.experiments.data import PreparedData
 from mlet_tf.experiments.preparation import prepare
@@ -159,7 +160,7 @@ class _Runner:
     def run(self, chains: list[_Chain]) -> None:
         self._report(Progress(0, self._total))
         workers = self._config.workers or os.cpu_count() or 1
-        with Processes(workers) as pool:
+        with safe_path(), Processes(workers) as pool:
             waiting = [_Waiting(chain, next(chain)) for chain in chains]
             while waiting:
                 # As many chains as processes: the order of the grid is the order of what gets finished.

@@ -7,12 +7,12 @@ is `mlet_tf.training.worker`, in a process of its own for each, under its own `T
 import dataclasses
 import json
 import subprocess
-import sys
 import time
 from typing import Any
 
 import tensorflow as tf
 
+from mlet_tf.child_processes import module_command
 from mlet_tf.errors import InputError, WorkerLostError
 from mlet_tf.storage import join
 
@@ -64,7 +64,7 @@ def train_as_chief(arguments: TrainingArguments) -> None:
     """
     path = join(arguments.custom_config["work"], ARGUMENTS)
     _write(path, dataclasses.asdict(arguments))
-    code = subprocess.run([sys.executable, "-m", _WORKER, path], check=False).returncode
+    code = subprocess.run(module_command(_WORKER, path), check=False).returncode
     tf.io.gfile.remove(path)
     if code == LOST:
         raise WorkerLostError(
@@ -87,7 +87,7 @@ def join_training(work: str, timeout: float) -> int:
         InputError: The chief did not come.
     """
     path = wait_for_arguments(work, timeout)
-    return subprocess.run([sys.executable, "-m", _WORKER, path], check=False).returncode
+    return subprocess.run(module_command(_WORKER, path), check=False).returncode
 
 
 def wait_for_arguments(work: str, timeout: float) -> str:

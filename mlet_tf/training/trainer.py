@@ -6,7 +6,6 @@ the signatures of `mlet_tf.export`) and `Format-Keras/model.keras`, which the co
 
 import functools
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlet_tf import strict_json
 from mlet_tf.config import ModelConfig, TrainConfig, VocabularyConfig, from_mapping
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.distributed import Cluster, RowShardedEmbeddings, Workers, gather_model
@@ -80,7 +80,7 @@ def fit_and_export(arguments: TrainingArguments, workers: Workers) -> None:
         uri = os.path.dirname(arguments.serving_model_dir)  # noqa: PTH120 (may be remote)
         save_model(model, schema, transform, uri)
         with tf.io.gfile.GFile(join(uri, HISTORY), "w") as file:
-            json.dump(progress.history, file)
+            file.write(strict_json.dumps(progress.history))
     workers.wait()  # A process that ends earlier would look lost.
     if is_remote(work):  # Else they are removed with the work folder.
         shutil.rmtree(packed.parent, ignore_errors=True)

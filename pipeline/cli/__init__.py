@@ -1,1 +1,1 @@
-"""Subcommands of `mlet-tf` that are large enough for a module of their own."""
+"""The `mlet-tf` command: `main` holds the group, every other module a few commands."""

@@ -11,9 +11,11 @@ from urllib.parse import urlsplit
 
 import click
 import yaml
+from mlet_tf.pipeline.cli._logging import quiet
 
 from mlet_tf.errors import InputError, nearest
 from mlet_tf.network import is_loopback
+from mlet_tf.outputs import output_file
 
 TOKEN = "KFP_TOKEN"
 
@@ -28,25 +30,27 @@ _NUMBERS = {"NUMBER_INTEGER": (int, "an integer"), "NUMBER_DOUBLE": (float, "a n
     show_default=True,
     type=click.Choice(["kubeflow"]),
     expose_value=False,  # One so far; it is there so that a script says what it means.
-    help="What runs it.",
+    help="What runs the pipeline.",
 )
-@click.option("--image", help="Image of the containers; default: kubeflow.image of the configuration.")
+@click.option("--image", help="Image of the containers; default: `kubeflow.image` of the configuration.")
 @click.option("--output", "-o", default="pipeline.yaml", show_default=True, help="File to write.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in `run`.")
 def compile_command(config_path: str, image: str | None, output: str, overrides: tuple[str, ...]) -> None:
     """Compile the pipeline to a file that Kubeflow Pipelines v2 runs.
 
-    Data location, steps, hidden dim, learning rates and image become parameters of the pipeline, with
-    the values of the configuration as defaults.
+    Data location, steps, hidden dim, learning rates and image become parameters of the pipeline; the configuration
+    gives their defaults.
     """
     from mlet_tf.config import load_config
 
     if image is not None:
         overrides = (*overrides, f"kubeflow.image={image}")
     config = load_config(config_path, overrides)
-    from mlet_tf.pipeline import kubeflow_runner
+    output_file(output, ".yaml", ".yml", make_folder=True)
+    with quiet():
+        from mlet_tf.pipeline import kubeflow_runner
 
-    spec = kubeflow_runner.compile_pipeline(config)
+        spec = kubeflow_runner.compile_pipeline(config)
     kubeflow_runner.write_pipeline(spec, output)
     click.echo(f"{output}: {len(spec['root']['dag']['tasks'])} tasks; parameters and their defaults:")
     for name, parameter in _parameters(spec).items():
@@ -54,12 +58,12 @@ def compile_command(config_path: str, image: str | None, output: str, overrides:
 
 
 @click.command()
-@click.option("--endpoint", required=True, metavar="URL", help="Kubeflow Pipelines' address.")
-@click.option("--package", required=True, type=click.Path(), help="What `compile` wrote.")
+@click.option("--endpoint", required=True, metavar="URL", help="Address of Kubeflow Pipelines.")
+@click.option("--package", required=True, type=click.Path(), help="The file that `compile` wrote.")
 @click.option("--parameter", "values", multiple=True, metavar="NAME=VALUE", help="Parameter of the pipeline.")
 @click.option("--experiment", help="Experiment to run in; default: Kubeflow's.")
-@click.option("--namespace", help="Namespace of the run, where Kubeflow has several users.")
-@click.option("--service-account", help="Kubernetes service account of all containers of the run.")
+@click.option("--namespace", help="Namespace of the run, where Kubeflow serves several users.")
+@click.option("--service-account", help="Kubernetes service account of the run's containers.")
 def submit(
     endpoint: str,
     package: str,
@@ -70,8 +74,8 @@ def submit(
 ) -> None:
     """Start a run of a compiled pipeline and print its address.
 
-    A token comes from the environment variable KFP_TOKEN, or from Google's application default
-    credentials where the endpoint is Google's; never from a file of this project.
+    The token is that of the environment variable KFP_TOKEN, or of Google's application default credentials where the
+    endpoint is Google's.
     """
     spec = _read_package(package)
     parameters = parse_parameters(values, _parameters(spec))

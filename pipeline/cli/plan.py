@@ -45,16 +45,24 @@ _UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
     show_default=True,
     help=f"Vocabulary sizes and rows: {', '.join(PRESETS)}, or a YAML file with `rows` and `vocabulary`.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Workers of the training; default: as memory needs.")
-@click.option("--memory-gib", default=64.0, show_default=True, help="Memory of a worker.")
-@click.option("--gflops", default=500.0, show_default=True, help="Matrix products of a worker, 1e9 a second.")
 @click.option(
-    "--memory-gbs", default=20.0, show_default=True, help="Rows read and written, 1e9 bytes a second."
+    "--workers", type=click.IntRange(1), help="Workers of the training; default: as many as the memory needs."
 )
-@click.option("--network-gbs", default=2.5, show_default=True, help="Between workers, 1e9 bytes a second.")
-@click.option("--ingest-rows", default=20_000.0, show_default=True, help="Rows a second of a Beam worker.")
-@click.option("--beam-workers", type=click.IntRange(1), help="Default: beam.workers of the configuration.")
-@click.option("--price", default=1.0, show_default=True, help="Cost of a worker an hour.")
+@click.option("--memory-gib", default=64.0, show_default=True, help="Memory of a worker.")
+@click.option(
+    "--gflops", default=500.0, show_default=True, help="Speed of a worker's matrix products, GFLOP/s."
+)
+@click.option(
+    "--memory-gbs", default=20.0, show_default=True, help="Speed of reading and writing table rows, GB/s."
+)
+@click.option(
+    "--network-gbs", default=2.5, show_default=True, help="Speed of the network between workers, GB/s."
+)
+@click.option(
+    "--ingest-rows", default=20_000.0, show_default=True, help="Rows a Beam worker reads in a second."
+)
+@click.option("--beam-workers", type=click.IntRange(1), help="Default: `beam.workers` of the configuration.")
+@click.option("--price", default=1.0, show_default=True, help="Price of a worker for an hour.")
 @click.option("--zipf", default=1.1, show_default=True, help="Exponent of the distribution of ids.")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
 def plan(
@@ -66,10 +74,10 @@ def plan(
     markdown: bool,
     **machine: Any,
 ) -> None:
-    """Compute memory, bytes moved, time and cost of a configuration, with the formulae.
+    """Estimate memory, bytes moved, time and cost of a configuration, with the formulas.
 
-    Nothing is read or run. Times are as good as the rates given; memory is measured to be right within 15 %
-    on one machine (python -m benchmarks.planning).
+    Nothing is read or run. Times are as good as the speeds given; on one machine memory was within 15 % of what was
+    measured (python -m benchmarks.planning).
     """
     from mlet_tf import planning
     from mlet_tf.config import load_config

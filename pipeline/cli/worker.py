@@ -4,19 +4,26 @@ import os
 import sys
 
 import click
+from mlet_tf.pipeline.cli._logging import quiet
 
 from mlet_tf.errors import InputError
 
 
 @click.command()
 @click.option("--config", "config_path", required=True, type=click.Path(), help="The chief's configuration.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As the chief's `run` has it.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key, as the chief's `run` does.",
+)
 @click.option("--timeout", default=3600.0, show_default=True, help="Seconds to wait for the chief's Trainer.")
 def worker(config_path: str, overrides: tuple[str, ...], timeout: float) -> None:
-    """Train together with the chief that runs the pipeline, as TF_CONFIG says.
+    """Take part in the training of a run on another host.
 
-    Waits until the chief's run comes to its Trainer, takes part in the training, and ends with it. The output folder
-    has to be one that all processes see: a shared disk, gs:// or s3://.
+    TF_CONFIG names the processes. Waits until the chief, which is `mlet-tf run`, comes to its Trainer; ends with the
+    training. All processes have to see the output folder: on a shared disk, gs:// or s3://.
     """
     from mlet_tf.config import load_config
     from mlet_tf.distributed.cluster import Cluster
@@ -29,6 +36,7 @@ def worker(config_path: str, overrides: tuple[str, ...], timeout: float) -> None
             f"`mlet-tf run`. Received: {os.environ.get('TF_CONFIG')!r}"
         )
     config = load_config(config_path, overrides)
-    from mlet_tf.training.processes import join_training
+    with quiet():
+        from mlet_tf.training.processes import join_training
 
     sys.exit(join_training(f"{absolute(config.output)}/work", timeout))

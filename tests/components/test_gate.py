@@ -1,15 +1,16 @@
 """The gate's verdicts and the exact metrics it judges by."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlet_tf.components.evaluator.executor import slice_metrics
-from mlet_tf.components.evaluator.gate import judge
+from mlet_tf.components.evaluator.executor import slice_metrics, write_results
+from mlet_tf.components.evaluator.gate import check_metrics, judge
 
-from mlet_tf.metrics import ctr_metrics
+from mlet_tf.metrics import METRICS, auc_standard_error, ctr_metrics
 
 GATE = {
     "bounds": {"auc": {"min": 0.6, "max": None}, "calibration": {"min": 0.9, "max": 1.1}},
@@ -80,6 +81,156 @@ def test_last_blessed_model():
 
 def test_nan_does_not_pass():
     assert any("auc of all rows is nan" in text for text in _judge({"auc": math.nan}))
+
+
+WITHOUT_BOUNDS = {**GATE, "bounds": {}, "slice_bounds": {}}
+
+
+def _by_default(gate=WITHOUT_BOUNDS, **changes):
+    """Failures of a model by the rules that hold where the configuration says nothing."""
+    metrics = {(): _metrics(**changes)}
+    return [str(failure) for failure in judge(metrics, metrics, None, gate)]
+
+
+def _of_rows(label, ctr):
+    """Metrics as the component has them."""
+    return slice_metrics({"label": np.asarray(label), "ctr.m": np.asarray(ctr)}, ("m",), 1)["m"]
+
+
+@pytest.mark.parametrize(("label", "metrics"), [(0, 3), (1, 2)])
+def test_rows_of_one_label_are_not_judged(label, metrics):
+    """2,000 rows without a click were blessed."""
+    rows = _of_rows(np.full(2000, label), np.linspace(0.1, 0.2, 2000))
+    failures = judge(rows, rows, None, WITHOUT_BOUNDS)
+    assert [failure.metric for failure in failures] == [
+        name for name in METRICS if math.isnan(rows[()][name])
+    ]
+    assert len(failures) == metrics
+    assert str(failures[0]) == f"auc of all rows is nan, expected a number (all labels are {label})"
+
+
+def test_predictions_that_are_no_numbers_fail_in_every_slice():
+    arrays = {
+        "label": np.array([0, 1] * 10),
+        "ctr.m": np.array([0.1, 0.2] * 9 + [0.3, math.nan]),
+        "slice.C1": np.array(["a"] * 10 + ["b"] * 10),
+    }
+    rows = slice_metrics(arrays, ("m",), 1)["m"]
+    failures = [str(failure) for failure in judge(rows, rows, None, WITHOUT_BOUNDS)]
+    assert "logloss of C1=b is nan, expected a number (the predictions are not numbers)" in failures
+    assert any(text.startswith("calibration of all rows is nan") for text in failures)
+    assert not any("C1=a" in text for text in failures)
+
+
+def test_a_slice_without_clicks_is_no_fault_of_the_model():
+    metrics = _metrics(clicks=0, auc=math.nan, calibration=math.nan, normalized_entropy=math.nan)
+    assert _judge(part=metrics) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "failure"),
+    [
+        ({}, None),
+        ({"normalized_entropy": 0.9999}, None),
+        (
+            {"normalized_entropy": 1.0},
+            "normalized_entropy of all rows is 1, expected below 1 (what the mean CTR as a constant prediction "
+            "reaches)",
+        ),
+        ({"auc": 0.5073}, None),  # The standard error of 2,000 clicks among 10,000 rows is 0.0072.
+        (
+            {"auc": 0.507},
+            "auc of all rows is 0.507, expected at least 0.507237 (0.5 and its standard error, 0.0072)",
+        ),
+        ({"calibration": 1.17}, None),  # 1.1 exp(3 / sqrt(2000)) is 1.1763.
+        ({"calibration": 0.86}, None),
+        (
+            {"calibration": 1.18},
+            "calibration of all rows is 1.18, expected at most 1.17632 (10% and 3 standard "
+            "errors of 2,000 clicks)",
+        ),
+        ({"calibration": 0.84}, "calibration of all rows is 0.84, expected at least 0.850108"),
+        ({"calibration": 0.0}, "calibration of all rows is 0, expected at least"),
+    ],
+)
+def test_rules_without_configuration(changes, failure):
+    failures = _by_default(**changes)
+    assert len(failures) == (failure is not None)
+    assert not failures or failures[0].startswith(failure)
+
+
+def test_few_clicks_allow_more():
+    few = {"rows": 400, "clicks": 25}
+    assert _by_default(**few, calibration=1.9) == []
+    assert len(_by_default(**few, auc=0.53, calibration=2.1)) == 2
+
+
+def test_a_model_that_knows_nothing_is_not_blessed():
+    """AUC .55 with calibration 1.79 and normalised entropy 1.15 was blessed."""
+    failures = _by_default(auc=0.55, calibration=1.79, normalized_entropy=1.15, rows=2000, clicks=400)
+    assert [text.split()[0] for text in failures] == ["calibration", "normalized_entropy"]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "changes"),
+    [
+        ({"auc": {"min": 0.4, "max": None}}, {"auc": 0.45}),
+        ({"calibration": {"min": None, "max": 2.0}}, {"calibration": 0.1}),
+        ({"normalized_entropy": {"min": None, "max": None}}, {"normalized_entropy": 3.0}),
+    ],
+)
+def test_bounds_replace_the_rule_of_their_metric(bounds, changes):
+    assert len(_by_default(**changes)) == 1
+    assert _by_default({**WITHOUT_BOUNDS, "bounds": bounds}, **changes) == []
+
+
+def test_every_check_has_its_thresholds():
+    metrics = {(): _metrics()}
+    checks = check_metrics(metrics, metrics, {(): _metrics(auc=0.69)}, WITHOUT_BOUNDS)
+    assert all(check.passed and (check.min is not None or check.max is not None) for check in checks)
+    assert [check.metric for check in checks] == [
+        *("auc", "calibration", "normalized_entropy"),
+        "auc",  # Against the last blessed model.
+        *("auc", "logloss", "normalized_entropy"),  # Against the trained model.
+    ]
+
+
+def test_a_last_blessed_model_without_an_auc_blocks_nothing():
+    assert _judge(last={(): _metrics(auc=math.nan)}) == []
+
+
+def test_results_are_json_whatever_the_metrics_are(tmp_path):
+    rows = _of_rows(np.zeros(50, int), np.full(50, 0.1))
+    write_results(str(tmp_path), {"collapsed": rows}, check_metrics(rows, rows, None, WITHOUT_BOUNDS))
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads((tmp_path / "gate.json").read_text(), parse_constant=refuse)
+    assert found["metrics"]["collapsed"][0]["auc"] is None and not found["blessed"]
+    assert found["checks"][0]["value"] is None and not found["checks"][0]["passed"]
+
+
+@pytest.mark.parametrize(("auc", "positives", "negatives"), [(0.5, 30, 70), (0.75, 20, 200), (0.9, 50, 50)])
+def test_the_standard_error_of_an_auc_is_that_of_many_samples(auc, positives, negatives):
+    """Exponential scores, the distributions behind the estimate of Hanley and McNeil."""
+    rng = np.random.default_rng(0)
+    rate = (1 - auc) / auc  # P(positive > negative) = 1 / (1 + rate) for exponentials of rates `rate` and 1.
+    label = np.repeat([1, 0], [positives, negatives])
+    samples = [
+        ctr_metrics(
+            label, np.concatenate([rng.exponential(1 / rate, positives), rng.exponential(1, negatives)])
+        )
+        for _ in range(1000)
+    ]
+    found = np.array([metrics["auc"] for metrics in samples])
+    assert found.mean() == pytest.approx(auc, abs=0.01)
+    assert auc_standard_error(auc, positives, negatives) == pytest.approx(found.std(), rel=0.1)
+
+
+def test_the_standard_error_at_the_ends():
+    assert auc_standard_error(1.0, 3, 4) == auc_standard_error(0.0, 3, 4) == 0.0
+    assert math.isnan(auc_standard_error(math.nan, 3, 4))
 
 
 @given(

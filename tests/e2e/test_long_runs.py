@@ -69,3 +69,36 @@ def test_real_samples_end_with_a_pushed_model(tmp_path, samples, config, file, r
     assert Path(run["pushed"], "saved_model.pb").exists()
     aucs = [run["metrics"][model]["auc"] for model in ("collapsed", "uncollapsed")]
     assert aucs[0] == pytest.approx(aucs[1], abs=1e-6) and aucs[0] > 0.65
+
+
+def test_a_log_without_a_click_is_not_pushed(tmp_path, little_log, command):
+    """The gate blessed it: AUC, calibration and normalised entropy are no numbers, and `run.json` had bare NaN."""
+    from conftest import CONFIG
+
+    rows = [line.partition("\t")[2] for line in little_log.read_text().splitlines(keepends=True)]
+    log, config, output = tmp_path / "log.tsv", tmp_path / "config.yaml", tmp_path / "output"
+    log.write_text("".join(f"0\t{row}" for row in rows[:2000]))
+    config.write_text(CONFIG)
+    code, out, err = command(
+        "run", "--config", config, "--set", f"data.train={log}", "--set", f"output={output}"
+    )
+    assert code == 3, err
+    assert "Gate: auc of all rows is nan, expected a number (all labels are 0)" in err
+    assert "auc undefined" in out
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    for file in output.rglob("*.json"):
+        json.loads(file.read_text(), parse_constant=refuse)
+    run = json.loads((output / "run.json").read_text())
+    assert run["metrics"]["collapsed"]["auc"] is None and run["pushed"] is None
+    assert [check["metric"] for check in run["gate_checks"] if not check["passed"]] == [
+        "auc",
+        "calibration",
+        "normalized_entropy",
+    ]
+    code, out, err = command("report", output)
+    assert code == 0, err
+    page = Path(out.strip()).read_text()
+    assert "undefined" in page and ">not blessed<" in page

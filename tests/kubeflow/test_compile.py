@@ -55,7 +55,7 @@ def test_containers_run_installed_modules(compiled):
     executors = compiled.spec["deploymentSpec"]["executors"]
     for executor in executors.values():
         container = executor["container"]
-        assert container["command"] == ["python", "-m", "mlet_tf.pipeline.container_entrypoint"]
+        assert container["command"] == ["python", "-P", "-m", "mlet_tf.pipeline.container_entrypoint"]
         assert "module_file" not in json.dumps(container)
     args = executors["WeightCollapser_executor"]["container"]["args"]
     assert (

@@ -1,49 +1,43 @@
 """`mlet-tf sweep` and `mlet-tf frontier`."""
 
-import contextlib
-import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+from mlet_tf.pipeline.cli._logging import quiet
 
 from mlet_tf.errors import InputError
+from mlet_tf.outputs import output_file, output_folder, writing
+from mlet_tf.run_file import read_run_file
 
 
 @click.command()
 @click.option(
     "--config", "config_path", required=True, type=click.Path(), help="YAML file, see configs/sweep_*.yaml."
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: as configured, else one a core.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Processes; default: `workers` of the configuration, otherwise one for each core.",
+)
 def sweep(config_path: str, workers: int | None) -> None:
     """Train a grid of embeddings and record what each of them reaches.
 
     Learning rates are tuned on validation rows for every kind and size; final seeds are scored on test rows.
-    Records are appended to trials.jsonl in the output folder. Stop it at any time: run again, it goes on.
+    Records are appended to trials.jsonl in the output folder. A sweep that was stopped continues where it was.
     """
     from mlet_tf.experiments.config import load_sweep
 
     config = load_sweep(config_path)
     if workers is not None:
         config = config.replace(workers=workers)
-    with _quiet(), _Display(config.name) as display:
+    output_folder(config.output)
+    with quiet(), _Display(config.name) as display:
         from mlet_tf.experiments.sweep import run_sweep
 
         path = run_sweep(config, display.note, display.progress)
     click.echo(path)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the notes of TFX and TensorFlow, which have nothing to say to the user here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 class _Display:
@@ -87,24 +81,28 @@ def _line(record: dict[str, Any]) -> str:
 
 @click.group()
 def frontier() -> None:
-    """AUC against bytes: what a sweep found, and how small a run's tables can get."""
+    """Weigh AUC against bytes: plot a sweep, or shrink the tables of a run."""
 
 
 @frontier.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path())
 @click.option("--output", default="frontier.png", show_default=True, type=click.Path(), help="The PNG file.")
-@click.option("--best_auc", type=float, help="Best reachable AUC, to be drawn as a line.")
+@click.option("--best_auc", type=float, help="Best reachable AUC, drawn as a line.")
 def draw(results: tuple[str, ...], output: str, best_auc: float | None) -> None:
     """Draw AUC against bytes from the trials.jsonl files RESULTS of one study."""
-    from mlet_tf.experiments.frontier import plot_sweep
-    from mlet_tf.experiments.statistics import groups
+    target = output_file(output, ".png")
     from mlet_tf.experiments.store import read_records
 
-    found = groups([record for path in results for record in read_records(path)])
+    records = [record for path in results for record in read_records(path)]
+    from mlet_tf.experiments.frontier import plot_sweep
+    from mlet_tf.experiments.statistics import groups
+
+    found = groups(records)
     if not found:
         raise InputError(f"{', '.join(results)}: no final trial has finished yet")
     figure = plot_sweep(found, found[0].record["study"], best_auc)
-    figure.savefig(output, dpi=110)
+    with writing(target):
+        figure.savefig(target, dpi=110)
     for group in sorted(found, key=lambda group: group.record["bytes"]):
         click.echo(
             f"{group.record['bytes']:>12,} B  AUC {group.mean():.5f} +- {group.interval():.5f}  {group.label}"
@@ -123,17 +121,20 @@ def draw(results: tuple[str, ...], output: str, best_auc: float | None) -> None:
     help="Largest drop of AUC against the collapsed model.",
 )
 def shrink(run_folder: str, output: str | None, max_auc_drop: float) -> None:
-    """Truncate the tables of the finished run in folder RUN as far as a gate on AUC allows.
+    """Truncate the tables of the finished run in folder RUN as far as --max_auc_drop allows.
 
-    Tries fewer columns for all tables alike, and for each table as many as its spectrum deserves. Half of the
-    evaluation rows choose, the other half confirm. Writes the smallest model that passes, with its
-    signatures, ready for `mlet-tf push`.
+    Tries fewer columns in all tables alike, and in each table as many as its spectrum deserves. Half of the
+    evaluation rows choose the model, the other half report its AUC. Writes the smallest model that passes, ready
+    for `mlet-tf push`.
     """
-    target = Path(output) if output else Path(run_folder) / "frontier"
-    with _quiet():
+    read_run_file(Path(run_folder))  # Refused before the imports of `shrink_run`, which take a while.
+    target = output_folder(output or Path(run_folder) / "frontier")
+    if target.exists():
+        raise InputError(f"{target} exists; give a folder that does not")
+    with quiet():
         from mlet_tf.experiments.frontier import shrink_run
 
-        report = shrink_run(Path(run_folder), target, max_auc_drop, lambda line: click.echo(line, err=True))
+        report = shrink_run(Path(run_folder), target, max_auc_drop, _note)
     before, after = report["points"][0], report["chosen"]
     click.echo(
         f"tables  {before['bytes']:,} -> {after['bytes']:,} bytes ({before['bytes'] / after['bytes']:.2f} times)"
@@ -142,3 +143,7 @@ def shrink(run_folder: str, output: str | None, max_auc_drop: float) -> None:
         f"AUC     {before['held_out_auc']:.5f} -> {after['held_out_auc']:.5f} on rows that did not choose"
     )
     click.echo(f"model   {target}/Format-Serving")
+
+
+def _note(line: str) -> None:
+    click.echo(line, err=True)

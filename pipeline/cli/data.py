@@ -1,0 +1,67 @@
+"""`mlet-tf synth`: click logs to try things on."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from mlet_tf.outputs import output_file
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@click.option("--schema", default="criteo", show_default=True, help="criteo, avazu or a YAML schema.")
+@click.option("--rows", default=20_000, show_default=True, type=click.IntRange(1), help="Rows to write.")
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same rows.")
+@click.option(
+    "--rank",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Rank of the interactions behind the clicks.",
+)
+@click.option(
+    "--vocabulary",
+    default=20_000,
+    show_default=True,
+    type=click.IntRange(4),
+    help="Largest number of categories of a column.",
+)
+@click.option("--force", is_flag=True, help="Overwrite PATH.")
+def synth(path: str, schema: str, rows: int, seed: int, rank: int, vocabulary: int, force: bool) -> None:
+    """Write a synthetic click log to PATH, compressed if it ends in .gz, as Parquet if in .parquet.
+
+    Clicks are drawn from known probabilities, so the best reachable AUC is known; it is stored beside the file.
+    """
+    if Path(path).is_file() and not force:
+        click.echo(f"{path} exists; --force writes it again.")
+        return
+    output_file(path, make_folder=True)
+    from mlet_tf.datasets import load_schema
+    from mlet_tf.datasets.synthetic import write_log
+
+    progress = _RowCounter(rows)
+    report = write_log(
+        path, load_schema(schema), rows, seed, rank=rank, vocabulary=vocabulary, progress=progress
+    )
+    progress.end()
+    click.echo(
+        f"{path}: {report.rows:,} rows, CTR {report.ctr:.4f}; no model can reach more than AUC {report.auc:.4f} "
+        f"or less than logloss {report.logloss:.4f}."
+    )
+
+
+class _RowCounter:
+    """Shows on a terminal how many rows are written."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, rows: int) -> None:
+        if self._terminal:
+            click.echo(f"\r{rows:,} of {self._total:,} rows", nl=False, err=True)
+
+    def end(self) -> None:
+        if self._terminal:
+            click.echo("", err=True)
