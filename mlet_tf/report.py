@@ -11,10 +11,10 @@ import jinja2
 import matplotlib
 import numpy as np
 
-from mlet_tf._text import bytes_text
 from mlet_tf.outputs import writing
 from mlet_tf.run_file import read_run_file
 from mlet_tf.storage import names, open_binary, written_aside
+from mlet_tf.units import bytes_text
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

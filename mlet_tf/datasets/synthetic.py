@@ -276,7 +276,14 @@ def write_log(
                 score.add(table[schema.label].to_numpy(), probabilities)
                 if progress is not None:
                     progress(score.rows)
-        report = score.report(model)
+        report = TeacherReport(
+            schema=schema.name,
+            teacher=model.arguments,
+            intercept=model.intercept,
+            vocabulary_sizes=model.vocabulary_sizes,
+            missing_shares=model.missing_shares,
+            **score.values(),
+        )
         text = strict_json.dumps(dataclasses.asdict(report), indent=2) + "\n"
         TeacherReport.path_for(path).write_text(text, encoding="utf-8")
         unfinished.replace(path)

@@ -106,7 +106,7 @@ def sizes_of(config: Any, vocabulary: tuple[int, ...], rows: int) -> Any:
         vocabulary: Table rows by feature.
         rows: Rows of the training split.
     """
-    from mlet_tf.planning import Sizes
+    from mlet_tf.sizes import Sizes
 
     model, train = config.model, config.train
     return Sizes(
