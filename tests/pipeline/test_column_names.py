@@ -6,15 +6,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from mlet_tf.components.serving_validator.check import check
 from tests_support import make_statistics, run_example_gen, run_transform
 
 from mlet_tf.datasets import ClickLogSchema, load_schema
 from mlet_tf.datasets.synthetic import write_log
 from mlet_tf.export import export_model, raw_arguments
-from mlet_tf.features.packing import vocabulary_sizes
-from mlet_tf.features.transform_graph import TransformGraph
+from mlet_tf.features.transform_graph import TransformGraph, table_rows
 from mlet_tf.features.vocabulary import vocabulary_file
+from mlet_tf.serving.check import check
 from mlet_tf.serving.rows import Rows
 
 INTEGERS = ["user id", "prix_€", "1", "self"]
@@ -51,8 +50,9 @@ def exported(schema, tmp_path_factory):
     write_log(folder / "log.csv", schema, 400, vocabulary=20, rank=1)
     examples = run_example_gen(folder / "examples", schema, folder / "log.csv")
     make_statistics(folder, schema, examples)
-    graph = run_transform(folder, schema, examples, frequency_slices=["City"])
-    sizes = vocabulary_sizes(graph, schema)
+    run_transform(folder, schema, examples, frequency_slices=["City"])
+    graph = folder / "graph"
+    sizes = table_rows(graph, schema, num_oov_buckets=1)
     assert list(sizes) == [*CATEGORIES, *OURS, "hour_of_day", "weekday"]
 
     keras.utils.set_random_seed(1)
