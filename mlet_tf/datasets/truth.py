@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mlet_tf import strict_json
 
 _BINS = 1 << 14
 
@@ -49,7 +50,7 @@ class TeacherReport:
     @classmethod
     def read(cls, path: str | Path) -> TeacherReport:
         """Reads the report of the log at `path`."""
-        return cls(**json.loads(cls.path_for(path).read_text(encoding="utf-8")))
+        return cls(**strict_json.read(cls.path_for(path)))
 
 
 class Score:

@@ -35,7 +35,6 @@ EXTRAS = {
             "ml_metadata",
             "pyarrow",
             "pyarrow_hotfix",
-            "rich",
             "tensorflow_data_validation",
             "tensorflow_metadata",
             "tensorflow_model_analysis",
