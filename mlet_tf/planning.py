@@ -18,6 +18,8 @@ from mlet_tf.sizes import (
     touched_rows,
 )
 
+Unit = Literal["bytes", "FLOP", "count", "seconds", "hours", "cost"]
+
 FLOAT = 4  # Bytes of a float32 and of an int32.
 EVALUATION_BATCH = 4096
 
@@ -68,7 +70,7 @@ class Line:
     part: str
     name: str
     value: float
-    unit: Literal["bytes", "FLOP", "count", "seconds", "hours", "cost"]
+    unit: Unit
     formula: str
 
 
@@ -99,60 +101,34 @@ def training_memory(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[L
     batch = max(math.ceil(sizes.batch_size / workers), EVALUATION_BATCH)
     widths = activation_widths(sizes)
     record = FLOAT * (1 + sizes.num_dense + features)
-    part = "training memory, a worker"
     over = f" / {workers} workers" if workers > 1 else ""
-    return [
-        Line(part, "tables", FLOAT * tables / workers, "bytes", f"4 (k * rows_k + d * rows_d){over}"),
-        Line(
-            part,
-            "their optimizer state",
-            FLOAT * state_floats / workers,
-            "bytes",
-            f"{_state_text(sizes)}{over}",
-        ),
-        Line(
-            part,
+    lines: list[tuple[str, float, str]] = [
+        ("tables", FLOAT * tables / workers, f"4 (k * rows_k + d * rows_d){over}"),
+        ("their optimizer state", FLOAT * state_floats / workers, f"{_state_text(sizes)}{over}"),
+        (
             "projections and MLPs",
             4 * FLOAT * (projections + dense),
-            "bytes",
             "4 (k d F_k + P) * 4: weights, state, gradients, copy",
         ),
-        Line(
-            part,
-            "touched rows",
-            3 * FLOAT * touched * row,
-            "bytes",
-            "4 U (k + 2 d) * 3: rows, gradients, scratch",
-        ),
-        Line(
-            part,
+        ("touched rows", 3 * FLOAT * touched * row, "4 U (k + 2 d) * 3: rows, gradients, scratch"),
+        (
             "activations",
             2 * FLOAT * batch * widths,
-            "bytes",
             "4 max(B / N, 4096) (widths of all layers) * 2: values, gradients",
         ),
-        *(
-            [
-                Line(
-                    part,
-                    "exchange of embeddings",
-                    4 * FLOAT * sizes.batch_size * features * d,
-                    "bytes",
-                    "4 B F d * 4: own share, others', sent, received",
-                )
-            ]
-            if workers > 1
-            else []
-        ),
-        Line(
-            part,
+        (
             "shuffle buffer",
             sizes.shuffle_rows * (record + _SHUFFLED_ROW_OVERHEAD),
-            "bytes",
             "rows (4 (1 + D + F) + 200)",
         ),
-        Line(part, "TensorFlow", BASE_BYTES, "bytes", "measured"),
+        ("TensorFlow", BASE_BYTES, "measured"),
     ]
+    if workers > 1:
+        exchanged = 4 * FLOAT * sizes.batch_size * features * d
+        lines.insert(
+            5, ("exchange of embeddings", exchanged, "4 B F d * 4: own share, others', sent, received")
+        )
+    return [Line("training memory, a worker", name, value, "bytes", text) for name, value, text in lines]
 
 
 def served_memory(sizes: Sizes) -> list[Line]:
@@ -173,31 +149,27 @@ def step_costs(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[Line]:
     state = _STATE[sizes.optimizer](k or d)
     dense = dense_parameters(sizes)
     n = features + 1
-    part = "a step"
     flop = batch * (6 * dense + 6 * n * n * d) + touched * 6 * (k or 0) * d
-    lines = [
-        Line(
-            part,
+    lines: list[tuple[str, float, Unit, str]] = [
+        (
             "touched rows U",
             touched,
             "count",
             "sum over features and ids i < V of 1 - (1 - p_i)^B, p_i ~ i^-zipf",
         ),
-        Line(
-            part,
+        (
             "bytes in tables and state",
             touched * FLOAT * (k or d) * (3 + 2 * state),
             "bytes",
             "4 U k (2 reads + 1 write + 2 state)",
         ),
-        Line(
-            part,
+        (
             "bytes of embeddings",
             4 * FLOAT * batch * features * d,
             "bytes",
             "4 B F d * 4: spread, summed back",
         ),
-        Line(part, "floating point operations", flop, "FLOP", "B (6 P + 6 (F+1)^2 d) + 6 U k d"),
+        ("floating point operations", flop, "FLOP", "B (6 P + 6 (F+1)^2 d) + 6 U k d"),
     ]
     if workers > 1:
         share = batch / workers
@@ -206,15 +178,14 @@ def step_costs(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[Line]:
         projections = factorised_features(sizes) * (k or 0) * d
         gradients = 2 * (workers - 1) / workers * (dense + projections) * FLOAT
         lines.append(
-            Line(
-                part,
+            (
                 "bytes that reach a worker",
                 ids + embeddings + gradients,
                 "bytes",
                 "(N-1) (B/N) F (4 + 8 d) + 8 (N-1)/N (P + k d F_k)",
             )
         )
-    return lines
+    return [Line("a step", *line) for line in lines]
 
 
 def workers_needed(sizes: Sizes, machine: Machine) -> int:
