@@ -44,9 +44,10 @@ demo: $(READY) ## Raw rows to an answered CTR query: synthesise, train, collapse
 	  || { cat $(DEMO)/serve.log; exit 1; }
 	@echo "The run: $(DEMO)/run.json   The report: $(DEMO)/report/report.html"
 
-test: $(READY) ## Lint and tests, without the slow ones
+test: $(READY) ## Lint, types and tests, without the slow ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 test-backends: ## Tests of layers, optimizers and collapse on JAX and torch, in an environment without TensorFlow

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from benchmarks import _click_data
 from benchmarks._harness import Result, main
-from mlet_tf.planning import Sizes, training_memory
+from mlet_tf.planning import training_memory
+from mlet_tf.sizes import Sizes
 
 _MILLION = 1_000_000
 # Rows of all tables, k, optimizer of the tables.

@@ -75,7 +75,9 @@ class _RegisteringLoader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__.loader = module.__loader__ = self._loader  # As if nobody had been in between.
+        module.__loader__ = self._loader  # As if nobody had been in between.
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         sys.meta_path.remove(self._finder)
         _register()

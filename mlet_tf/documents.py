@@ -5,11 +5,12 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
-from mlet_tf.errors import InputError
+from mlet_tf.errors import InputError, reason
+from mlet_tf.storage import decode_text
 
 _NUMBER = r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _PLAIN = (
@@ -30,7 +31,7 @@ class _DuplicateKey(yaml.constructor.ConstructorError):
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (filled below, by YAML's own method)
+    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}  # Filled below, by YAML's own method.
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -74,13 +75,24 @@ def read_document(path: str | Path, what: str) -> Any:
     try:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        raise InputError(f"{what}: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{what}: {reason(error)}") from None
     return parse_document(data, what)
 
 
 def parse_document(data: bytes | str, what: str) -> Any:
-    """Reads YAML from memory; see `read_document`."""
-    text = _decode(data, what) if isinstance(data, bytes) else data
+    """Reads YAML from memory.
+
+    Args:
+        data: Text, or its bytes in UTF-8.
+        what: See `read_document`.
+
+    Returns:
+        See `read_document`.
+
+    Raises:
+        InputError: It is not UTF-8 or not YAML, or gives a key twice.
+    """
+    text = decode_text(data, what) if isinstance(data, bytes) else data
     loader = None
     try:
         loader = _Loader(text)
@@ -105,15 +117,3 @@ def parse_document(data: bytes | str, what: str) -> Any:
 def dump_document(values: Any) -> str:
     """Plain values as YAML, which `parse_document` reads back to the same values. Keys keep their order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
-
-
-def _decode(data: bytes, what: str) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{what} should be UTF-8 text. Received: UTF-16 or UTF-32")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{what}, line {line}: expected UTF-8 text. Received: the byte {data[error.start]:#04x}"
-        ) from None

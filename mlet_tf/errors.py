@@ -19,6 +19,11 @@ class WorkerLostError(RuntimeError):
     """A process of a training over several went away; started again, all go on from the last checkpoint."""
 
 
+def reason(error: BaseException) -> str:
+    """What the operating system, TensorFlow or another library says went wrong, without numbers and paths."""
+    return getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the closest of `known`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

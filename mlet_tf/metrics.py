@@ -54,7 +54,7 @@ def auc(label: np.ndarray, ctr: np.ndarray) -> float:
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def auc_standard_error(auc: float, positives: int, negatives: int) -> float:
+def auc_standard_error(auc: float, positives: float, negatives: float) -> float:
     """Standard error of an area under the ROC curve.
 
     The estimate of Hanley and McNeil, "The meaning and use of the area under a receiver operating characteristic (ROC)

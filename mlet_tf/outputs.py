@@ -1,11 +1,10 @@
 """Where a user wants results written: checked before any work is done for them."""
 
-import contextlib
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from mlet_tf.errors import InputError
+from mlet_tf.storage import writing
 
 
 def output_file(path: str, *endings: str, replace: bool = True, make_folder: bool = False) -> Path:
@@ -44,19 +43,6 @@ def output_folder(path: str | Path) -> Path:
     with writing(path):
         _try_folder(path, target)
     return target
-
-
-@contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Names the path in what goes wrong while it is written, such as a full disk.
-
-    Raises:
-        InputError: The operating system refused.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _try_folder(path: str | Path, folder: Path) -> None:

@@ -4,10 +4,21 @@
 """
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
+
+from mlet_tf.sizes import (
+    Sizes,
+    activation_widths,
+    dense_parameters,
+    direct_rows,
+    factorised_features,
+    factorised_rows,
+    touched_rows,
+)
+
+Unit = Literal["bytes", "FLOP", "count", "seconds", "hours", "cost"]
 
 FLOAT = 4  # Bytes of a float32 and of an int32.
 EVALUATION_BATCH = 4096
@@ -19,39 +30,6 @@ _STATE = {
     "row_wise_adagrad": lambda width: 1.0 / width,
     "lazy_adam": lambda width: 2.0,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """What is trained.
-
-    Attributes:
-        vocabulary: Table rows V of each categorical feature.
-        rows: Rows of the training split.
-        num_dense: D, width of the dense features.
-        output_dim: d.
-        hidden_dim: k, None for direct tables.
-        direct_threshold: Features with at most this many rows are direct; None means k.
-        bottom_units: Widths of the bottom MLP before its last layer.
-        top_units: Widths of the top MLP before the logit.
-        batch_size: Rows a step over all workers.
-        epochs: Passes over the training split.
-        optimizer: Of the tables.
-        shuffle_rows: Size of the shuffle buffer.
-    """
-
-    vocabulary: tuple[int, ...]
-    rows: int
-    num_dense: int
-    output_dim: int
-    hidden_dim: int | None
-    direct_threshold: int | None = None
-    bottom_units: tuple[int, ...] = (512, 256)
-    top_units: tuple[int, ...] = (512, 256)
-    batch_size: int = 512
-    epochs: int = 1
-    optimizer: str = "adagrad"
-    shuffle_rows: int = 65536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +70,7 @@ class Line:
     part: str
     name: str
     value: float
-    unit: Literal["bytes", "FLOP", "count", "seconds", "hours", "cost"]
+    unit: Unit
     formula: str
 
 
@@ -123,60 +101,34 @@ def training_memory(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[L
     batch = max(math.ceil(sizes.batch_size / workers), EVALUATION_BATCH)
     widths = activation_widths(sizes)
     record = FLOAT * (1 + sizes.num_dense + features)
-    part = "training memory, a worker"
     over = f" / {workers} workers" if workers > 1 else ""
-    return [
-        Line(part, "tables", FLOAT * tables / workers, "bytes", f"4 (k * rows_k + d * rows_d){over}"),
-        Line(
-            part,
-            "their optimizer state",
-            FLOAT * state_floats / workers,
-            "bytes",
-            f"{_state_text(sizes)}{over}",
-        ),
-        Line(
-            part,
+    lines: list[tuple[str, float, str]] = [
+        ("tables", FLOAT * tables / workers, f"4 (k * rows_k + d * rows_d){over}"),
+        ("their optimizer state", FLOAT * state_floats / workers, f"{_state_text(sizes)}{over}"),
+        (
             "projections and MLPs",
             4 * FLOAT * (projections + dense),
-            "bytes",
             "4 (k d F_k + P) * 4: weights, state, gradients, copy",
         ),
-        Line(
-            part,
-            "touched rows",
-            3 * FLOAT * touched * row,
-            "bytes",
-            "4 U (k + 2 d) * 3: rows, gradients, scratch",
-        ),
-        Line(
-            part,
+        ("touched rows", 3 * FLOAT * touched * row, "4 U (k + 2 d) * 3: rows, gradients, scratch"),
+        (
             "activations",
             2 * FLOAT * batch * widths,
-            "bytes",
             "4 max(B / N, 4096) (widths of all layers) * 2: values, gradients",
         ),
-        *(
-            [
-                Line(
-                    part,
-                    "exchange of embeddings",
-                    4 * FLOAT * sizes.batch_size * features * d,
-                    "bytes",
-                    "4 B F d * 4: own share, others', sent, received",
-                )
-            ]
-            if workers > 1
-            else []
-        ),
-        Line(
-            part,
+        (
             "shuffle buffer",
             sizes.shuffle_rows * (record + _SHUFFLED_ROW_OVERHEAD),
-            "bytes",
             "rows (4 (1 + D + F) + 200)",
         ),
-        Line(part, "TensorFlow", BASE_BYTES, "bytes", "measured"),
+        ("TensorFlow", BASE_BYTES, "measured"),
     ]
+    if workers > 1:
+        exchanged = 4 * FLOAT * sizes.batch_size * features * d
+        lines.insert(
+            5, ("exchange of embeddings", exchanged, "4 B F d * 4: own share, others', sent, received")
+        )
+    return [Line("training memory, a worker", name, value, "bytes", text) for name, value, text in lines]
 
 
 def served_memory(sizes: Sizes) -> list[Line]:
@@ -197,31 +149,27 @@ def step_costs(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[Line]:
     state = _STATE[sizes.optimizer](k or d)
     dense = dense_parameters(sizes)
     n = features + 1
-    part = "a step"
     flop = batch * (6 * dense + 6 * n * n * d) + touched * 6 * (k or 0) * d
-    lines = [
-        Line(
-            part,
+    lines: list[tuple[str, float, Unit, str]] = [
+        (
             "touched rows U",
             touched,
             "count",
             "sum over features and ids i < V of 1 - (1 - p_i)^B, p_i ~ i^-zipf",
         ),
-        Line(
-            part,
+        (
             "bytes in tables and state",
             touched * FLOAT * (k or d) * (3 + 2 * state),
             "bytes",
             "4 U k (2 reads + 1 write + 2 state)",
         ),
-        Line(
-            part,
+        (
             "bytes of embeddings",
             4 * FLOAT * batch * features * d,
             "bytes",
             "4 B F d * 4: spread, summed back",
         ),
-        Line(part, "floating point operations", flop, "FLOP", "B (6 P + 6 (F+1)^2 d) + 6 U k d"),
+        ("floating point operations", flop, "FLOP", "B (6 P + 6 (F+1)^2 d) + 6 U k d"),
     ]
     if workers > 1:
         share = batch / workers
@@ -230,15 +178,14 @@ def step_costs(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[Line]:
         projections = factorised_features(sizes) * (k or 0) * d
         gradients = 2 * (workers - 1) / workers * (dense + projections) * FLOAT
         lines.append(
-            Line(
-                part,
+            (
                 "bytes that reach a worker",
                 ids + embeddings + gradients,
                 "bytes",
                 "(N-1) (B/N) F (4 + 8 d) + 8 (N-1)/N (P + k d F_k)",
             )
         )
-    return lines
+    return [Line("a step", *line) for line in lines]
 
 
 def workers_needed(sizes: Sizes, machine: Machine) -> int:
@@ -344,65 +291,3 @@ def _state_text(sizes: Sizes) -> str:
         "row_wise_adagrad": "4 (rows_k + rows_d)",
         "lazy_adam": "2 * tables",
     }[sizes.optimizer]
-
-
-def factorised_rows(sizes: Sizes) -> int:
-    """Rows of factorised tables."""
-    return sum(rows for rows in sizes.vocabulary if _factorised(sizes, rows))
-
-
-def direct_rows(sizes: Sizes) -> int:
-    """Rows of direct tables."""
-    return sum(sizes.vocabulary) - factorised_rows(sizes)
-
-
-def factorised_features(sizes: Sizes) -> int:
-    """Number of factorised features."""
-    return sum(_factorised(sizes, rows) for rows in sizes.vocabulary)
-
-
-def _factorised(sizes: Sizes, rows: int) -> bool:
-    if sizes.hidden_dim is None:
-        return False
-    return rows > (sizes.hidden_dim if sizes.direct_threshold is None else sizes.direct_threshold)
-
-
-def dense_parameters(sizes: Sizes) -> int:
-    """Weights and biases of the MLPs."""
-    return sum(m * n + n for m, n in _layers(sizes))
-
-
-def activation_widths(sizes: Sizes) -> int:
-    """Floats a row that the layers give, embeddings and their products included."""
-    features = len(sizes.vocabulary)
-    return sum(n for _, n in _layers(sizes)) + features * sizes.output_dim * 2 + (features + 1) ** 2
-
-
-def _layers(sizes: Sizes) -> list[tuple[int, int]]:
-    d, n = sizes.output_dim, len(sizes.vocabulary) + 1
-    bottom = [sizes.num_dense, *sizes.bottom_units, d]
-    top = [d + n * (n - 1) // 2, *sizes.top_units, 1]
-    return [pair for units in (bottom, top) for pair in itertools.pairwise(units)]
-
-
-def touched_rows(sizes: Sizes, zipf: float = 1.1) -> float:
-    """Expected number of distinct ids in a batch, over all features."""
-    counts: Mapping[int, float] = {
-        rows: _distinct(rows, sizes.batch_size, zipf) for rows in set(sizes.vocabulary)
-    }
-    return sum(counts[rows] for rows in sizes.vocabulary)
-
-
-def _distinct(rows: int, batch: int, zipf: float) -> float:
-    """Expected distinct ids of one feature: ids grow geometrically, those of a step are taken as alike."""
-    edges = [1]
-    while edges[-1] <= rows:
-        edges.append(max(edges[-1] + 1, math.floor(edges[-1] * 1.02)))
-    edges[-1] = rows + 1
-    groups = list(itertools.pairwise(edges))
-    weights = [((low + high - 1) / 2) ** -zipf for low, high in groups]
-    total = sum(w * (high - low) for w, (low, high) in zip(weights, groups, strict=True))
-    return sum(
-        (high - low) * -math.expm1(batch * math.log1p(-min(w / total, 1 - 1e-12)))
-        for w, (low, high) in zip(weights, groups, strict=True)
-    )

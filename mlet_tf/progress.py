@@ -12,6 +12,9 @@ _BAR_WIDTH = 30
 class ProgressLine:
     """Shows progress, no more often than one can read it.
 
+    Args:
+        in_logs: Whether `show` shows anything where standard error is no terminal.
+
     Example:
         >>> line = ProgressLine()
         >>> line.note("reading log.tsv")
@@ -19,7 +22,8 @@ class ProgressLine:
         ...     line.show(done, 100, lambda: f"{done} of 100 files")
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_logs: bool = True) -> None:
+        self._in_logs = in_logs
         self._shown = -math.inf
         self._bar_stands = False
 
@@ -32,6 +36,8 @@ class ProgressLine:
             text: Gives the text to show; called only where it is shown.
         """
         now, terminal = time.monotonic(), sys.stderr.isatty()
+        if not terminal and not self._in_logs:
+            return
         if done < total and now - self._shown < (_TERMINAL_SECONDS if terminal else _LOG_SECONDS):
             return
         self._shown = now

@@ -296,7 +296,7 @@ def _named_apart(model: keras.Model) -> Iterator[None]:
     names = {part: f"{part.__name__}/{i}" for i, part in enumerate(dict.fromkeys(own))}
     lambdas = [part for part in names if part.__name__ == "<lambda>"]
     # Some configurations are written by hand, with the name of the class.
-    found = {part.__name__: part for part in names if isinstance(part, type)}
+    found: dict[str, Any] = {part.__name__: part for part in names if isinstance(part, type)}
     found |= {name: part for part, name in names.items()}
     GLOBAL_CUSTOM_NAMES.update(names)
     for part in lambdas:

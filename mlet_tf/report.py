@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ import jinja2
 import matplotlib
 import numpy as np
 
-from mlet_tf._text import bytes_text
-from mlet_tf.outputs import writing
+from mlet_tf import strict_json
+from mlet_tf.gate import GATE_FILE
+from mlet_tf.predictions import load_predictions
 from mlet_tf.run_file import read_run_file
-from mlet_tf.storage import names, open_binary, written_aside
+from mlet_tf.storage import join, writing, written_aside
+from mlet_tf.units import bytes_text
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,12 +42,12 @@ def write_report(run_folder: Path, output: Path) -> Path:
         InputError: If there is no complete run in the folder, or the output cannot be written.
     """
     run = read_run_file(run_folder)
-    collapse = _read_json(run, "collapse_report")
-    gate = _read(f"{run['artifacts']['evaluation']}/gate.json")
-    predictions = _predictions(f"{run['artifacts']['evaluation']}/predictions")
+    collapse = strict_json.read(run["artifacts"]["collapse_report"])
+    gate = strict_json.read(join(run["artifacts"]["evaluation"], GATE_FILE))
+    predictions = load_predictions(run["artifacts"]["evaluation"])
     plots: dict[str, Callable[[], plt.Figure]] = {
         "Bytes per table": lambda: plot_sizes(collapse["tables"]),
-        "Training": lambda: plot_training(_read_json(run, "history")),
+        "Training": lambda: plot_training(strict_json.read(run["artifacts"]["history"])),
         "ROC": lambda: plot_roc(predictions),
         "Calibration": lambda: plot_calibration(predictions),
         "Singular values": lambda: plot_spectra(collapse["tables"]),
@@ -167,23 +168,6 @@ def _axes(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
 
 def _models(predictions: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
     return [(model, predictions[f"ctr.{model}"]) for model in _COLORS if f"ctr.{model}" in predictions]
-
-
-def _predictions(folder: str) -> dict[str, np.ndarray]:
-    parts = []
-    for name in names(folder):
-        with open_binary(f"{folder}/{name}") as file:
-            parts.append(np.load(io.BytesIO(file.read())))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
-
-
-def _read_json(run: Mapping[str, Any], key: str) -> Any:
-    return _read(run["artifacts"][key])
-
-
-def _read(path: str) -> Any:
-    with open_binary(path) as file:
-        return json.loads(file.read())
 
 
 def _save(figure: plt.Figure, output: Path, title: str) -> str:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mlet_tf import strict_json
 from mlet_tf.errors import InputError
 
 RUN_FILE = "run.json"
@@ -22,10 +23,8 @@ def read_run_file(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder}: expected the output folder of a run, found no {RUN_FILE} in it")
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+        run = strict_json.read(path)
+    except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(run, dict) or not isinstance(run.get("artifacts"), dict):
         raise InputError(f"{path}: expected what `mlet-tf run` writes, found no 'artifacts' in it")

@@ -14,13 +14,14 @@ import ctypes
 import functools
 import os
 import shutil
+import sys
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from mlet_tf.errors import InputError
+from mlet_tf.errors import InputError, reason
 from mlet_tf.formats import HEAD_BYTES, refused_format, suspected_format
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def open_binary(path: str | Path) -> BinaryIO:
     try:
         return _remote(path).open(str(path), "rb") if local is None else local.open("rb")
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def create_binary(path: str | Path) -> BinaryIO:
@@ -174,21 +175,32 @@ def read_text(path: str | Path) -> str:
         InputError: The file cannot be read or is not UTF-8; the line says what it seems to be.
     """
     with open_binary(path) as file:
-        data = file.read()
+        return decode_text(file.read(), path)
+
+
+def decode_text(data: bytes, what: str | Path) -> str:
+    """Text out of UTF-8; a byte order mark is left out.
+
+    Args:
+        data: The bytes of a small file.
+        what: The file, the start of the message.
+
+    Raises:
+        InputError: It is not UTF-8; the line says what it seems to be.
+    """
     head = data[:HEAD_BYTES]
     other = refused_format(head)
     try:
         if not other and b"\0" not in data:
             return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if b"\0" not in data:
-            line = data.count(b"\n", 0, error.start) + 1
-            other = (
-                f"byte 0x{data[error.start]:02x} in line {line}, as in Latin-1 or Windows-1252: "
-                "convert it with `iconv -f LATIN1 -t UTF-8`"
-            )
+        line = data.count(b"\n", 0, error.start) + 1
+        other = (
+            f"byte 0x{data[error.start]:02x} in line {line}, as in Latin-1 or Windows-1252: "
+            "convert it with `iconv -f LATIN1 -t UTF-8`"
+        )
     other = other or suspected_format(head) or "a NUL byte in it"
-    raise InputError(f"{path} should be UTF-8 text. Received: {other}")
+    raise InputError(f"{what} should be UTF-8 text. Received: {other}")
 
 
 def make_folder(path: str | Path) -> None:
@@ -321,22 +333,24 @@ def join(*parts: str) -> str:
 
 
 @contextlib.contextmanager
-def writing(
-    folder: str | os.PathLike[str], errors: type[Exception] | tuple[type[Exception], ...] | None = None
-) -> Iterator[None]:
-    """Turns what goes wrong while files are written, such as a full disk, into one message.
+def writing(path: str | os.PathLike[str], errors: type[Exception] | None = None) -> Iterator[None]:
+    """Names the path in what goes wrong while it is written, such as a full disk.
 
     Args:
-        folder: The folder that the message names.
+        path: The file or folder.
         errors: What is taken for a failure to write; by default what Python and TensorFlow raise for one.
 
     Raises:
-        InputError: The files cannot be written.
+        InputError: It cannot be written.
     """
-    import tensorflow as tf
-
-    failures = errors or (OSError, tf.errors.OpError)
     try:
         yield
-    except failures as error:
-        raise InputError(f"{folder} cannot be written: {getattr(error, 'message', error)}") from error
+    except Exception as error:
+        if not isinstance(error, errors or _writing_errors()):
+            raise
+        raise InputError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def _writing_errors() -> tuple[type[Exception], ...]:
+    tensorflow = sys.modules.get("tensorflow")  # What is not imported raises nothing.
+    return (OSError, tensorflow.errors.OpError) if tensorflow else (OSError,)

@@ -2,7 +2,10 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
+
+from mlet_tf.storage import read_text, written_aside
 
 
 def dumps(value: Any, **options: Any) -> str:
@@ -13,6 +16,22 @@ def dumps(value: Any, **options: Any) -> str:
         **options: Arguments of `json.dumps`.
     """
     return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def write(path: str | Path, value: Any, indent: int | None = None) -> None:
+    """Writes a file, local or remote, whole or not at all; see `dumps`."""
+    with written_aside(path) as file:
+        file.write((dumps(value, indent=indent) + "\n").encode())
+
+
+def read(path: str | Path) -> Any:
+    """Reads a file, local or remote.
+
+    Raises:
+        InputError: The file cannot be read or is not UTF-8.
+        ValueError: It is not JSON.
+    """
+    return json.loads(read_text(path))
 
 
 def _finite(value: Any) -> Any:

@@ -17,8 +17,8 @@ from tfx.dsl.components.base import base_node
 
 from mlet_tf.config import NodeConfig, PipelineConfig
 from mlet_tf.errors import InputError, nearest
-from mlet_tf.outputs import output_file, writing
-from mlet_tf.storage import is_remote, join
+from mlet_tf.outputs import output_file
+from mlet_tf.storage import is_remote, join, writing, written_aside
 
 # Parameters of the pipeline: the node and the execution property that each one sets.
 PARAMETERS = {
@@ -84,14 +84,10 @@ def write_pipeline(spec: dict[str, Any], path: str) -> None:
         InputError: If the file cannot be written.
     """
     target = output_file(path, ".yaml", ".yml", make_folder=True)
-    aside = target.with_name(f".unfinished.{target.name}")
     with writing(path):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.write_text(yaml.safe_dump(spec, sort_keys=True), encoding="utf-8")
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
+        with written_aside(target) as file:
+            file.write(yaml.safe_dump(spec, sort_keys=True).encode())
 
 
 def _importer(uri: str) -> base_node.BaseNode:

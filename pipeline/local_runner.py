@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from mlet_tf.config import PipelineConfig, dump_config
 from mlet_tf.datasets.files import list_files
 from mlet_tf.errors import InputError
 from mlet_tf.outputs import output_folder
+from mlet_tf.progress import ProgressLine
 from mlet_tf.storage import absolute, exists, file_stamp, is_remote, join, remove
 
 
@@ -129,6 +129,7 @@ class _Progress(logging.Handler):
         self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._started = 0.0
         self._cached = False
+        self._line = ProgressLine()
         self.seconds: dict[str, float] = {}
 
     def __enter__(self) -> "_Progress":
@@ -151,18 +152,15 @@ class _Progress(logging.Handler):
         if record.msg == "Component %s is running.":
             self._started, self._cached = time.monotonic(), False
             number = len(self.seconds) + 1
-            self._print(f"[{number:2}/{len(self._nodes)}] {record.args[0]} ...")
+            self._line.note(f"[{number:2}/{len(self._nodes)}] {record.args[0]} ...")
         elif record.msg == "A cached execution %d is used.":
             self._cached = True
         elif record.msg == "Component %s is finished.":
             node = record.args[0]
             self.seconds[node] = time.monotonic() - self._started
             state = "unchanged, taken from the cache" if self._cached else f"{self.seconds[node]:.1f} s"
-            self._print(f"        {node}: {state}")
+            self._line.note(f"        {node}: {state}")
         elif record.name == "absl" and str(record.msg).startswith(
             ("Epoch ", "Resuming ", "Gate: ", "Serving check")
         ):
-            self._print(f"        {record.getMessage()}")
-
-    def _print(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+            self._line.note(f"        {record.getMessage()}")

@@ -1,18 +1,15 @@
 """What a run did, gathered from its artifacts into `run.json`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2
-from mlet_tf.components.evaluator.executor import RESULTS
-from mlet_tf.components.evaluator.gate import slice_text
 from mlet_tf.components.weight_collapser.executor import REPORT
 
 from mlet_tf import strict_json
 from mlet_tf.features.ingestion import read_ingest_report
+from mlet_tf.gate import GATE_FILE, slice_text
 from mlet_tf.metrics import METRICS
 from mlet_tf.run_file import RUN_FILE, read_run_file
 from mlet_tf.storage import join
@@ -55,8 +52,8 @@ def gather(
         seconds: Wall time by component.
     """
     ingest = read_ingest_report(outputs["ClickLogExampleGen"]["examples"].uri)
-    collapse = _read_json(join(outputs["WeightCollapser"]["report"].uri, REPORT))
-    gate = _read_json(join(outputs["GatedEvaluator"]["evaluation"].uri, RESULTS))
+    collapse = strict_json.read(join(outputs["WeightCollapser"]["report"].uri, REPORT))
+    gate = strict_json.read(join(outputs["GatedEvaluator"]["evaluation"].uri, GATE_FILE))
     overall = {
         model: next(row for row in rows if not row["slice"]) for model, rows in gate["metrics"].items()
     }
@@ -95,16 +92,10 @@ def gather(
 def write_run(output: Path, run: dict[str, Any]) -> Path:
     """Writes `run.json` whole or not at all."""
     path = output / RUN_FILE
-    aside = path.with_suffix(".json.unfinished")
-    aside.write_text(strict_json.dumps(run, indent=1) + "\n")
-    return aside.replace(path)
+    strict_json.write(path, run, indent=1)
+    return path
 
 
 def read_run(output: Path) -> dict[str, Any] | None:
     """The last `run.json` in an output folder, or None."""
     return read_run_file(output) if (output / RUN_FILE).exists() else None
-
-
-def _read_json(path: str) -> Any:
-    with tf.io.gfile.GFile(path) as file:
-        return json.load(file)

@@ -79,37 +79,20 @@ def test_no_modules_import_each_other():
     assert not list(cycles())
 
 
-# Modules that still break the rule below, by who uses them; to be emptied.
-PRIVATE_EXCEPTIONS = {"mlet_tf._version"}
-
-
 def test_private_modules_are_used_by_their_own_folder_alone():
     wrong = [
         f"{module} imports {other}"
         for module in MODULES
         for other in imports_of(module)
-        if any(part.startswith("_") for part in other.split(".")) and other not in PRIVATE_EXCEPTIONS
+        if any(part.startswith("_") for part in other.split("."))
         if MODULES[other].parent != MODULES[module].parent
     ]
     assert not wrong
 
 
-# Files that are too long yet; to be emptied.
-LONG = {
-    "mlet_tf.config",
-    "mlet_tf.datasets.synthetic",
-    "mlet_tf.layers.embedding_collection",
-    "mlet_tf.planning",
-    "mlet_tf.serving.local.json_tensor",
-    "mlet_tf.serving.local.json_text",
-    "mlet_tf.serving.local.servable",
-    "mlet_tf.serving.transport",
-}
-
-
 def test_no_file_is_long():
     lines = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
-    assert not {module: count for module, count in lines.items() if count > MAX_LINES and module not in LONG}
+    assert not {module: count for module, count in lines.items() if count > MAX_LINES}
 
 
 def test_all_imports_of_this_library_exist():

@@ -3,16 +3,8 @@
 import numpy as np
 import pytest
 
-from mlet_tf.planning import (
-    Machine,
-    Sizes,
-    dense_parameters,
-    make_plan,
-    served_memory,
-    touched_rows,
-    training_memory,
-    workers_needed,
-)
+from mlet_tf.planning import Machine, make_plan, served_memory, training_memory, workers_needed
+from mlet_tf.sizes import Sizes, dense_parameters, touched_rows
 
 SIZES = Sizes(
     vocabulary=(5000, 300, 20), rows=10_000, num_dense=6, output_dim=8, hidden_dim=32, batch_size=256

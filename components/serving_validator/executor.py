@@ -13,6 +13,7 @@ from tfx.utils import io_utils
 
 from mlet_tf.child_processes import module_command
 from mlet_tf.export import SERVING_MODEL
+from mlet_tf.serving import check
 from mlet_tf.storage import join
 
 _TIMEOUT_SECONDS = 600
@@ -41,7 +42,7 @@ class Executor(base_executor.BaseExecutor):
             "schema": json.loads(exec_properties["schema"]),
         }
         process = subprocess.run(
-            module_command("mlet_tf.components.serving_validator.check"),
+            module_command(check.__name__),
             input=json.dumps(task),
             capture_output=True,
             text=True,

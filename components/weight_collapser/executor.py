@@ -4,7 +4,6 @@ import itertools
 import json
 from typing import Any
 
-import tensorflow as tf
 from mlet_tf.components.common import split_files
 from tfx import types
 from tfx.dsl.components.base import base_executor
@@ -56,6 +55,5 @@ class Executor(base_executor.BaseExecutor):
         uri = artifact_utils.get_single_uri(output_dict["collapsed_model"])
         save_model(served, schema, transform, uri)
         write_warmup(join(uri, SERVING_MODEL), itertools.islice(batches[0], exec_properties["warmup_rows"]))
-        path = join(artifact_utils.get_single_uri(output_dict["report"]), REPORT)
-        with tf.io.gfile.GFile(path, "w") as file:
-            file.write(strict_json.dumps(report, indent=1))
+        uri = artifact_utils.get_single_uri(output_dict["report"])
+        strict_json.write(join(uri, REPORT), report, indent=1)

@@ -112,13 +112,13 @@ def load(
         return f"--set {set_by[max(near, key=len)]}" if near else f"configuration {path}"
 
     result = _check(cls, document, "")
-    found = list(check(result) if check else ()) if isinstance(result, cls) else result
-    if found:
+    found = result if isinstance(result, list) else list(check(result) if check else ())
+    if isinstance(result, list) or found:
         raise InputError("\n".join(f"{source(key)}: {line}" for key, line in found))
     return result
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in a message, short however large it is."""
     return _SHORT.repr(value)
 

@@ -80,9 +80,11 @@ def _against_schema(config: PipelineConfig) -> Iterator[Found]:
         return
     split = config.data.split
     if split.method == "time" and schema.time is None:
-        path = ("data", "split", "method")
+        path: tuple[str, ...] = ("data", "split", "method")
         yield path, f"'data.split.method' is 'time', but schema {schema.name!r} has no time column"
-    elif split.cut is not None and schema.time.format == "yymmddhh" and not _is_hour(split.cut):
+    elif (
+        split.cut is not None and schema.time and schema.time.format == "yymmddhh" and not _is_hour(split.cut)
+    ):
         path = ("data", "split", "cut")
         yield path, f"'data.split.cut' should be an hour as YYMMDDHH, such as 14103000. Received: {split.cut}"
     columns = {

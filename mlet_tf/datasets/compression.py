@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from mlet_tf import storage
-from mlet_tf.errors import InputError
+from mlet_tf.errors import InputError, reason
 
 _SKIP_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
@@ -50,7 +50,7 @@ class CompressedSource:
 
     def _explained(self, error: Exception) -> InputError:
         if getattr(error, "errno", None):
-            return InputError(f"{self._path} cannot be read: {error.strerror}")
+            return InputError(f"{self._path} cannot be read: {reason(error)}")
         if "too much memory" in str(error):
             return InputError(
                 f"{self._path} needs a window that is not read (zstd --long): compress it without"

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 
 from mlet_tf import storage
-from mlet_tf.errors import InputError
+from mlet_tf.errors import InputError, reason
 from mlet_tf.formats import HEAD_BYTES, codec_of, is_parquet, refused_format
 
 _WILDCARD = re.compile(r"[*?\[]")
@@ -49,7 +49,7 @@ def list_files(data: str) -> list[str]:
     try:
         found = _Search().find(data)
     except OSError as error:
-        raise InputError(f"{error.filename or data} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{error.filename or data} cannot be read: {reason(error)}") from error
     if not found:
         raise InputError(f"No file found at {data!r}: expected a file, a pattern or a folder of log files")
     return found
@@ -194,7 +194,7 @@ def _regular(path: str) -> str:
         mode = local.stat().st_mode
     except OSError as error:
         link = f", a link to {local.readlink()}," if local.is_symlink() else ""
-        raise InputError(f"{path}{link} cannot be read: {error.strerror}") from error
+        raise InputError(f"{path}{link} cannot be read: {reason(error)}") from error
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} should be a file or a folder. Received: a device, pipe or socket")
     return path

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pyarrow_hotfix  # noqa: F401 (pyarrow below 14.0.1 runs code that a Parquet file holds: CVE-2023-47248)
 
 from mlet_tf import storage
-from mlet_tf.errors import InputError
+from mlet_tf.errors import InputError, reason
 
 # What Arrow raises; memory that is short is no fault of the file.
 PARQUET_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError)
@@ -64,7 +64,7 @@ def rows_error(
         The error to be raised.
     """
     if getattr(error, "errno", None):
-        return InputError(f"{path} cannot be read: {error.strerror}")
+        return InputError(f"{path} cannot be read: {reason(error)}")
     if _is_lacking(error) and (found := _lacking_column(path, groups, columns)):
         return InputError(f"{path}: Arrow {pa.__version__} cannot read {found}; {_ADVICE}")
     return InputError(f"{path} is a damaged Parquet file: reading failed near row {row} ({_line(error)})")
@@ -79,7 +79,7 @@ def _is_signed(source: BinaryIO, metadata: pq.FileMetaData) -> bool:
 
 def _footer_error(path: str, error: Exception) -> InputError:
     if getattr(error, "errno", None):
-        return InputError(f"{path} cannot be read: {error.strerror}")
+        return InputError(f"{path} cannot be read: {reason(error)}")
     if _is_lacking(error):
         return InputError(
             f"{path} has a column of a type that Arrow {pa.__version__} does not know ({_line(error)}): "
@@ -99,8 +99,7 @@ def _lacking_column(path: str, groups: Sequence[int], columns: Sequence[str]) ->
                 error = _first_row_error(file, group, name)
                 if error is None:
                     continue
-                unusual = sorted(set(part.encodings) - _ENCODINGS) if part else []
-                if unusual or (part and not _has_codec(part.compression)):
+                if part and (set(part.encodings) - _ENCODINGS or not _has_codec(part.compression)):
                     return (
                         f"column {name!r} (type {part.physical_type}, encoding {', '.join(sorted(part.encodings))}, "
                         f"codec {part.compression}: {_line(error)})"

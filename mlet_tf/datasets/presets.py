@@ -7,7 +7,7 @@ from pathlib import Path
 from mlet_tf.datasets.schema import ClickLogSchema, TimeColumn, nearest_hint
 from mlet_tf.documents import parse_document
 from mlet_tf.errors import InputError
-from mlet_tf.storage import open_binary
+from mlet_tf.storage import read_text
 
 
 def load_schema(name_or_path: str) -> ClickLogSchema:
@@ -33,11 +33,10 @@ def load_schema(name_or_path: str) -> ClickLogSchema:
             + nearest_hint(text, PRESETS)
         )
     try:
-        with open_binary(text) as file:
-            data = file.read()
+        document = read_text(text)
     except InputError as error:
         raise InputError(f"The schema file {error}") from error
-    values = parse_document(data, f"The schema file {text}")
+    values = parse_document(document, f"The schema file {text}")
     try:
         return ClickLogSchema.from_dict(values)
     except InputError as error:

@@ -52,6 +52,7 @@ def split(line: bytes, separator: str, quoting: str) -> list[bytes] | None:
     fields, place = [], 0
     while True:
         found = field.match(line, place)
+        assert found is not None  # The last alternative is nothing at all.
         quoted = found[1]
         fields.append(quoted[1:-1].replace(b'""', b'"') if quoted is not None else found[2])
         place = found.end()

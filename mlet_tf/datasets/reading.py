@@ -101,7 +101,8 @@ def read_log(
     Raises:
         InputError: Nothing is there, a file is damaged, or (at the end) too many rows are bad.
     """
-    rows, rejected, shown = 0, 0, []
+    rows, rejected = 0, 0
+    shown: list[Reject] = []
     for chunk in plan_chunks(list_files(data), schema, chunk_bytes=1 << 62):
         before = lines_before([chunk], [], schema)[0]
         for block in read_chunk(chunk, schema, columns, block_bytes):

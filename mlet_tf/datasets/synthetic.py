@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 
 from mlet_tf import strict_json
-from mlet_tf.datasets.schema import ClickLogSchema, TimeColumn
+from mlet_tf.datasets.schema import ClickLogSchema
 from mlet_tf.datasets.times import derive, yymmddhh
 from mlet_tf.datasets.truth import Score, TeacherReport
 from mlet_tf.datasets.writing import log_writer
-from mlet_tf.errors import InputError
+from mlet_tf.errors import InputError, reason
 
 # Rows are drawn in batches of this size, each from a generator of its own: the file depends on nothing else.
 _BATCH_ROWS = 16_384
@@ -69,7 +69,7 @@ class Teacher:
     ) -> None:
         _check_teacher(rank, ctr, vocabulary, power, missing, strength, noise)
         self.schema = schema
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             **{"seed": seed, "rank": rank, "ctr": ctr, "vocabulary": vocabulary, "power": power},
             **{"missing": missing, "strength": strength, "noise": noise},
         }
@@ -183,7 +183,7 @@ class Teacher:
         return (1 - self._noise) * known + self._noise * self._ctr
 
     def _logits(self, ids: np.ndarray, integers: np.ndarray, times: np.ndarray | None) -> np.ndarray:
-        rows = ids.shape[1] if len(ids) else integers.shape[1] if len(integers) else len(times)
+        rows = next(len(column) for column in (*ids, *integers, times) if column is not None)
         logits = np.zeros(rows)
         total, squares = np.zeros((rows, self.arguments["rank"]), np.float32), np.zeros(rows)
         for i, of_feature in enumerate(ids):
@@ -196,13 +196,12 @@ class Teacher:
         for i, values in enumerate(integers):
             scaled = (np.log1p(np.maximum(values, -0.5)) - self._means[i]) / self._spreads[i]
             logits += np.where(np.isnan(values), self._integer_missing[i], self._slopes[i] * scaled)
-        if times is not None:
-            for name, values in derive(times, self._whole_time()).items():
+        time = self.schema.time
+        if times is not None and time is not None:
+            whole = dataclasses.replace(time, derive=tuple(self._time_effects))
+            for name, values in derive(times, whole).items():
                 logits += self._time_effects[name][values]
         return logits
-
-    def _whole_time(self) -> TimeColumn:
-        return dataclasses.replace(self.schema.time, derive=tuple(self._time_effects))
 
     def _table(
         self,
@@ -219,7 +218,7 @@ class Teacher:
         for i, name in enumerate(self.schema.integers):
             mask = np.isnan(integers[i])
             columns[name] = pa.array(np.where(mask, 0, integers[i]).astype(np.int64), mask=mask)
-        if times is not None:
+        if times is not None and self.schema.time is not None:
             columns[self.schema.time.name] = pa.array(times)
         return pa.table({name: columns[name] for name in self.schema.columns})
 
@@ -276,12 +275,18 @@ def write_log(
                 score.add(table[schema.label].to_numpy(), probabilities)
                 if progress is not None:
                     progress(score.rows)
-        report = score.report(model)
-        text = strict_json.dumps(dataclasses.asdict(report), indent=2) + "\n"
-        TeacherReport.path_for(path).write_text(text, encoding="utf-8")
+        report = TeacherReport(
+            schema=schema.name,
+            teacher=model.arguments,
+            intercept=model.intercept,
+            vocabulary_sizes=model.vocabulary_sizes,
+            missing_shares=model.missing_shares,
+            **score.values(),
+        )
+        strict_json.write(TeacherReport.path_for(path), dataclasses.asdict(report), indent=2)
         unfinished.replace(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be written: {reason(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()

@@ -71,9 +71,10 @@ def whole_number(value: Any) -> int:
         return int(value)
     if kind not in ("m", "M") and isinstance(value, Integral):
         return int(value)
-    if not isinstance(value, Real) or not float(value).is_integer() or abs(value) >= _EXACT_FLOAT:
+    number = float(value) if isinstance(value, Real) else math.nan
+    if not number.is_integer() or abs(number) >= _EXACT_FLOAT:
         raise ValueError(value)
-    return int(value)
+    return int(number)
 
 
 def to_integer(value: Any) -> int:

@@ -40,7 +40,11 @@ def log_writer(path: Path, target: Path, schema: ClickLogSchema) -> Iterator[Cal
         with file:
             if schema.header:
                 file.write(_header(schema))
-            yield lambda table: file.write(_text(table, schema)) and None
+
+            def write(table: pa.Table) -> None:
+                file.write(_text(table, schema))
+
+            yield write
 
 
 def _parquet_types(schema: ClickLogSchema) -> pa.Schema:

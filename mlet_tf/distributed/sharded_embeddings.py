@@ -51,6 +51,8 @@ class RowShardedEmbeddings(keras.layers.Layer):
         >>> layer = RowShardedEmbeddings(features, output_dim=8, hidden_dim=32, workers=Workers.join())
     """
 
+    built: bool  # Keras sets it.
+
     def __init__(
         self,
         features: Sequence[EmbeddingFeature],

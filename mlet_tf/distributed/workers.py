@@ -50,7 +50,7 @@ class Workers:
         cluster = Cluster.from_environment() if cluster is None else cluster
         return cls(cluster, tf.distribute.MultiWorkerMirroredStrategy() if cluster.size > 1 else None)
 
-    def total(self, tensor: Any) -> tf.Tensor:
+    def total(self, tensor: tf.Tensor) -> tf.Tensor:
         """Sum over all processes of a tensor of one shape."""
         if self.size == 1:
             return tf.convert_to_tensor(tensor)
@@ -58,13 +58,13 @@ class Workers:
             input=tensor, merge_op="Add", final_op="Id", ordering_token=[], **self._keys()
         )
 
-    def gather(self, tensor: Any) -> tf.Tensor:
+    def gather(self, tensor: tf.Tensor) -> tf.Tensor:
         """Joins the tensors of all processes, of one shape, along the first axis in the order of the ranks."""
         if self.size == 1:
             return tf.convert_to_tensor(tensor)
         return tf.raw_ops.CollectiveGatherV2(input=tensor, ordering_token=[], **self._keys())
 
-    def exchange(self, tensor: Any) -> tf.Tensor:
+    def exchange(self, tensor: tf.Tensor) -> tf.Tensor:
         """Sends slice i of the first axis, `[size, ...]`, to process i; slice i of the result came from there."""
         if self.size == 1:
             return tf.convert_to_tensor(tensor)

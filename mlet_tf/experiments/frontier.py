@@ -172,7 +172,7 @@ def shrink_run(
                 "chosen": dataclasses.asdict(chosen),
                 "points": [dataclasses.asdict(point) for point in points],
             }
-            (aside / _REPORT).write_text(strict_json.dumps(report, indent=2) + "\n")
+            strict_json.write(aside / _REPORT, report, indent=2)
             aside.rename(output)
         finally:
             shutil.rmtree(aside, ignore_errors=True)

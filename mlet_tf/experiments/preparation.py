@@ -26,7 +26,7 @@ from mlet_tf.datasets.files import list_files
 from mlet_tf.errors import InputError
 from mlet_tf.experiments.config import DataConfig, GeneratedConfig, SplitConfig
 from mlet_tf.experiments.data import PreparedData
-from mlet_tf.features.counts import ValueCounter
+from mlet_tf.features.counts import Run, ValueCounter
 from mlet_tf.features.packed_rows import PackedRows, pack_words
 from mlet_tf.features.preprocessing import preprocessing_fn
 from mlet_tf.features.transform_graph import TransformGraph, table_rows, write_transform_graph
@@ -58,7 +58,7 @@ def prepare(config: DataConfig, folder: Path, progress: Callable[[str], None] | 
     target = folder / f"rows-{digest}"
     if not (target / _META).exists():
         _Preparation(config, log, progress or (lambda line: None)).write(target)
-    meta = json.loads((target / _META).read_text())
+    meta = strict_json.read(target / _META)
     sparse = len(meta["table_rows"])
     splits = {
         name: PackedRows(str(target / f"{name}.bin"), rows, meta["dense"], sparse)
@@ -124,8 +124,8 @@ class _Preparation:
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         (aside / "made").mkdir(parents=True)
         try:
-            if self._log is None:
-                self._generate(aside / "made" / "log.parquet")
+            if self._config.generated is not None:
+                self._generate(self._config.generated, aside / "made" / "log.parquet")
             self._progress("counting rows")
             # All columns: rows that are rejected in the later passes must not be counted.
             log = read_log(self._log, self._schema, on_rejects=self._progress)
@@ -142,25 +142,22 @@ class _Preparation:
                 "rare_below": self._config.vocabulary.rare_below,
                 "best": best,
             }
-            (aside / _META).write_text(strict_json.dumps(meta))
+            strict_json.write(aside / _META, meta)
             shutil.rmtree(aside / "made")
             if not target.exists():  # Another sweep may have been faster.
                 aside.rename(target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def _generate(self, path: Path) -> None:
-        self._progress(f"drawing {self._config.generated.rows:,} rows")
-        write_log(path, self._schema, self._config.generated.rows, **self._teacher_arguments())
+    def _generate(self, generated: GeneratedConfig, path: Path) -> None:
+        self._progress(f"drawing {generated.rows:,} rows")
+        write_log(path, self._schema, generated.rows, **_teacher_arguments(generated))
         self._log = str(path)
-
-    def _teacher_arguments(self) -> dict[str, Any]:
-        values = self._config.generated.to_plain()
-        return {key: values[key] for key in values if key not in ("rows", "categoricals", "integers")}
 
     def _write_transform(self, split: np.ndarray, folder: Path) -> str:
         """Writes the transform graph, with the vocabularies of the training rows; returns its folder."""
-        counter, runs = ValueCounter(self._schema), []
+        counter = ValueCounter(self._schema)
+        runs: list[Run] = []
         for table, of_row in self._blocks(split):
             counter.add(table, of_row == SPLITS.index("train"))
             if counter.full:
@@ -186,8 +183,8 @@ class _Preparation:
         self, split: np.ndarray, transform_folder: str, folder: Path
     ) -> tuple[int, dict[str, float] | None]:
         """Writes the packed rows of each split; returns D and the metrics of the true probabilities."""
-        transform, generated = TransformGraph(transform_folder), self._config.generated is not None
-        teacher = Teacher(self._schema, **self._teacher_arguments()) if generated else None
+        transform, generated = TransformGraph(transform_folder), self._config.generated
+        teacher = Teacher(self._schema, **_teacher_arguments(generated)) if generated else None
         labels, true = [], []
         for name in SPLITS:
             (folder / f"{name}.bin").touch()
@@ -209,6 +206,11 @@ class _Preparation:
         for table in read_log(self._log, self._schema):
             yield table, split[first : first + len(table)]
             first += len(table)
+
+
+def _teacher_arguments(generated: GeneratedConfig) -> dict[str, Any]:
+    values = generated.to_plain()
+    return {key: values[key] for key in values if key not in ("rows", "categoricals", "integers")}
 
 
 def _sparse_columns(table: pa.Table) -> dict[str, tf.SparseTensor]:

@@ -20,6 +20,7 @@ from mlet_tf.errors import InputError
 from mlet_tf.experiments.frontier import plot_sweep
 from mlet_tf.experiments.statistics import Difference, Group, difference, groups
 from mlet_tf.experiments.store import read_records
+from mlet_tf.storage import written_aside
 
 TOLERANCE = 0.0005
 _BLOCK = re.compile(
@@ -53,9 +54,8 @@ def fill(page: Path) -> None:
                 figure.savefig(page.parent / "results" / f"{study}.png", dpi=_PLOT_DPI)
                 plt.close(figure)
     filled = _BLOCK.sub(lambda m: f"{m[1]}\n{_TABLES[m[2]](studies[m[3]])}\n\n{m[4]}", text)
-    aside = page.with_suffix(".unfinished")
-    aside.write_text(filled)
-    aside.replace(page)
+    with written_aside(page) as file:
+        file.write(filled.encode())
 
 
 def reference(found: Sequence[Group]) -> Group:

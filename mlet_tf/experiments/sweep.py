@@ -106,7 +106,7 @@ def _chain(group: list[Cell], grid: GridConfig, config: SweepConfig) -> _Chain:
                 "direct", cell.output_dim, optimizer=cell.optimizer, dtype=cell.dtype, table_l2=cell.table_l2
             )
             # What an SGD step on a product amounts to at the authors' initialisation.
-            rescaled = (_round(rates[0] * 0.0625 * cell.hidden_dim), *rates[1:])
+            rescaled = (_round(rates[0] * 0.0625 * (cell.hidden_dim or 0)), *rates[1:])
             finals += [Trial(direct, "control", seed, rescaled) for seed in config.seeds]
         yield finals
 

@@ -54,7 +54,7 @@ class Trial:
     cell: Cell
     stage: str
     seed: int
-    rates: tuple[float, float, float]
+    rates: tuple[float, ...]
     truncate_to: tuple[int, ...] = ()
     fine_tune: float = 0.0
 
@@ -249,10 +249,11 @@ def served_values(model: DLRM) -> int:
         return layer.served_values
     values = 0
     for table in embedding_collection(model).factorizations():
-        *_, last = table.projections or (None,)
-        narrow = last is not None and last.shape[0] < last.shape[1]
-        columns = last.shape[0] if narrow else table.output_dim
-        values += table.rows * columns + (last.size if narrow else 0)
+        last = table.projections[-1] if table.projections else None
+        if last is not None and last.shape[0] < last.shape[1]:
+            values += table.rows * last.shape[0] + last.size
+        else:
+            values += table.rows * table.output_dim
     return values
 
 

@@ -16,6 +16,7 @@ How the columns are chosen:
     many as its spectrum deserves.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ def spectra(
         eye = np.eye(width)
         return [Spectrum(e, eye, eye, np.diag(m)) for e, m in zip(tables, moments, strict=True)]
     if method == "common":
-        vectors = _falling_eigh(sum(moments))[1]
+        vectors = _falling_eigh(functools.reduce(np.add, moments))[1]
         return [
             Spectrum(e, vectors, vectors.T, np.diag(vectors.T @ m @ vectors))
             for e, m in zip(tables, moments, strict=True)

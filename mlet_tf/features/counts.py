@@ -167,20 +167,22 @@ def _add_up(files: Sequence[_Sorted], max_values: int) -> Iterator[pa.Table]:
     lowest of these ends are complete, and of no file more than one block has to wait.
     """
     unread = [_read(file) for file in files]
-    waiting: list[pa.RecordBatch | None] = [next(blocks) for blocks in unread]
-    ends = [(_last(block), number) for number, block in enumerate(waiting)]
+    waiting: dict[int, pa.RecordBatch] = {number: next(blocks) for number, blocks in enumerate(unread)}
+    ends = [(_last(block), number) for number, block in waiting.items()]
     heapq.heapify(ends)
     while True:
-        parts, values, size = [], 0, 0
+        parts: list[pa.RecordBatch] = []
+        values, size = 0, 0
         while ends and (not parts or (values < max_values // 2 and size < _MAX_BYTES // 2)):
             number = ends[0][1]
-            block, waiting[number] = waiting[number], next(unread[number], None)
+            block, following = waiting.pop(number), next(unread[number], None)
             parts.append(block)
             values, size = values + block.num_rows, size + block.nbytes
-            if waiting[number] is None:
+            if following is None:
                 heapq.heappop(ends)
             else:
-                heapq.heapreplace(ends, (_last(waiting[number]), number))
+                waiting[number] = following
+                heapq.heapreplace(ends, (_last(following), number))
         for _, number in ends:
             block = waiting[number]
             complete = bisect.bisect_right(_Values(block["value"]), ends[0][0])

@@ -6,13 +6,14 @@ A packed row is `label` float32, `dense_features` float32 `[D]`, `sparse_feature
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 from mlet_tf.features.names import DENSE, LABEL, SPARSE
 
-Batches = tf.data.Dataset  # Of `(inputs, label)`.
+Batches: TypeAlias = tf.data.Dataset  # Of `(inputs, label)`.
 
 _RANGES = 16  # Pieces of a packed file that are read in random order.
 _GATHERED_BATCHES = 32

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mlet_tf import strict_json
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
 from mlet_tf.features.examples import Transform, example_files, raw_feature_spec
@@ -104,9 +105,7 @@ class _Packed:
 
     def write(self, folder: Path) -> None:
         """Says it in the folder."""
-        aside = folder / f".{_PACKED}.{os.getpid()}"
-        aside.write_text(json.dumps(dataclasses.asdict(self)))
-        aside.replace(folder / _PACKED)
+        strict_json.write(folder / _PACKED, dataclasses.asdict(self))
 
 
 def _pack_rest(

@@ -40,7 +40,7 @@ def count_records(path: str) -> int:
 def frame(records: Sequence[bytes]) -> bytes:
     """The records as TFRecords, one after the other."""
     heads: dict[int, bytes] = {}
-    parts = []
+    parts: list[bytes] = []
     for record in records:
         head = heads.get(len(record))
         if head is None:
@@ -76,7 +76,7 @@ def _blocks(path: str) -> Iterator[list[bytes]]:
                     start = end + _TAIL_BYTES
                 data = data[start:]
                 yield records
-    except (OSError, isal_zlib.error) as error:
+    except (OSError, isal_zlib.error) as error:  # type: ignore[misc]  # An exception class, not typed as one.
         raise InputError(f"The shard {path} is damaged: {error}") from error
     if data or not inflate.eof or inflate.unused_data:
         raise InputError(f"The shard {path} is damaged: it does not end with a record")

@@ -1,7 +1,6 @@
 """Checks of arguments that several layers take."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,12 +15,12 @@ def hidden_chain(hidden_dim: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(int(k) for k in chain)
 
 
-def is_positive_int(value: Any) -> bool:
+def is_positive_int(value: object) -> bool:
     """Whether the value is an integer above zero, bool excluded."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
 
 
-def positive_int(name: str, value: Any) -> int:
+def positive_int(name: str, value: int) -> int:
     """Returns the value, or raises ValueError where it is not an integer above zero."""
     if not is_positive_int(value):
         raise ValueError(f"`{name}` should be a positive integer. Received: {value!r}")

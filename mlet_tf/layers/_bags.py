@@ -55,9 +55,8 @@ def _padded_bag(lookup: FusedLookup, slot: int, column: Any) -> Any:
     ids, invalid = lookup.guard(ops.where(present, ids, ops.zeros_like(ids)), [slot])
     number, block = lookup.plan.group_of(slot)
     rows = lookup.gather(number, ops.cast(ids, "int32") + block.offset, unique=False)
-    chain = lookup.plan.groups[number].chain
-    if chain:
-        rows = ops.matmul(rows, lookup.stack(chain, [block.projection])[0])
+    if block.projection is not None:
+        rows = ops.matmul(rows, lookup.stack(lookup.plan.groups[number].chain, [block.projection])[0])
     rows = wide_enough_to_sum(rows) if bag else rows
     weights = ops.cast(present, rows.dtype)
     if invalid is not None:

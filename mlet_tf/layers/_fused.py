@@ -110,7 +110,7 @@ class FusedLookup:
         rows = self.gather(number, rows, unique=True)
         if not group.chain:
             return rows
-        projections = tf.unstack(self.stack(group.chain, [block.projection for block in group.blocks]))
+        projections = tf.unstack(self.stack(group.chain, group.projections))
         slices = tf.split(rows, counts, num=len(projections))
         return tf.concat([tf.matmul(x, w) for x, w in zip(slices, projections, strict=True)], 0)
 
@@ -129,8 +129,8 @@ class FusedLookup:
             offsets = group.per_slot([block.offset for block in group.blocks]).astype("int32")
             rows = self.gather(number, ids[low : low + count] + offsets[:, None], unique=False)
             if group.chain:
-                which = group.per_slot([block.projection for block in group.blocks])
-                rows = ops.matmul(rows, self.stack(group.chain, which))
+                which = group.per_slot(group.projections)
+                rows = ops.matmul(rows, self.stack(group.chain, which.tolist()))
             results.append(rows)
             low += count
         return results[0] if len(results) == 1 else ops.concatenate(results, axis=0)

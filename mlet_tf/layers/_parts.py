@@ -27,7 +27,7 @@ class Parts:
 
     row_counts: Sequence[int] | None = None
 
-    def split(self, variable: Any) -> list[Any]:
+    def split(self, variable: keras.Variable) -> list[Any]:
         """Returns the matrices."""
         tensor = ops.convert_to_tensor(variable)
         if self.row_counts is None:

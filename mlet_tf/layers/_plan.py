@@ -87,6 +87,11 @@ class TableGroup:
         return [slot for block in self.blocks for slot in block.slots]
 
     @property
+    def projections(self) -> list[int]:
+        """Positions of the projections in their stack, block by block; empty for direct tables."""
+        return [block.projection for block in self.blocks if block.projection is not None]
+
+    @property
     def shares_rows(self) -> bool:
         """Whether two blocks read one table through different projections."""
         return len({block.offset for block in self.blocks}) < len(self.blocks)
@@ -139,9 +144,10 @@ class Plan:
 
 def chain_of(feature: EmbeddingFeature, default: Chain | None, direct_threshold: int | None) -> Chain:
     """Returns the hidden dimensions of a feature, empty where it is direct."""
-    chain = default if feature.hidden_dim is None else feature.hidden_dim
-    if not chain:
+    chosen = default if feature.hidden_dim is None else feature.hidden_dim
+    if not chosen:
         return ()
+    chain = hidden_chain(chosen)
     threshold = chain[0] if direct_threshold is None else direct_threshold
     return () if feature.input_dim <= threshold else chain
 

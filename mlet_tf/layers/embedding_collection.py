@@ -87,6 +87,8 @@ class EmbeddingCollection(keras.layers.Layer):
         et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems", arXiv 1906.00091.
     """
 
+    built: bool  # Keras sets it.
+
     def __init__(
         self,
         features: Sequence[EmbeddingFeature | Mapping[str, Any]],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -155,10 +156,10 @@ def _write_torch(table: keras.Variable, blocks: Iterable[np.ndarray], low: int) 
 
 def _stack(blocks: Iterable[np.ndarray], rows: int) -> np.ndarray:
     """Stacks blocks of rows as they come, so that they are never all there beside the result."""
-    result, low = None, 0
-    for block in blocks:
-        if result is None:
-            result = np.empty((rows, *block.shape[1:]), block.dtype)
+    blocks = iter(blocks)
+    first = next(blocks)
+    result, low = np.empty((rows, *first.shape[1:]), first.dtype), 0
+    for block in itertools.chain([first], blocks):
         result[low : low + len(block)] = block
         low += len(block)
     return result

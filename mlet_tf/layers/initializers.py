@@ -150,7 +150,9 @@ def _draw_seed() -> int:
     return random.randint(1, 10**9)
 
 
-def add_table(layer: keras.layers.Layer, initializer: keras.initializers.Initializer, **options: Any) -> Any:
+def add_table(
+    layer: keras.layers.Layer, initializer: keras.initializers.Initializer, **options: Any
+) -> keras.Variable:
     """Adds a weight whose initial values are written in blocks, so that there never is a second table.
 
     Args:

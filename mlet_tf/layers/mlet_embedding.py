@@ -92,6 +92,8 @@ class MLETEmbedding(SingleEmbedding):
         Ghaemmaghami et al., "Training with Multi-Layer Embeddings for Model Reduction", arXiv 2006.05623.
     """
 
+    built: bool  # Keras sets it.
+
     def __init__(
         self,
         input_dim: int,

@@ -69,6 +69,8 @@ class QuantizedEmbedding(SingleEmbedding):
         array([[7., 7., 7.]], dtype=float32)
     """
 
+    built: bool  # Keras sets it.
+
     def __init__(
         self,
         input_dim: int,

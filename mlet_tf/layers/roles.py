@@ -2,14 +2,16 @@
 
 import math
 import numbers
-from typing import Any, Literal
+from typing import Literal
+
+import keras
 
 Role = Literal["table", "projection", "dense"]
 
 _TABLE_NAMES = ("table", "direct_table", "embeddings")
 
 
-def variable_role(variable: Any) -> Role:
+def variable_role(variable: keras.Variable) -> Role:
     """Tells which group of variables a weight belongs to.
 
     The role is read from the last part of the variable's path: factors of `V` rows and direct tables are
@@ -31,21 +33,21 @@ def variable_role(variable: Any) -> Role:
     return "dense"
 
 
-def validate_multiplier(which: str, value: Any) -> float:
+def validate_multiplier(which: str, value: object) -> float:
     """Returns the value, or raises ValueError for one that no learning rate can be multiplied with.
 
     Args:
         which: `"table"` or `"projection"`.
         value: What `{which}_learning_rate_multiplier` was given.
     """
-    if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+    if not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
         raise ValueError(
             f"`{which}_learning_rate_multiplier` should be a finite number of at least 0. Received: {value!r}"
         )
     return float(value)
 
 
-def mark(variable: Any, learning_rate_multiplier: float) -> None:
+def mark(variable: keras.Variable, learning_rate_multiplier: float) -> None:
     """Notes on a variable what the optimizers of this package look for.
 
     Args:

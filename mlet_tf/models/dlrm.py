@@ -265,7 +265,7 @@ def build_dlrm(
     *,
     jit_compile_dense: bool = False,
     task: tfrs.tasks.Task | None = None,
-    dtype: Any = None,
+    dtype: str | keras.DTypePolicy | None = None,
     name: str = "dlrm",
     embedding_class: Callable[..., keras.layers.Layer] = EmbeddingCollection,
     **embedding_options: Any,
@@ -308,7 +308,10 @@ def build_dlrm(
 
 
 def mlp(
-    units: Sequence[int], final_activation: str, dtype: Any = None, name: str | None = None
+    units: Sequence[int],
+    final_activation: str,
+    dtype: str | keras.DTypePolicy | None = None,
+    name: str | None = None,
 ) -> keras.Sequential:
     """Makes a stack of dense layers, ReLU between them; probabilities are computed in float32."""
     last_dtype = "float32" if final_activation == "sigmoid" else dtype

@@ -1,11 +1,13 @@
 """Reading and writing rows of TensorFlow variables in place. Imported on the TensorFlow backend only."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import keras
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
+
+Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
 
 # A gradient whose indices come out of one of these may repeat a row even if its layer de-duplicates: the tape
 # concatenates the slices of a table that is used twice, and a captured tensor hides where it came from.
@@ -19,7 +21,7 @@ _MAY_HIDE_DUPLICATES = {
 }
 
 
-def is_slices(gradient: Any) -> bool:
+def is_slices(gradient: object) -> bool:
     """Tells whether a gradient names the rows it belongs to."""
     return isinstance(gradient, tf.IndexedSlices)
 
@@ -56,63 +58,68 @@ def sum_duplicates(slices: tf.IndexedSlices, promised: bool = False) -> tf.Index
     return tf.IndexedSlices(values, rows, slices.dense_shape)
 
 
-def divide(gradient: Any, divisor: float) -> Any:
+def divide(gradient: Gradient, divisor: float) -> Gradient:
     """Divides a gradient of either kind."""
     if not is_slices(gradient):
         return gradient / divisor
     return tf.IndexedSlices(gradient.values / divisor, gradient.indices, gradient.dense_shape)
 
 
-def clip_by_value(gradients: Sequence[Any], limit: float) -> list[Any]:
+def clip_by_value(gradients: Sequence[Gradient], limit: float) -> list[Gradient]:
     """Clips each element to +-limit; rows that a batch did not touch stay out of the gradient."""
     return [_map_values(lambda v: tf.clip_by_value(v, -limit, limit), g) for g in gradients]
 
 
-def clip_by_norm(gradients: Sequence[Any], limit: float) -> list[Any]:
+def clip_by_norm(gradients: Sequence[Gradient], limit: float) -> list[Gradient]:
     """Clips the norm of each gradient."""
     return [_map_values(lambda v: tf.clip_by_norm(v, limit), g) for g in gradients]
 
 
-def clip_by_global_norm(gradients: Sequence[Any], limit: float) -> list[Any]:
+def clip_by_global_norm(gradients: Sequence[Gradient], limit: float) -> list[Gradient]:
     """Clips the norm over all gradients."""
     summed = [sum_duplicates(g) if is_slices(g) else g for g in gradients]
     return tf.clip_by_global_norm(summed, limit)[0]
 
 
-def _map_values(function: Any, gradient: Any) -> Any:
+def _map_values(function: Callable[[tf.Tensor], tf.Tensor], gradient: Gradient) -> Gradient:
     if not is_slices(gradient):
         return None if gradient is None else function(gradient)
     gradient = sum_duplicates(gradient)
     return tf.IndexedSlices(function(gradient.values), gradient.indices, gradient.dense_shape)
 
 
-def resource(variable: Any) -> tf.Tensor:
+def resource(variable: keras.Variable) -> tf.Tensor:
     """Returns the handle of a Keras or TensorFlow variable."""
     return variable.value.handle if isinstance(variable, keras.Variable) else variable.handle
 
 
-def gather(variable: Any, rows: tf.Tensor) -> tf.Tensor:
+def gather(variable: keras.Variable, rows: tf.Tensor) -> tf.Tensor:
     """Reads rows; never the whole variable, which would be copied at every later sparse write."""
     return tf.raw_ops.ResourceGather(resource=resource(variable), indices=rows, dtype=variable.dtype)
 
 
-def subtract(variable: Any, rows: tf.Tensor, values: tf.Tensor) -> None:
+def subtract(variable: keras.Variable, rows: tf.Tensor, values: tf.Tensor) -> None:
     """Subtracts from rows; repeated rows accumulate."""
     tf.raw_ops.ResourceScatterSub(resource=resource(variable), indices=rows, updates=values)
 
 
-def add(variable: Any, rows: tf.Tensor, values: tf.Tensor) -> None:
+def add(variable: keras.Variable, rows: tf.Tensor, values: tf.Tensor) -> None:
     """Adds to rows; repeated rows accumulate."""
     tf.raw_ops.ResourceScatterAdd(resource=resource(variable), indices=rows, updates=values)
 
 
-def overwrite(variable: Any, rows: tf.Tensor, values: tf.Tensor) -> None:
+def overwrite(variable: keras.Variable, rows: tf.Tensor, values: tf.Tensor) -> None:
     """Replaces rows."""
     tf.raw_ops.ResourceScatterUpdate(resource=resource(variable), indices=rows, updates=values)
 
 
 def sparse_adagrad(
-    variable: Any, accumulator: Any, rows: tf.Tensor, values: tf.Tensor, rate: Any, epsilon: float
+    variable: keras.Variable,
+    accumulator: keras.Variable,
+    rows: tf.Tensor,
+    values: tf.Tensor,
+    rate: tf.Tensor,
+    epsilon: float,
 ) -> None:
     """Adagrad on rows in one pass over them."""
     tf.raw_ops.ResourceSparseApplyAdagradV2(
@@ -125,7 +132,13 @@ def sparse_adagrad(
     )
 
 
-def dense_adagrad(variable: Any, accumulator: Any, gradient: tf.Tensor, rate: Any, epsilon: float) -> None:
+def dense_adagrad(
+    variable: keras.Variable,
+    accumulator: keras.Variable,
+    gradient: tf.Tensor,
+    rate: tf.Tensor,
+    epsilon: float,
+) -> None:
     """Adagrad on a whole variable in one pass over it."""
     tf.raw_ops.ResourceApplyAdagradV2(
         var=resource(variable),

@@ -72,7 +72,7 @@ class SparseAdagrad(_AdagradBase):
     ) -> None:
         super().__init__(learning_rate, initial_accumulator_value, epsilon, l2, **kwargs)
 
-    def build(self, variables: Sequence[Any]) -> None:
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         """Creates an accumulator of each variable's shape."""
         if self.built:
             return
@@ -81,7 +81,7 @@ class SparseAdagrad(_AdagradBase):
             variables, "accumulator", initializer=self._starting_value
         )
 
-    def _row_step(self, rows: Any, values: Any, variable: Any, index: int, rate: Any) -> None:
+    def _row_step(self, rows: Any, values: Any, variable: keras.Variable, index: int, rate: Any) -> None:
         accumulator = self._accumulators[index]
         if _rows.in_xla():
             _rows.add(accumulator, rows, ops.square(values))
@@ -90,7 +90,9 @@ class SparseAdagrad(_AdagradBase):
         else:
             _rows.sparse_adagrad(variable, accumulator, rows, values, rate, self.epsilon)
 
-    def _dense_step(self, gradient: Any, variable: Any, index: int, rate: Any, touched: Any) -> None:
+    def _dense_step(
+        self, gradient: Any, variable: keras.Variable, index: int, rate: Any, touched: Any
+    ) -> None:
         accumulator = self._accumulators[index]
         if _rows is not None:
             _rows.dense_adagrad(variable, accumulator, gradient, rate, self.epsilon)
@@ -131,7 +133,7 @@ class RowWiseAdagrad(_AdagradBase):
     ) -> None:
         super().__init__(learning_rate, initial_accumulator_value, epsilon, l2, **kwargs)
 
-    def build(self, variables: Sequence[Any]) -> None:
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         """Creates one accumulator per row of each variable."""
         if self.built:
             return
@@ -146,13 +148,15 @@ class RowWiseAdagrad(_AdagradBase):
             for variable in variables
         ]
 
-    def _row_step(self, rows: Any, values: Any, variable: Any, index: int, rate: Any) -> None:
+    def _row_step(self, rows: Any, values: Any, variable: keras.Variable, index: int, rate: Any) -> None:
         accumulator = self._accumulators[index]
         _rows.add(accumulator, rows, _mean_square(values))
         root = ops.sqrt(_rows.gather(accumulator, rows))
         _rows.subtract(variable, rows, values * _per_row(rate / (root + self.epsilon), values))
 
-    def _dense_step(self, gradient: Any, variable: Any, index: int, rate: Any, touched: Any) -> None:
+    def _dense_step(
+        self, gradient: Any, variable: keras.Variable, index: int, rate: Any, touched: Any
+    ) -> None:
         accumulator = self._accumulators[index]
         self.assign_add(accumulator, _mean_square(gradient))
         step = rate / (ops.sqrt(accumulator) + self.epsilon)

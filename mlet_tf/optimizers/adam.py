@@ -55,14 +55,14 @@ class LazyAdam(SparseOptimizer):
         self.beta_2 = beta_2
         self.epsilon = epsilon
 
-    def build(self, variables: Sequence[Any]) -> None:
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         """Creates two moments of each variable's shape."""
         if self.built:
             return
         super().build(variables)
         self._momentums, self._velocities = self.add_optimizer_variables(variables, ["momentum", "velocity"])
 
-    def _row_step(self, rows: Any, values: Any, variable: Any, index: int, rate: Any) -> None:
+    def _row_step(self, rows: Any, values: Any, variable: keras.Variable, index: int, rate: Any) -> None:
         momentum, velocity = self._momentums[index], self._velocities[index]
         m, v, step = self._moments(
             _rows.gather(momentum, rows), _rows.gather(velocity, rows), values, variable, rate
@@ -71,7 +71,9 @@ class LazyAdam(SparseOptimizer):
         _rows.overwrite(velocity, rows, v)
         _rows.subtract(variable, rows, step)
 
-    def _dense_step(self, gradient: Any, variable: Any, index: int, rate: Any, touched: Any) -> None:
+    def _dense_step(
+        self, gradient: Any, variable: keras.Variable, index: int, rate: Any, touched: Any
+    ) -> None:
         momentum, velocity = self._momentums[index], self._velocities[index]
         old_m, old_v = ops.convert_to_tensor(momentum), ops.convert_to_tensor(velocity)
         m, v, step = self._moments(old_m, old_v, gradient, variable, rate)

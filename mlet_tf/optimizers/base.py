@@ -11,7 +11,7 @@ from mlet_tf.layers.roles import variable_role
 if keras.backend.backend() == "tensorflow":
     from mlet_tf.optimizers import _rows
 else:
-    _rows = None
+    _rows = None  # type: ignore[assignment]
 
 
 class SparseOptimizer(keras.optimizers.Optimizer):
@@ -34,6 +34,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         **kwargs: Arguments of `keras.optimizers.Optimizer`, such as `weight_decay` (decoupled: each touched row
             shrinks by `learning_rate * weight_decay`), `clipnorm` or `global_clipnorm`.
     """
+
+    loss_scale_factor: float | None  # Keras sets it.
 
     def __init__(self, learning_rate: Any, l2: float = 0.0, **kwargs: Any) -> None:
         if l2 < 0:

@@ -1,6 +1,6 @@
 """One optimizer for tables, one for projections, one for the dense network."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ class RoleOptimizerMap:
     def __init__(self, optimizers: dict[str, keras.optimizers.Optimizer]) -> None:
         self._optimizers = optimizers
 
-    def __call__(self, variable: Any) -> keras.optimizers.Optimizer:
+    def __call__(self, variable: keras.Variable) -> keras.optimizers.Optimizer:
         """Returns the optimizer of a variable."""
         return self._optimizers[variable_role(variable)]
 
@@ -51,12 +51,12 @@ class SplitOptimizer(keras.optimizers.MultiOptimizer):
         for i, optimizer in enumerate(self.optimizers):
             setattr(self, f"_part_{i}", optimizer)  # TensorFlow tracks attributes, not lists.
 
-    def save_own_variables(self, store: Any) -> None:
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Saves the counter; Keras saves the parts as children."""
         for i, variable in enumerate(self._variables):
             store[str(i)] = variable.numpy()
 
-    def load_own_variables(self, store: Any) -> None:
+    def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Restores the counter."""
         for i, variable in enumerate(self._variables):
             variable.assign(store[str(i)])

@@ -7,7 +7,7 @@ its `ServingError` as an exception, and returns the result.
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlet_tf.datasets import ClickLogSchema
 
     # Rows to predict: dicts of values by column, lines of a raw log, or columns.
-    RowsLike = (
+    RowsLike: TypeAlias = (
         Sequence[Mapping[str, object]]
         | Sequence[str | bytes]
         | Iterator[Mapping[str, object]]
@@ -97,7 +97,7 @@ class Dialogue:
     def wait_until_ready(self, version: int | None, timeout: float, probe: "RowsLike | None") -> Steps[None]:
         """Asks until a version is AVAILABLE and has answered."""
         end = time.monotonic() + timeout
-        rows = [{}] if probe is None else list(probe) if isinstance(probe, Iterator) else probe
+        rows: RowsLike = [{}] if probe is None else list(probe) if isinstance(probe, Iterator) else probe
         while True:
             try:
                 states = yield Request("status", min(end + 1.0, time.monotonic() + self.timeout))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlet_tf.errors import InputError
+from mlet_tf.storage import read_text
 
 if TYPE_CHECKING:
     import grpc
@@ -89,9 +90,7 @@ def _read_config_file(path: Path) -> list["ModelConfig"]:
     from tensorflow_serving.config import model_server_config_pb2
 
     try:
-        config = text_format.Parse(path.read_text(), model_server_config_pb2.ModelServerConfig())
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the model configuration ({error.strerror})") from error
+        config = text_format.Parse(read_text(path), model_server_config_pb2.ModelServerConfig())
     except text_format.ParseError as error:
         raise InputError(f"{path}: not a ModelServerConfig: {error}") from error
     models = config.model_config_list.config

@@ -43,11 +43,11 @@ class Target:
                 without brackets, whose last group might be the port.
         """
         found = _TARGET.fullmatch(text) if isinstance(text, str) else None
-        scheme, prefix = (found["scheme"], found["prefix"] or "") if found else (None, "")
+        scheme, prefix = (found["scheme"] or "", found["prefix"] or "") if found else ("", "")
         if (
             found is None
             or (protocol == "grpc" and scheme)
-            or (scheme is None and (prefix or found["port"] is None))
+            or (not scheme and (prefix or found["port"] is None))
             or any(mark in prefix for mark in "?#")
             or not _is_host(found["name"], found["ipv6"])
             or not 1 <= (port := int(found["port"] or _PORTS[scheme])) <= 65535
@@ -75,8 +75,8 @@ class Target:
 
 
 def _is_host(name: str | None, ipv6: str | None) -> bool:
-    if ipv6 is not None:
-        return _is_address(ipaddress.IPv6Address, ipv6)
+    if name is None:
+        return ipv6 is not None and _is_address(ipaddress.IPv6Address, ipv6)
     labels = name.removesuffix(".").split(".")
     if _NUMBER.fullmatch(labels[-1]):
         # Resolvers read "127.1" and "0x7f000001" as addresses too: one way to write an address is enough.

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ def _fit_mirrored(
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
 
     @tf.function
-    def step(iterator: Any) -> Any:
+    def step(iterator: Iterator[Any]) -> Mapping[str, tf.Tensor]:
         return strategy.run(model.train_step, args=(next(iterator),))["loss"]
 
     model.reset_metrics()

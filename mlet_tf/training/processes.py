@@ -12,9 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from mlet_tf import strict_json
 from mlet_tf.child_processes import module_command
 from mlet_tf.errors import InputError, WorkerLostError
-from mlet_tf.storage import join
+from mlet_tf.storage import join, make_folder
 
 ARGUMENTS = "training.json"
 _POLL_SECONDS = 1.0
@@ -63,7 +64,8 @@ def train_as_chief(arguments: TrainingArguments) -> None:
         RuntimeError: Training failed.
     """
     path = join(arguments.custom_config["work"], ARGUMENTS)
-    _write(path, dataclasses.asdict(arguments))
+    make_folder(arguments.custom_config["work"])
+    strict_json.write(path, dataclasses.asdict(arguments))
     code = subprocess.run(module_command(_WORKER, path), check=False).returncode
     tf.io.gfile.remove(path)
     if code == LOST:
@@ -109,11 +111,3 @@ def wait_for_arguments(work: str, timeout: float) -> str:
             )
         time.sleep(_POLL_SECONDS)
     return path
-
-
-def _write(path: str, arguments: dict[str, Any]) -> None:
-    tf.io.gfile.makedirs(path.rsplit("/", 1)[0])
-    aside = f"{path}.unfinished"
-    with tf.io.gfile.GFile(aside, "w") as file:
-        json.dump(arguments, file)
-    tf.io.gfile.rename(aside, path, overwrite=True)

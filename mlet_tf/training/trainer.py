@@ -74,13 +74,11 @@ def fit_and_export(arguments: TrainingArguments, workers: Workers) -> None:
         compile_model(model, train_config, total_steps(train_config, train_rows.rows), workers)
         board = join(arguments.model_run_dir, "tensorboard")
         progress = train(model, train_rows, eval_rows, train_config, work, board, workers)
-    if sharded:
-        model = gather_model(model)
+    whole = gather_model(model) if sharded else model
     if workers.is_chief:
         uri = os.path.dirname(arguments.serving_model_dir)  # noqa: PTH120 (may be remote)
-        save_model(model, schema, transform, uri)
-        with tf.io.gfile.GFile(join(uri, HISTORY), "w") as file:
-            file.write(strict_json.dumps(progress.history))
+        save_model(whole, schema, transform, uri)
+        strict_json.write(join(uri, HISTORY), progress.history)
     workers.wait()  # A process that ends earlier would look lost.
     if is_remote(work):  # Else they are removed with the work folder.
         shutil.rmtree(packed.parent, ignore_errors=True)

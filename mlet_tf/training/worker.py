@@ -1,11 +1,11 @@
 """One process of a training over several: `python -m mlet_tf.training.worker FILE`, FILE as the chief wrote it."""
 
 import hashlib
-import json
 import sys
 
 import tensorflow as tf
 
+from mlet_tf import strict_json
 from mlet_tf.distributed import Workers
 from mlet_tf.errors import InputError
 from mlet_tf.training.processes import LOST, REFUSED, TrainingArguments
@@ -16,8 +16,7 @@ _LOSSES = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.Cancell
 
 def main() -> None:
     """Takes part in one training."""
-    with tf.io.gfile.GFile(sys.argv[1]) as file:
-        arguments = TrainingArguments(**json.load(file))
+    arguments = TrainingArguments(**strict_json.read(sys.argv[1]))
     try:
         workers = Workers.join()
         digest = int.from_bytes(hashlib.sha256(arguments.inputs().encode()).digest()[:7], "big")

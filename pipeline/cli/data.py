@@ -1,11 +1,11 @@
 """`mlet-tf synth`: click logs to try things on."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from mlet_tf.outputs import output_file
+from mlet_tf.progress import ProgressLine
 
 
 @click.command()
@@ -40,28 +40,15 @@ def synth(path: str, schema: str, rows: int, seed: int, rank: int, vocabulary: i
     from mlet_tf.datasets import load_schema
     from mlet_tf.datasets.synthetic import write_log
 
-    progress = _RowCounter(rows)
+    line = ProgressLine(in_logs=False)
+
+    def progress(done: int) -> None:
+        line.show(done, rows, lambda: f"{done:,} of {rows:,} rows")
+
     report = write_log(
         path, load_schema(schema), rows, seed, rank=rank, vocabulary=vocabulary, progress=progress
     )
-    progress.end()
     click.echo(
         f"{path}: {report.rows:,} rows, CTR {report.ctr:.4f}; no model can reach more than AUC {report.auc:.4f} "
         f"or less than logloss {report.logloss:.4f}."
     )
-
-
-class _RowCounter:
-    """Shows on a terminal how many rows are written."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._terminal = sys.stderr.isatty()
-
-    def __call__(self, rows: int) -> None:
-        if self._terminal:
-            click.echo(f"\r{rows:,} of {self._total:,} rows", nl=False, err=True)
-
-    def end(self) -> None:
-        if self._terminal:
-            click.echo("", err=True)

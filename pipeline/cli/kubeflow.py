@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +15,7 @@ from mlet_tf.pipeline.cli._logging import quiet
 from mlet_tf.errors import InputError, nearest
 from mlet_tf.network import is_loopback
 from mlet_tf.outputs import output_file
+from mlet_tf.storage import read_text
 
 TOKEN = "KFP_TOKEN"
 
@@ -120,11 +120,9 @@ def _parameters(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_package(path: str) -> dict[str, Any]:
     try:
-        spec = yaml.safe_load(Path(path).read_text())
+        spec = yaml.safe_load(read_text(path))
         _parameters(spec)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+    except (yaml.YAMLError, TypeError, KeyError):
         raise InputError(f"{path} is no compiled pipeline; `mlet-tf compile` writes one") from None
     return spec
 

@@ -13,7 +13,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # Ab
 import click
 from mlet_tf.pipeline.cli import config, data, kubeflow, models, plan, runs, serving, sweeps, worker
 
-from mlet_tf._version import __version__
+from mlet_tf import __version__
 from mlet_tf.errors import GateError, InputError, WorkerLostError
 from mlet_tf.network import bypass_proxy_for_loopback
 
@@ -35,7 +35,6 @@ EXTRAS = {
             "ml_metadata",
             "pyarrow",
             "pyarrow_hotfix",
-            "rich",
             "tensorflow_data_validation",
             "tensorflow_metadata",
             "tensorflow_model_analysis",

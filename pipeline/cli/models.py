@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from mlet_tf._text import bytes_text
 from mlet_tf.errors import InputError
-from mlet_tf.outputs import output_file, writing
+from mlet_tf.outputs import output_file
+from mlet_tf.storage import writing
+from mlet_tf.units import bytes_text
 
 
 @click.command()

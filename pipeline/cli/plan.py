@@ -7,6 +7,7 @@ import click
 
 from mlet_tf.documents import read_document
 from mlet_tf.errors import InputError
+from mlet_tf.units import bytes_text
 
 # Rows of the tables of the 26 categorical columns, and rows of the training split.
 PRESETS: dict[str, tuple[tuple[int, ...], int]] = {
@@ -32,8 +33,6 @@ PRESETS["ten-billion"] = (
     tuple(2_000_000_000 if rows == 40_000_000 else rows for rows in PRESETS["criteo-terabyte"][0]),
     PRESETS["criteo-terabyte"][1],
 )
-
-_UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
 @click.command()
@@ -106,7 +105,7 @@ def sizes_of(config: Any, vocabulary: tuple[int, ...], rows: int) -> Any:
         vocabulary: Table rows by feature.
         rows: Rows of the training split.
     """
-    from mlet_tf.planning import Sizes
+    from mlet_tf.sizes import Sizes
 
     model, train = config.model, config.train
     return Sizes(
@@ -163,8 +162,7 @@ def _table(lines: list[Any], markdown: bool) -> str:
 
 def _amount(value: float, unit: str) -> str:
     if unit == "bytes":
-        name, size = next(((n, s) for n, s in _UNITS if value >= s), ("B", 1))
-        return f"{value / size:.2f} {name}"
+        return bytes_text(value, digits=2)
     if unit == "count":
         return f"{value:,.0f}"
     if unit == "FLOP":

@@ -7,9 +7,9 @@ from typing import Any
 import click
 from mlet_tf.pipeline.cli._logging import quiet
 
-from mlet_tf._text import bytes_text
 from mlet_tf.outputs import output_folder
 from mlet_tf.run_file import read_run_file
+from mlet_tf.units import bytes_text
 
 _NOT_PUSHED = 3
 

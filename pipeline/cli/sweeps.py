@@ -1,6 +1,8 @@
 """`mlet-tf sweep` and `mlet-tf frontier`."""
 
-import sys
+import contextlib
+import datetime
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import click
 from mlet_tf.pipeline.cli._logging import quiet
 
 from mlet_tf.errors import InputError
-from mlet_tf.outputs import output_file, output_folder, writing
+from mlet_tf.outputs import output_file, output_folder
+from mlet_tf.progress import ProgressLine
 from mlet_tf.run_file import read_run_file
+from mlet_tf.storage import writing
 
 
 @click.command()
@@ -33,7 +37,7 @@ def sweep(config_path: str, workers: int | None) -> None:
     if workers is not None:
         config = config.replace(workers=workers)
     output_folder(config.output)
-    with quiet(), _Display(config.name) as display:
+    with quiet(), contextlib.closing(_Display(config.name)) as display:
         from mlet_tf.experiments.sweep import run_sweep
 
         path = run_sweep(config, display.note, display.progress)
@@ -41,31 +45,31 @@ def sweep(config_path: str, workers: int | None) -> None:
 
 
 class _Display:
-    """A progress bar on a terminal, lines elsewhere."""
+    """A line for each trial; on a terminal also a bar and the time that is left."""
 
     def __init__(self, name: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._console = Console(stderr=True)
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-        self._bar = Progress(*columns, console=self._console, disable=not sys.stderr.isatty())
-        self._task = self._bar.add_task(name, total=None)
-
-    def __enter__(self) -> "_Display":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._name = name
+        self._line = ProgressLine(in_logs=False)
+        self._started, self._fresh = time.monotonic(), 0
 
     def note(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._line.note(line)
 
     def progress(self, state: Any) -> None:
-        self._bar.update(self._task, total=state.total, completed=state.done)
         if state.record is not None and state.fresh:
+            self._fresh += 1
             self.note(f"{state.done}/{state.total} {_line(state.record)}")
+        self._line.show(state.done, state.total, lambda: self._text(state.done, state.total))
+
+    def close(self) -> None:
+        self._line.end()
+
+    def _text(self, done: int, total: int) -> str:
+        text = f"{self._name} {done}/{total}"
+        if not self._fresh or done == total:
+            return text
+        seconds = (time.monotonic() - self._started) / self._fresh * (total - done)
+        return f"{text}, {datetime.timedelta(seconds=round(seconds))} left"
 
 
 def _line(record: dict[str, Any]) -> str:

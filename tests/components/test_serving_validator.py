@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from mlet_tf.components.serving_validator.check import check, check_with_server
 
 from mlet_tf.datasets import CRITEO
 from mlet_tf.features.examples import example_files
+from mlet_tf.serving.check import check, check_with_server
+from mlet_tf.serving.server import ModelServer
 
 
 @pytest.fixture(scope="module")
@@ -39,5 +40,5 @@ def test_a_model_server_gives_the_same_answers(arguments, tmp_path):
         "                        port=int(flags['port']), rest_api_port=int(flags['rest_api_port'])))\n"
     )
     program.chmod(0o755)
-    assert check_with_server(str(program), *arguments) == 64
+    assert check_with_server(ModelServer("binary", str(program)), *arguments) == 64
     assert Path(arguments[0]).exists()

@@ -85,9 +85,9 @@ def test_what_is_written_is_read_back(values):
         ),
         (b"a: 1\nb: {c: 1, c: 2}\n", "f, line 2, column 11: the key 'c' is given twice"),
         (b"[a]: 1\n", "f, line 1, column 1: a key should be text"),
-        ("# é\nname: à\n".encode("latin-1"), "f, line 1: expected UTF-8 text. Received: the byte 0xe9"),
+        ("# é\nname: à\n".encode("latin-1"), "f should be UTF-8 text. Received: byte 0xe9 in line 1"),
         ("name: a\n".encode("utf-16"), "f should be UTF-8 text. Received: UTF-16"),
-        ("name: a\n".encode("utf-16-le"), "f is not YAML"),
+        ("name: a\n".encode("utf-16-le"), "f should be UTF-8 text. Received: "),
         (b"a: [", "f is not YAML, line 1, column 5"),
         (b"a: b: c", "f is not YAML, line 1, column 5"),
         (

@@ -154,16 +154,16 @@ def test_schema_names_and_files_that_do_not_exist_are_named(tmp_path):
     [
         (
             "name: prix\nlabel: y\ncategoricals: [é]\n".encode("latin-1"),
-            "line 3: expected UTF-8 text. Received: the byte 0xe9",
+            "should be UTF-8 text. Received: byte 0xe9 in line 3",
         ),
-        ("name: prix\n".encode("utf-16"), "should be UTF-8 text. Received: UTF-16 or UTF-32"),
+        ("name: prix\n".encode("utf-16"), "should be UTF-8 text. Received: UTF-16 text: convert it"),
         (b"name: a\nlabel: y\nname: b\n", "line 3, column 1: the key 'name' is given twice"),
         (
             b"name: a\ntime: {name: at, name: at}\n",
             "line 2, column 18: the key 'name' is given twice",
         ),
         (b"name: a\n  label: y\n", "is not YAML, line 2, column 8: mapping values are not allowed here"),
-        (b"name: \x00", "is not YAML: "),
+        (b"name: \x00", "should be UTF-8 text. Received: binary data"),
         (b"name: 2014-13-45", "`schema` should have the key 'label'"),
         (b"[" * 3000, "is nested too deeply"),
         (b"- name", "`schema` should hold the keys"),

@@ -9,7 +9,8 @@ import yaml
 from mlet_tf.pipeline.cli.main import EXTRAS, cli
 
 from mlet_tf.errors import InputError
-from mlet_tf.outputs import output_file, output_folder, writing
+from mlet_tf.outputs import output_file, output_folder
+from mlet_tf.storage import writing
 
 
 @pytest.fixture
@@ -236,7 +237,6 @@ def test_a_fault_of_the_program_keeps_its_traceback(command, monkeypatch):
     ("package", "used_by", "extra"),
     [
         ("optuna", "mlet_tf.experiments.sweep", "experiments"),
-        ("rich", "rich.console", "pipeline"),
         ("matplotlib", "mlet_tf.experiments.frontier", "pipeline"),
     ],
 )

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
-from mlet_tf.components.evaluator.executor import load_predictions
 from tests_support import ROWS, raw_columns
 
 from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.encoding import encode_examples
 from mlet_tf.datasets.reading import read_log
 from mlet_tf.export import SIGNATURES
+from mlet_tf.predictions import load_predictions
 from mlet_tf.serving import CTRClient, LocalServer, ServeOptions, list_versions
 
 

@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kubeflow.local_kfp import LocalKubeflow, TaskFailedError
-from mlet_tf.components.evaluator.executor import RESULTS
 from mlet_tf.pipeline.kubeflow_runner import compile_pipeline
 
 from mlet_tf.config import load_config
 from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.reading import read_log
+from mlet_tf.gate import GATE_FILE
 from mlet_tf.metrics import METRICS
 from mlet_tf.serving import CTRClient, LocalServer, ServeOptions
 
 
 def _metrics(run: LocalKubeflow) -> dict[str, dict[str, float]]:
     """Metrics of all rows, by model."""
-    gate = json.loads(Path(run.done["GatedEvaluator"].outputs["evaluation"].uri, RESULTS).read_text())
+    gate = json.loads(Path(run.done["GatedEvaluator"].outputs["evaluation"].uri, GATE_FILE).read_text())
     return {model: next(row for row in rows if not row["slice"]) for model, rows in gate["metrics"].items()}
 
 

@@ -20,7 +20,7 @@ from mlet_tf.pipeline.code_version import code_version
         ("mlet_tf.components.weight_collapser", "quantize.py", True),
         ("mlet_tf.components.transform", "vocabulary.py", True),
         ("mlet_tf.components.transform", "loop.py", False),
-        ("mlet_tf.training.trainer", "pipeline.py", False),
+        ("mlet_tf.training.trainer", "local_runner.py", False),
     ],
 )
 def test_it_changes_with_the_code_that_is_needed(monkeypatch, module, file, changes):

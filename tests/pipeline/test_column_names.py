@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from mlet_tf.components.serving_validator.check import check
 from tests_support import make_statistics, run_example_gen, run_transform
 
 from mlet_tf.datasets import ClickLogSchema, load_schema
@@ -14,6 +13,7 @@ from mlet_tf.datasets.synthetic import write_log
 from mlet_tf.export import export_model, raw_arguments
 from mlet_tf.features.transform_graph import TransformGraph, table_rows
 from mlet_tf.features.vocabulary import vocabulary_file
+from mlet_tf.serving.check import check
 from mlet_tf.serving.rows import Rows
 
 INTEGERS = ["user id", "prix_€", "1", "self"]
@@ -51,7 +51,8 @@ def exported(schema, tmp_path_factory):
     examples = run_example_gen(folder / "examples", schema, folder / "log.csv")
     make_statistics(folder, schema, examples)
     run_transform(folder, schema, examples, frequency_slices=["City"])
-    sizes = table_rows(folder / "graph", schema, num_oov_buckets=1)
+    graph = folder / "graph"
+    sizes = table_rows(graph, schema, num_oov_buckets=1)
     assert list(sizes) == [*CATEGORIES, *OURS, "hour_of_day", "weekday"]
 
     keras.utils.set_random_seed(1)
@@ -60,7 +61,7 @@ def exported(schema, tmp_path_factory):
     scaled = keras.layers.Rescaling(0.1)(sparse)
     ctr = keras.layers.Dense(1, "sigmoid")(keras.layers.Concatenate()([dense, scaled]))
     model = keras.Model({"dense_features": dense, "sparse_features": sparse}, ctr)
-    export_model(model, schema, TransformGraph(folder / "graph"), folder / "model")
+    export_model(model, schema, TransformGraph(graph), folder / "model")
     return folder / "model", sorted(str(path) for path in (folder / "examples" / "Split-eval").iterdir())
 
 

@@ -75,9 +75,11 @@ def _plan(inputs: Mapping[str, Sequence[str]], config: IngestConfig) -> list[Tas
 
 
 def _cut(tasks: list[Task], config: IngestConfig, run: Run, folder: str) -> int | None:
-    if config.method != "time" or config.cut is not None:
+    schema = config.schema
+    if config.method != "time" or config.cut is not None or schema.time is None:
         return config.cut
-    return choose_cut(run(functools.partial(count_times, config=config), tasks, folder), config.eval_share)
+    count = functools.partial(count_times, schema=schema, column=schema.time.name)
+    return choose_cut(run(count, tasks, folder), config.eval_share)
 
 
 def _make_folder(path: str) -> None:

@@ -1,10 +1,10 @@
 """What ingestion says about its rows and values, and counting the rows again."""
 
-import json
 from typing import Any
 
 import tensorflow as tf
 
+from mlet_tf import strict_json
 from mlet_tf.features.counts import Run, open_run
 from mlet_tf.features.ingestion.config import EVAL, TRAIN
 from mlet_tf.features.records import count_records
@@ -15,14 +15,12 @@ COUNTS_FOLDER = "counts"
 
 def read_ingest_report(uri: str) -> dict[str, Any]:
     """Reads the report from the folder of an Examples artifact; its keys are described in the README."""
-    with tf.io.gfile.GFile(f"{uri}/{REPORT_FILE}") as file:
-        return json.load(file)
+    return strict_json.read(f"{uri}/{REPORT_FILE}")
 
 
 def write_ingest_report(uri: str, report: dict[str, Any]) -> None:
     """Writes the report into the folder of an Examples artifact."""
-    with tf.io.gfile.GFile(f"{uri}/{REPORT_FILE}", "w") as file:
-        file.write(json.dumps(report, indent=2) + "\n")
+    strict_json.write(f"{uri}/{REPORT_FILE}", report, indent=2)
 
 
 def count_rows(uri: str) -> dict[str, int]:

@@ -133,7 +133,7 @@ def _in_eval(block: Block, task: Task, config: IngestConfig, cut: int | None) ->
     """Which of a block's good rows belong to `eval`."""
     if task.split is not None:
         return np.full(block.table.num_rows, task.split == EVAL)
-    if config.method == "time":
+    if config.method == "time" and config.schema.time is not None:
         return block.table[config.schema.time.name].to_numpy() >= cut
     return _uniform(block.positions, task.chunk.path, config.seed) < config.eval_share
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from mlet_tf.datasets.reading import read_chunk
+from mlet_tf.datasets.schema import ClickLogSchema
 from mlet_tf.errors import InputError
-from mlet_tf.features.ingestion.config import IngestConfig
 from mlet_tf.features.ingestion.shards import Task
 
 _MOST_VALUES = 1 << 18
@@ -43,12 +43,12 @@ class TimeCounts:
         return self
 
 
-def count_times(task: Task, config: IngestConfig) -> TimeCounts:
-    """Counts the times in a chunk; `error` says why it cannot be read."""
+def count_times(task: Task, schema: ClickLogSchema, column: str) -> TimeCounts:
+    """Counts the times in the time column of a chunk; `error` says why it cannot be read."""
     counts = TimeCounts()
     try:
-        for block in read_chunk(task.chunk, config.schema, [config.schema.time.name]):
-            counts.add(block.table[config.schema.time.name].to_numpy())
+        for block in read_chunk(task.chunk, schema, [column]):
+            counts.add(block.table[column].to_numpy())
     except InputError as error:
         counts.error = str(error)
     return counts

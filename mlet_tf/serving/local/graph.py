@@ -8,6 +8,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -24,7 +25,7 @@ _NUMPY_DIMENSIONS = 32
 _NUMPY_BYTES = 2**63
 _MAX_ITEM_BYTES = 16
 
-SignatureDef = meta_graph_pb2.SignatureDef
+SignatureDef: TypeAlias = meta_graph_pb2.SignatureDef
 Call = Callable[..., Sequence]
 
 
@@ -145,7 +146,10 @@ def _packed(tensor: Tensor) -> np.ndarray:
 
 def _unpacked(value: bytes | np.ndarray) -> Tensor:
     content = value if isinstance(value, bytes) else value.item()
-    return tensors.from_proto(tensor_pb2.TensorProto.FromString(content))
+    tensor = tensors.from_proto(tensor_pb2.TensorProto.FromString(content))
+    if tensor is None:
+        raise StatusError(Code.INTERNAL, "the graph gave a tensor that cannot be sent")
+    return tensor
 
 
 def _session_config() -> config_pb2.ConfigProto:

@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from mlet_tf.serving.local.rest import REASONS, Answer, Rest, html_error
 
@@ -77,7 +78,7 @@ class _Sockets(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         super().__init__(address, handler)
 
-    def handle_error(self, request: socket.socket, client_address: tuple) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """A caller that went away is no news."""
 
 
@@ -85,6 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
     rest: Rest
     limit: int
     busy: _Busy
+    _headers_buffer: list[bytes]
     protocol_version = "HTTP/1.1"
     server_version = "mlet-tf-stand-in"
     sys_version = ""
@@ -144,7 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         return plain if unpack.eof else b""
 
     def _chunks(self) -> bytes | None:
-        parts, total = [], 0
+        parts: list[bytes] = []
+        total = 0
         while True:
             size = self._chunk_size()
             total += size

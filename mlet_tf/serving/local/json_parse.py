@@ -8,7 +8,7 @@ others through the one here.
 import json
 import math
 import re
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from mlet_tf.serving.local.status import StatusError, invalid
 
@@ -70,17 +70,17 @@ def parse(body: bytes) -> Json:
     return Parser(body).document()
 
 
-def is_array(value: Json) -> bool:
+def is_array(value: Json) -> TypeGuard[list[Any]]:
     """Whether a parsed value is an array."""
     return isinstance(value, list) and not isinstance(value, Members)
 
 
-def is_number(value: Json) -> bool:
+def is_number(value: Json) -> TypeGuard[int | float]:
     """Whether a parsed value is a number (a bool is none)."""
     return type(value) in (int, float)
 
 
-def is_integer(value: Json, low: int, high: int) -> bool:
+def is_integer(value: Json, low: int, high: int) -> TypeGuard[int]:
     """Whether a parsed value was written as an integer from `low` to `high`; one beyond 64 bits was not."""
     return type(value) is int and low <= value <= high
 
@@ -91,7 +91,7 @@ def type_name(value: Json) -> str:
         return {None: "Null", True: "True", False: "False"}[value]
     if isinstance(value, Members):
         return "Object"
-    return {list: "Array", str: "String"}.get(type(value), "Number")
+    return "Array" if isinstance(value, list) else "String" if isinstance(value, str) else "Number"
 
 
 class Parser:
@@ -147,7 +147,7 @@ class Parser:
         names: list[str] = []  # The names that the open objects gave last.
         while True:
             value, is_open = self._begin(names)
-            if is_open:
+            if is_open and isinstance(value, list):
                 containers.append(value)
                 continue
             while containers and self._closes(containers[-1], value, names):

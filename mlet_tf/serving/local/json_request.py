@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import numpy as np
 from tensorflow.core.example import example_pb2, feature_pb2
@@ -139,7 +140,7 @@ def _type_error(value: Json, dtype: int) -> StatusError:
     )
 
 
-def _is_base64(value: Json) -> bool:
+def _is_base64(value: Json) -> TypeGuard[Members]:
     return (
         isinstance(value, Members)
         and len(value) == 1
@@ -148,7 +149,7 @@ def _is_base64(value: Json) -> bool:
     )
 
 
-def _is_named(value: Json) -> bool:
+def _is_named(value: Json) -> TypeGuard[Members]:
     return isinstance(value, Members) and not _is_base64(value)
 
 
@@ -232,19 +233,21 @@ def _add(value: Json, name: str, types: Mapping[str, int], batches: dict[str, _B
 
 
 def _from_inputs(value: Json, types: Mapping[str, int]) -> dict[str, Tensor | None]:
-    if not _is_named(value):
-        if len(types) > 1:
-            raise invalid(
-                "inputs is a plain value/list, but expecting an object as multiple input tensors required "
-                "as per tensorinfo_map"
-            )
-        value = Members([(next(iter(types)), value)])
+    if _is_named(value):
+        columns = value
+    elif len(types) > 1:
+        raise invalid(
+            "inputs is a plain value/list, but expecting an object as multiple input tensors required "
+            "as per tensorinfo_map"
+        )
+    else:
+        columns = Members([(next(iter(types)), value)])
     found = {}
     for name, dtype in types.items():
-        if not value.has(name):
+        if not columns.has(name):
             raise invalid(f"Missing named input: {name} in 'inputs' object.")
         batch = _Batch(dtype)
-        batch.add(value.find(name))
+        batch.add(columns.find(name))
         found[name] = batch.tensor()
     return found
 
@@ -309,7 +312,7 @@ def _all_plain(items: list, dtype: int) -> bool:
     return False
 
 
-def _element(value: Json, dtype: int) -> Json:
+def _element(value: Json, dtype: int) -> Json | bytes:
     if isinstance(value, Members):
         if dtype != types_pb2.DT_STRING:
             raise _type_error(value, dtype)
@@ -319,17 +322,19 @@ def _element(value: Json, dtype: int) -> Json:
             Code.UNIMPLEMENTED,
             f"Conversion of JSON Value: {quote_value(value)} to type: {tensors.type_name(dtype)}",
         )
+    if dtype == types_pb2.DT_STRING and isinstance(value, str):
+        return _encode(value)
     if dtype in FLOATS:
         fits = is_number(value)
     elif dtype == types_pb2.DT_STRING:
-        fits = isinstance(value, str)
+        fits = False
     elif dtype == types_pb2.DT_BOOL:
         fits = isinstance(value, bool)
     else:
         fits = is_integer(value, *_INTEGER_RANGES[dtype])
     if not fits:
         raise _type_error(value, dtype)
-    return _encode(value) if dtype == types_pb2.DT_STRING else value
+    return value
 
 
 def _encode(text: str) -> bytes:
@@ -369,16 +374,16 @@ def _fill_example(value: Json, example: example_pb2.Example) -> None:
 
 
 def _add_to_feature(value: Json, name: str, feature: feature_pb2.Feature) -> None:
-    if value is None or is_array(value) or _is_named(value):
+    if value is None or (isinstance(value, list) and not _is_base64(value)):
         raise invalid(f"Feature: {name} has element with unexpected JSON type: {type_name(value)}")
     is_whole = isinstance(value, int) and -(2**63) <= value < 2**64
     kind = "int64_list" if is_whole else "float_list" if is_number(value) else "bytes_list"
     if feature.WhichOneof("kind") not in (None, kind):
         expected = feature.WhichOneof("kind").removesuffix("_list")
         raise invalid(f"Unexpected element type in feature: {name} expecting type: {expected}")
-    if kind == "bytes_list":
+    if isinstance(value, str | list):
         feature.bytes_list.value.append(_encode(value) if isinstance(value, str) else _decode_base64(value))
-    elif kind == "float_list":
+    elif not is_whole:
         with np.errstate(over="ignore"):
             feature.float_list.value.append(float(np.float32(value)))
     elif value >= 2**63:

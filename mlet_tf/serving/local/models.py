@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
@@ -70,7 +71,7 @@ class Models:
         max_batch_size: int | None = None,
     ) -> None:
         self._configs = {config.name: config for config in configs}
-        self._limits = {"timeout_seconds": timeout_seconds, "max_batch_size": max_batch_size}
+        self._limits: dict[str, Any] = {"timeout_seconds": timeout_seconds, "max_batch_size": max_batch_size}
         self._versions: dict[str, dict[int, _Version]] = {name: {} for name in self._configs}
         self._lock = threading.Condition()
         self._polling = threading.Lock()
@@ -192,7 +193,7 @@ class Models:
         number = self._asked_version(spec)
         with self._lock:
             entry = self._find(spec.name, number)
-            if entry is None:
+            if entry is None or entry.servable is None:
                 wanted = f"Latest({spec.name})" if number is None else f"Specific({spec.name}, {number})"
                 raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {wanted}")
             entry.users += 1

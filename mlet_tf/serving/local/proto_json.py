@@ -1,15 +1,12 @@
 """Messages as the REST interface of TF Serving prints them: all fields, one space of indentation."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import Int64Value
 
-# What a field holds, and what stands for it in JSON.
-_Field: TypeAlias = Message | Mapping | Sequence | str | bytes | int | float | bool
 _Printed: TypeAlias = dict[str, "_Printed"] | list["_Printed"] | str | int | float | bool
 _AS_TEXT = (
     FieldDescriptor.CPPTYPE_INT64,
@@ -44,7 +41,7 @@ def _value_of(message: Message, proto_names: bool) -> _Printed:
     return result
 
 
-def _field_value(field: FieldDescriptor, value: _Field, proto_names: bool) -> _Printed:
+def _field_value(field: FieldDescriptor, value: Any, proto_names: bool) -> _Printed:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         item = field.message_type.fields_by_name["value"]
         return {str(key): _single(item, value[key], proto_names) for key in sorted(value)}
@@ -53,7 +50,7 @@ def _field_value(field: FieldDescriptor, value: _Field, proto_names: bool) -> _P
     return _single(field, value, proto_names)
 
 
-def _single(field: FieldDescriptor, value: _Field, proto_names: bool) -> _Printed:
+def _single(field: FieldDescriptor, value: Any, proto_names: bool) -> _Printed:
     if field.message_type is not None:
         return _value_of(value, proto_names)
     if field.enum_type is not None:

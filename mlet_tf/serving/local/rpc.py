@@ -49,7 +49,7 @@ def _answered(
         except Exception as error:  # A fault of this server.
             _log.exception("%s failed", method.__name__)
             refusal = StatusError(Code.INTERNAL, f"{type(error).__name__}: {error}")
-        context.abort(refusal.code, refusal.message)
+        return context.abort(refusal.code, refusal.message)
 
     return wrapped
 

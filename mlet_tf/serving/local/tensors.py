@@ -164,6 +164,7 @@ def _from_field(dtype: int, field: Sequence, count: int) -> np.ndarray:
         values[:given] = field[:given]
         values[given:] = field[given - 1] if given else b""
         return values
+    found: np.ndarray
     if dtype in _HALVES:
         found = np.array(field[:given], np.uint16).view(_numpy_type(dtype))
     else:

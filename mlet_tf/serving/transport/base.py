@@ -55,8 +55,8 @@ class ServingError(RuntimeError):
 
     def __reduce__(self) -> tuple[Callable[..., "ServingError"], tuple[str, str]]:
         # The default passes the message alone, and what comes from a process pool could not be read.
-        options = {"row": self.row, "shown": self._shown, "retryable": self.retryable}
-        return functools.partial(ServingError, **options), (self.code, self.details)
+        make = functools.partial(ServingError, row=self.row, shown=self._shown, retryable=self.retryable)
+        return make, (self.code, self.details)
 
 
 @dataclass(frozen=True)

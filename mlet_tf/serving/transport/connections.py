@@ -39,8 +39,8 @@ class Connection(http.client.HTTPConnection):
             self.sock.settimeout(seconds_until(self.deadline))
             self.sock = self._context.wrap_socket(self.sock, server_hostname=self._server_name or self.host)
 
-    def send(self, data: bytes) -> None:
-        """Sends bytes, of the head or of the body."""
+    def send(self, data: Any) -> None:
+        """Sends bytes, of the head or of the body; nothing else is sent here."""
         if self.sock is None:
             self.connect()
         left = memoryview(data)
@@ -48,7 +48,9 @@ class Connection(http.client.HTTPConnection):
             self.sock.settimeout(seconds_until(self.deadline))
             left = left[self.sock.send(left) :]
 
-    def response_class(self, sock: socket.socket, **options: Any) -> http.client.HTTPResponse:
+    def response_class(  # type: ignore[override]  # A class there; whatever makes a response does.
+        self, sock: socket.socket, **options: Any
+    ) -> http.client.HTTPResponse:
         """The answer, read within the deadline."""
         response = http.client.HTTPResponse(sock, **options)
         response.fp = io.BufferedReader(_TimedReader(response.fp.detach(), sock, self.deadline))
@@ -126,7 +128,7 @@ class _TimedReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray | memoryview) -> int | None:
+    def readinto(self, buffer: Any) -> int | None:
         self._socket.settimeout(seconds_until(self._deadline))
         return self._stream.readinto(buffer)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -187,8 +188,10 @@ def _failure(error: grpc.RpcError) -> ServingError:
 
 
 def _read(request: Request, message: Message) -> Answer:
+    readers: dict[str, Callable[[Any], Answer]]
+    readers = {"predict": _values, "status": _states, "metadata": _metadata_of}
     with reading(message):
-        return {"predict": _values, "status": _states, "metadata": _metadata_of}[request.kind](message)
+        return readers[request.kind](message)
 
 
 def _states(message: get_model_status_pb2.GetModelStatusResponse) -> dict[int, str]:

@@ -13,10 +13,14 @@ normalised entropy are not defined, and without clicks neither is calibration: t
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mlet_tf import strict_json
 from mlet_tf.metrics import METRICS, auc_standard_error
+from mlet_tf.storage import join
+
+GATE_FILE = "gate.json"
 
 # A slice is `()` for all rows or one (column, value) pair.
 Slice = tuple[()] | tuple[str, str]
@@ -81,18 +85,6 @@ def slice_text(key: Slice) -> str:
     return f"{key[0]}={key[1]}" if key else "all rows"
 
 
-def judge(
-    candidate: Metrics,
-    uncollapsed: Metrics,
-    last_blessed: Metrics | None,
-    gate: Mapping[str, Any],
-    table_dtype: str = "float32",
-) -> list[Check]:
-    """The checks of `check_metrics` that the candidate fails; empty for a pass."""
-    checks = check_metrics(candidate, uncollapsed, last_blessed, gate, table_dtype)
-    return [check for check in checks if not check.passed]
-
-
 def check_metrics(
     candidate: Metrics,
     uncollapsed: Metrics,
@@ -127,6 +119,26 @@ def check_metrics(
             cause = f"collapse and quantisation to {table_dtype}"
         checks += _not_worse(metrics, uncollapsed[key], key, tolerance, cause)
     return checks
+
+
+def write_gate(folder: str, metrics: Mapping[str, Metrics], checks: Sequence[Check]) -> None:
+    """Writes `gate.json`: the verdict, every check, and the metrics of every model by slice.
+
+    Args:
+        folder: Where it goes.
+        metrics: Metrics by model.
+        checks: What `check_metrics` found.
+    """
+    results = {
+        "blessed": all(check.passed for check in checks),
+        "failures": [str(check) for check in checks if not check.passed],
+        "checks": [dataclasses.asdict(check) for check in checks],
+        "metrics": {
+            model: [{"slice": list(key), **values} for key, values in by_slice.items()]
+            for model, by_slice in metrics.items()
+        },
+    }
+    strict_json.write(join(folder, GATE_FILE), results, indent=1)
 
 
 def _default_bounds(metrics: Mapping[str, float]) -> dict[str, _Bound]:

@@ -1,4 +1,7 @@
-"""The check itself. `python -m mlet_tf.components.serving_validator.check`: takes a JSON task on standard input."""
+"""Real rows through every signature of a SavedModel, and through a model server where there is one.
+
+`python -m mlet_tf.serving.check` takes a JSON task on standard input.
+"""
 
 import json
 import socket
@@ -15,7 +18,8 @@ from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.export import SIGNATURES, raw_arguments
 from mlet_tf.features.examples import raw_feature_spec
 from mlet_tf.features.records import example_batches
-from mlet_tf.serving import CTRClient, ServeOptions, find_model_server
+from mlet_tf.serving.client import CTRClient
+from mlet_tf.serving.server import ModelServer, ServeOptions, find_model_server
 from mlet_tf.storage import copy_file, is_remote, tree
 
 BATCH_SIZES = (1, 2, 64)
@@ -55,11 +59,11 @@ def check(model: str, files: list[str], schema: ClickLogSchema) -> int:
     return rows
 
 
-def check_with_server(program: str, model: str, files: list[str], schema: ClickLogSchema) -> int:
+def check_with_server(server: ModelServer, model: str, files: list[str], schema: ClickLogSchema) -> int:
     """Answers real rows through a model server on this machine, and compares them with the model's own.
 
     Args:
-        program: Path of `tensorflow_model_server`.
+        server: The server to start.
         model: See `check`.
         files: See `check`.
         schema: See `check`.
@@ -77,14 +81,14 @@ def check_with_server(program: str, model: str, files: list[str], schema: ClickL
     with tempfile.TemporaryDirectory() as base:
         _bring(model, f"{base}/1")
         options = ServeOptions(model_base_path=base, port=port, rest_api_port=rest_port)
-        command = find_model_server(program).command(options)
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        command = server.command(options)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 with CTRClient(f"127.0.0.1:{port}", schema=schema) as client:
                     client.wait_until_ready(timeout=_START_SECONDS)
                     answers = client.predict(_rows(batch, schema))
             finally:
-                server.kill()  # Nothing else talks to it.
+                process.kill()  # Nothing else talks to it.
     _compare({"serving_default": expected, "model server": answers}, len(batch))
     return len(batch)
 
@@ -147,7 +151,7 @@ def main() -> None:
     print(f"{check(*arguments)} rows answered through {', '.join(SIGNATURES)}")
     server = find_model_server()
     if server is not None and server.kind == "binary":
-        print(f"{check_with_server(server.path, *arguments)} rows answered through {server.path}")
+        print(f"{check_with_server(server, *arguments)} rows answered through {server.path}")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlet_tf.components.evaluator.executor import slice_metrics, write_results
-from mlet_tf.components.evaluator.gate import check_metrics, judge
 
+from mlet_tf.gate import check_metrics, write_gate
 from mlet_tf.metrics import METRICS, auc_standard_error, ctr_metrics
+from mlet_tf.predictions import slice_metrics
 
 GATE = {
     "bounds": {"auc": {"min": 0.6, "max": None}, "calibration": {"min": 0.9, "max": 1.1}},
@@ -19,6 +19,11 @@ GATE = {
     "max_collapse_loss": 1e-6,
     "max_quantization_loss": 1e-4,
 }
+
+
+def judge(*arguments):
+    """The checks that fail."""
+    return [check for check in check_metrics(*arguments) if not check.passed]
 
 
 def _metrics(**changes):
@@ -201,7 +206,7 @@ def test_a_last_blessed_model_without_an_auc_blocks_nothing():
 
 def test_results_are_json_whatever_the_metrics_are(tmp_path):
     rows = _of_rows(np.zeros(50, int), np.full(50, 0.1))
-    write_results(str(tmp_path), {"collapsed": rows}, check_metrics(rows, rows, None, WITHOUT_BOUNDS))
+    write_gate(str(tmp_path), {"collapsed": rows}, check_metrics(rows, rows, None, WITHOUT_BOUNDS))
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
