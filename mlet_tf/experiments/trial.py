@@ -83,28 +83,22 @@ def _stored_training(trial: Trial, config: SweepConfig) -> dict[str, Any]:
 
     A training that these words do not tell in full stands beside them.
     """
-    model = model_config(config, trial.cell)
-    train = trial.train_config(config)
-    rules = [getattr(train, role) for role in ROLES]
+    model, train = model_config(config, trial.cell), trial.train_config(config)
+    rules = (train.tables, train.projections, train.dense)
     starts = [rule.initial_accumulator for rule in rules if rule.name.endswith("adagrad")]
-    shared = {
-        "batch_size": train.batch_size,
-        "epochs": train.epochs,
-        "steps_per_execution": train.steps_per_execution,
-    }
+    start = starts[0] if starts else _STORED_ACCUMULATOR
+    shared = {name: getattr(train, name) for name in ("batch_size", "epochs", "steps_per_execution")}
     words = {
         **shared,
         "bottom_units": model.bottom_units,
         "top_units": model.top_units,
         "dense_optimizer": train.dense.name,
-        "initial_accumulator": starts[0] if starts else _STORED_ACCUMULATOR,
+        "initial_accumulator": start,
     }
     names = (train.tables.name, "sgd" if train.tables.name == "sgd" else "adagrad", train.dense.name)
     told = {
         role: OptimizerConfig(
-            name=name,
-            learning_rate=rate,
-            initial_accumulator=words["initial_accumulator"] if name.endswith("adagrad") else None,
+            name=name, learning_rate=rate, initial_accumulator=start if name.endswith("adagrad") else None
         )
         for role, name, rate in zip(ROLES, names, trial.rates, strict=True)
     }

@@ -214,6 +214,20 @@ def test_a_trial_starts_from_the_model_of_a_run(tmp_path):
         np.testing.assert_array_equal(received, expected)
 
 
+def test_a_trial_ends_where_a_run_ends(tmp_path):
+    """After `train.max_steps`, at the end of its schedule."""
+    load_tiny(tmp_path)
+    config = load_sweep(
+        tmp_path / "sweep.yaml", ["train.max_steps=3", "train.schedule.decay=linear", "train.batch_size=32"]
+    )
+    data = prepare(config, tmp_path / "data")
+    trial = Trial(Cell("mlet", 2, 8, "fixed_variance", direct_threshold=0), "tune", 0, (0.1, 0.1, 0.1))
+    model = build_model(trial, config, data)
+    fit(model, data.splits["train"], trial.train_config(config))
+    assert int(model.optimizer.iterations) == 3
+    assert [float(part.learning_rate) for part in model.optimizer.optimizers] == [0, 0, 0]
+
+
 def test_direct_tables_get_every_penalty_of_the_tables():
     config = sweep_of({"embedding": ["direct", "mlet"], "table_l2": [0, 1e-4], "projection_l2": [0, 1e-3]})
     found = cells(config, config.sweep.grid[0])
@@ -253,6 +267,13 @@ def test_a_grid_varies_any_key_of_model_and_training():
     assert train.projections.learning_rate == 0.2
     keys = {Trial(cell, "final", 0, (0.1, 0.1, 0.1)).key(config, "rows") for cell in found}
     assert len(keys) == 4
+    common = {"study": "s", "stage": "final", "method": None, "seed": 0, "test": {"auc": 0.7}}
+    assert [group.label for group in groups(cell.to_dict() | common for cell in found)] == [
+        "direct d=4 train.batch_size=64 train.schedule.decay=linear",
+        "direct d=8 train.batch_size=64 train.schedule.decay=linear",
+        "direct d=4 train.batch_size=128 train.schedule.decay=linear",
+        "direct d=8 train.batch_size=128 train.schedule.decay=linear",
+    ]
 
 
 @pytest.mark.parametrize(
