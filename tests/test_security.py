@@ -10,7 +10,7 @@ from mlet_tf.pipeline.cli.main import cli
 
 from mlet_tf.config import PipelineConfig
 from mlet_tf.config.reference import keys
-from mlet_tf.experiments.config import SweepConfig
+from mlet_tf.config.sweep import SweepConfig
 from mlet_tf.serving import ServeOptions
 
 REPOSITORY = Path(__file__).parents[1]

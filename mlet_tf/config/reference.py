@@ -53,12 +53,14 @@ def key_list(model: type[BaseModel], key: str | None = None) -> str:
     return "\n".join(map(_entry, wanted))
 
 
-def key_tables(model: type[BaseModel]) -> str:
-    """All keys in Markdown: a table of those at the top, then one for each group."""
+def key_tables(model: type[BaseModel], group: str | None = None) -> str:
+    """All keys in Markdown, or those of one group: a table of those at the top, then one for each group."""
     tables: dict[str, list[Key]] = {"": []}
     first: dict[str, str] = {}  # Where the keys of a group are listed, which several places may have.
     elsewhere: list[str] = []
     for key in keys(model):
+        if group is not None and not _is_below(key.path, group):
+            continue
         if any(key.path.startswith(f"{path}.") for path in elsewhere):
             continue
         row = key
@@ -67,7 +69,7 @@ def key_tables(model: type[BaseModel]) -> str:
             row = dataclasses.replace(key, allowed=f"{key.allowed}, as in `{first[key.group]}`")
         top = key.path.partition(".")[0].removesuffix("[]")
         tables.setdefault(top if key.group or key.path != top else "", []).append(row)
-    return "\n".join(_table(title, members) for title, members in tables.items())
+    return "\n".join(_table(title, members) for title, members in tables.items() if members)
 
 
 def _keys(schema: KeySchema, parent: Node, prefix: str) -> Iterator[Key]:
@@ -89,7 +91,7 @@ def _keys(schema: KeySchema, parent: Node, prefix: str) -> Iterator[Key]:
 
 
 def _is_below(path: str, key: str) -> bool:
-    """Whether a path is that key's, or of something in it; `grid.kinds` and `grid[0].kinds` are `grid[].kinds`."""
+    """Whether a path is that key's, or of something in it; `grid.seed` and `grid[0].seed` are `grid[].seed`."""
     parts = path.replace("[]", "").split(".")
     wanted = re.sub(r"\[\d*\]", "", key).split(".")
     return len(wanted) <= len(parts) and all(

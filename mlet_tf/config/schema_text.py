@@ -84,7 +84,7 @@ def schema_of(model: type[BaseModel]) -> KeySchema:
 
 
 def key_text(path: Sequence[str | int]) -> str:
-    """A path in dotted form: `grid[0].kinds`."""
+    """A path in dotted form: `grid[0].embedding`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)

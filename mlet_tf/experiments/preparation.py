@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,10 +20,10 @@ import tensorflow as tf
 
 from mlet_tf import strict_json
 from mlet_tf.config import ValidationConfig
+from mlet_tf.config.sweep import GeneratedConfig, SweepConfig, SweepSplitConfig
 from mlet_tf.datasets import ClickLogSchema, Teacher, load_schema, read_log, write_log
 from mlet_tf.datasets.files import list_files
 from mlet_tf.errors import InputError
-from mlet_tf.experiments.config import DataConfig, GeneratedConfig, SplitConfig
 from mlet_tf.experiments.data import PreparedData
 from mlet_tf.features.counts import Run, ValueCounter
 from mlet_tf.features.packed_rows import PackedRows, pack_words
@@ -36,14 +35,15 @@ from mlet_tf.metrics import ctr_metrics
 
 SPLITS = ("train", "validation", "test")
 _META = "meta.json"
+_SCHEMA_SINCE = ("quoting", "positive", "negative")  # Not yet there when the first trials were stored.
 _VOCABULARY_SETTINGS = ("min_count", "max_size", "rare_below", "max_values_in_memory")
 
 
-def prepare(config: DataConfig, folder: Path, progress: Callable[[str], None] | None = None) -> PreparedData:
+def prepare(config: SweepConfig, folder: Path, progress: Callable[[str], None] | None = None) -> PreparedData:
     """Preprocesses the rows, or finds them from an earlier call.
 
     Args:
-        config: Where the rows come from.
+        config: The study.
         folder: The cache.
         progress: Called with a line about what is being done.
 
@@ -53,11 +53,10 @@ def prepare(config: DataConfig, folder: Path, progress: Callable[[str], None] | 
     Raises:
         InputError: If the log cannot be read or a split would be empty.
     """
-    log = None if config.log is None else os.path.expandvars(config.log)
-    digest = digest_of(config, log)
+    digest = digest_of(config)
     target = folder / f"rows-{digest}"
     if not (target / _META).exists():
-        _Preparation(config, log, progress or (lambda line: None)).write(target)
+        _Preparation(config, progress or (lambda line: None)).write(target)
     meta = strict_json.read(target / _META)
     sparse = len(meta["table_rows"])
     splits = {
@@ -85,7 +84,7 @@ def generated_schema(config: GeneratedConfig) -> ClickLogSchema:
     )
 
 
-def split_of_rows(rows: int, config: SplitConfig) -> np.ndarray:
+def split_of_rows(rows: int, config: SweepSplitConfig) -> np.ndarray:
     """Which of `SPLITS` each row belongs to, uint8 `[rows]`."""
     validation, test = round(rows * config.validation_share), round(rows * config.test_share)
     train = rows - validation - test
@@ -97,40 +96,42 @@ def split_of_rows(rows: int, config: SplitConfig) -> np.ndarray:
     return split
 
 
-def digest_of(config: DataConfig, log: str | None) -> str:
+def digest_of(config: SweepConfig) -> str:
     """Hash of all that makes the rows: the configuration, and the files of a log."""
-    schema = generated_schema(config.generated) if config.generated else load_schema(config.schema)
-    state: list[Any] = [config.split.to_plain(), config.vocabulary.to_plain(), schema.to_dict()]
-    state.append(config.generated.to_plain() if config.generated else None)
-    if log is not None:
-        state += [(Path(file).name, Path(file).stat().st_size) for file in list_files(log)]
+    generated, schema = config.sweep.generated, _schema(config)
+    columns = schema.to_dict()
+    for name in _SCHEMA_SINCE:
+        if getattr(schema, name) == getattr(ClickLogSchema, name):
+            del columns[name]
+    state: list[Any] = [config.sweep.split.to_plain(), config.vocabulary.to_plain(), columns]
+    state.append(generated.to_plain() if generated else None)
+    if config.data.train is not None:
+        state += [(Path(file).name, Path(file).stat().st_size) for file in list_files(config.data.train)]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _schema(config: SweepConfig) -> ClickLogSchema:
+    generated = config.sweep.generated
+    return generated_schema(generated) if generated else load_schema(config.data.schema)
 
 
 class _Preparation:
     """Reads the log three times, a block at a time: to count, for the vocabularies, to write the rows."""
 
-    def __init__(
-        self,
-        config: DataConfig,
-        log: str | None,
-        progress: Callable[[str], None],
-    ) -> None:
-        self._config, self._log, self._progress = config, log, progress
-        generated = config.generated
-        self._schema = generated_schema(generated) if generated else load_schema(config.schema)
+    def __init__(self, config: SweepConfig, progress: Callable[[str], None]) -> None:
+        self._config, self._progress = config, progress
+        self._generated, self._log, self._schema = config.sweep.generated, config.data.train, _schema(config)
 
     def write(self, target: Path) -> None:
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         (aside / "made").mkdir(parents=True)
         try:
-            if self._config.generated is not None:
-                self._generate(self._config.generated, aside / "made" / "log.parquet")
+            if self._generated is not None:
+                self._generate(self._generated, aside / "made" / "log.parquet")
             self._progress("counting rows")
             # All columns: rows that are rejected in the later passes must not be counted.
-            log = read_log(self._log, self._schema, on_rejects=self._progress)
-            rows = sum(len(table) for table in log)
-            split = split_of_rows(rows, self._config.split)
+            rows = sum(len(table) for table in self._read(self._progress))
+            split = split_of_rows(rows, self._config.sweep.split)
             self._progress(f"vocabularies of {int((split == 0).sum()):,} rows")
             transform = self._write_transform(split, aside / "made")
             self._progress(f"preprocessing {rows:,} rows")
@@ -183,7 +184,7 @@ class _Preparation:
         self, split: np.ndarray, transform_folder: str, folder: Path
     ) -> tuple[int, dict[str, float] | None]:
         """Writes the packed rows of each split; returns D and the metrics of the true probabilities."""
-        transform, generated = TransformGraph(transform_folder), self._config.generated
+        transform, generated = TransformGraph(transform_folder), self._generated
         teacher = Teacher(self._schema, **_teacher_arguments(generated)) if generated else None
         labels, true = [], []
         for name in SPLITS:
@@ -200,10 +201,14 @@ class _Preparation:
         best = None if teacher is None else ctr_metrics(np.concatenate(labels), np.concatenate(true))
         return words.shape[1] - 1 - len(self._schema.sparse_features), best
 
+    def _read(self, on_rejects: Callable[[str], None] | None = None) -> Iterator[pa.Table]:
+        share = self._config.data.max_reject_share
+        return read_log(self._log, self._schema, max_reject_share=share, on_rejects=on_rejects)
+
     def _blocks(self, split: np.ndarray) -> Iterator[tuple[pa.Table, np.ndarray]]:
         """Tables of the log and which split each of their rows belongs to."""
         first = 0
-        for table in read_log(self._log, self._schema):
+        for table in self._read():
             yield table, split[first : first + len(table)]
             first += len(table)
 

@@ -35,6 +35,7 @@ _PLAIN = {
     "hidden_scale": (None,),
     "table_l2": (0.0,),
     "projection_l2": (0.0,),
+    "settings": ((),),
 }
 
 

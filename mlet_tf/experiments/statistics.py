@@ -1,13 +1,14 @@
 """Means over seeds and paired differences with confidence intervals."""
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from mlet_tf.experiments.config import Cell
+from mlet_tf.experiments.cells import Cell
 
 # Records are without the choices that there were not when they were stored.
 _CELL = {field.name: getattr(Cell, field.name, None) for field in dataclasses.fields(Cell)}
@@ -68,12 +69,12 @@ class Difference:
 
 def groups(records: Iterable[Mapping[str, Any]]) -> list[Group]:
     """Gathers the records of final and control trials over their seeds."""
-    found: dict[tuple[Any, ...], Group] = {}
+    found: dict[str, Group] = {}
     for record in records:
         if record["stage"] == "tune":
             continue
         whole = _CELL | dict(record)
-        group = found.setdefault(tuple(whole.get(key) for key in _GROUP), Group(whole, {}))
+        group = found.setdefault(json.dumps([whole.get(key) for key in _GROUP]), Group(whole, {}))
         for split in ("validation", "test", "test_rare"):
             for metric, value in record.get(split, {}).items():
                 group.values.setdefault(split, {}).setdefault(metric, {})[record["seed"]] = value
@@ -113,6 +114,7 @@ def label(record: Mapping[str, Any]) -> str:
     for part, key in (("table", "table_l2"), ("projection", "projection_l2")):
         if record.get(key):
             parts.append(f"{part} L2 {record[key]:g}")
+    parts += [f"{key}={value}" for key, value in dict(record.get("settings", ())).items()]
     if record["method"] is not None:
         parts.append(f"-> {record['truncated_to']} ({record['method']})")
     return " ".join(parts)

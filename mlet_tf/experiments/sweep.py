@@ -20,7 +20,8 @@ from typing import Any
 import optuna
 
 from mlet_tf.child_processes import safe_path
-from mlet_tf.experiments.config import Cell, GridConfig, SweepConfig, TuningConfig, cells
+from mlet_tf.config.sweep import GridConfig, SweepConfig, TuningConfig
+from mlet_tf.experiments.cells import ROLES, Cell, cells, of_kind, train_config
 from mlet_tf.experiments.data import PreparedData
 from mlet_tf.experiments.preparation import prepare
 from mlet_tf.experiments.processes import Processes
@@ -29,7 +30,6 @@ from mlet_tf.experiments.trial import Trial, run_alone
 
 Records = list[dict[str, Any]]
 _Chain = Generator[list[Trial], list[Records], None]
-_RATES = ("tables", "projections", "dense")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,22 +66,22 @@ def run_sweep(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     output = Path(config.output)
-    data = prepare(config.data, output / "data", note)
+    data = prepare(config, output / "data", note)
     store = TrialStore(output / "trials.jsonl")
     report = progress or (lambda state: None)
     runner = _Runner(config, data, store, report)
-    runner.run([chain for grid in config.grid for chain in _chains(grid, config)])
+    runner.run([chain for grid in config.sweep.grid for chain in _chains(grid, config)])
     return store.path
 
 
 def count_trials(config: SweepConfig) -> int:
     """Trials of the whole sweep."""
-    total = 0
-    for grid in config.grid:
-        for cell in cells(grid):
-            total += config.tuning.trials + len(config.seeds)
+    total, study = 0, config.sweep
+    for grid in study.grid:
+        for cell in cells(config, grid):
+            total += study.tuning.trials + len(study.seeds)
             if grid.rescaled_control and cell.kind == "mlet":
-                total += len(config.seeds)
+                total += len(study.seeds)
     return total
 
 
@@ -89,25 +89,24 @@ def _chains(grid: GridConfig, config: SweepConfig) -> Iterator[_Chain]:
     def of_chain(cell: Cell) -> Cell:
         return dataclasses.replace(cell, output_dim=0)
 
-    for _, group in itertools.groupby(cells(grid), of_chain):
+    for _, group in itertools.groupby(cells(config, grid), of_chain):
         yield _chain(list(group), grid, config)
 
 
 def _chain(group: list[Cell], grid: GridConfig, config: SweepConfig) -> _Chain:
     """Yields lists of trials that may run at once, takes their records."""
-    rates = config.tuning.start
+    train, seeds = train_config(config, group[0]), config.sweep.seeds
+    rates = tuple(getattr(train, role).learning_rate for role in ROLES)
     for cell in group:
-        rates = yield from _tune(cell, rates, config.tuning)
+        rates = yield from _tune(cell, rates, config.sweep.tuning)
         to = tuple(n for n in grid.truncate_to if n < cell.output_dim)
         tune = grid.fine_tune if to else 0.0
-        finals = [Trial(cell, "final", seed, rates, to, tune) for seed in config.seeds]
+        finals = [Trial(cell, "final", seed, rates, to, tune) for seed in seeds]
         if grid.rescaled_control and cell.kind == "mlet":
-            direct = Cell(
-                "direct", cell.output_dim, optimizer=cell.optimizer, dtype=cell.dtype, table_l2=cell.table_l2
-            )
+            direct = of_kind(dataclasses.replace(cell, kind="direct"))
             # What an SGD step on a product amounts to at the authors' initialisation.
             rescaled = (_round(rates[0] * 0.0625 * (cell.hidden_dim or 0)), *rates[1:])
-            finals += [Trial(direct, "control", seed, rescaled) for seed in config.seeds]
+            finals += [Trial(direct, "control", seed, rescaled) for seed in seeds]
         yield finals
 
 
@@ -115,32 +114,28 @@ def _tune(
     cell: Cell, start: tuple[float, ...], tuning: TuningConfig
 ) -> Generator[list[Trial], list[Records], tuple[float, ...]]:
     """Asks Optuna for learning rates; a repeated run asks the same questions and finds the answers stored."""
-    if not tuning.trials:
-        return tuple(start)
-    bounds = {name: getattr(tuning, name) for name in _RATES}
+    bounds = {key.split(".")[1]: (of.low, of.high) for key, of in tuning.search.items()}
     if cell.hidden_dim is None or cell.kind == "mlet_frozen":
-        bounds["projections"] = (start[1], start[1])
+        bounds.pop("projections", None)
     # A handful of trials: low-discrepancy points beat a model that has nothing to learn from.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.QMCSampler(seed=0, scramble=True, warn_independent_sampling=False)
     study = optuna.create_study(
-        direction="maximize" if tuning.select == "auc" else "minimize", sampler=sampler
+        direction="maximize" if tuning.metric == "auc" else "minimize", sampler=sampler
     )
-    free = [name for name in _RATES if bounds[name][0] < bounds[name][1]]
-    first = {n: min(max(v, bounds[n][0]), bounds[n][1]) for n, v in zip(_RATES, start, strict=True)}
-    study.enqueue_trial({name: first[name] for name in free})
-    best, best_value = first, math.nan
+    best, best_value = dict(zip(ROLES, start, strict=True)), math.nan
+    free = [role for role in ROLES if role in bounds]
+    study.enqueue_trial({role: best[role] for role in free})
     for _ in range(tuning.trials):
         asked = study.ask()
-        rates = {n: _round(asked.suggest_float(n, *bounds[n], log=True)) for n in free}
-        rates = {name: rates.get(name, bounds[name][0]) for name in _RATES}
+        rates = best | {n: _round(asked.suggest_float(n, *bounds[n], log=True)) for n in free}
         records = yield [Trial(cell, "tune", tuning.seed, tuple(rates.values()))]
-        value = records[0][0]["validation"][tuning.select]
+        value = records[0][0]["validation"][tuning.metric]
         study.tell(asked, value)
         if study.best_trial.number == asked.number or math.isnan(best_value):
             best, best_value = rates, value
-    return tuple(best[name] for name in _RATES)
+    return tuple(best[role] for role in ROLES)
 
 
 class _Runner:
@@ -159,7 +154,7 @@ class _Runner:
 
     def run(self, chains: list[_Chain]) -> None:
         self._report(Progress(0, self._total))
-        workers = self._config.workers or os.cpu_count() or 1
+        workers = self._config.sweep.workers or os.cpu_count() or 1
         with safe_path(), Processes(workers) as pool:
             waiting = [_Waiting(chain, next(chain)) for chain in chains]
             while waiting:
@@ -185,11 +180,11 @@ class _Runner:
                 return False
 
     def _look(self, state: _Waiting, number: int, trial: Trial, pool: Processes) -> None:
-        key = trial.key(self._config.training, self._data.digest)
+        key = trial.key(self._config, self._data.digest)
         fresh = key not in self._finished
         if fresh:
             if number not in state.futures:
-                state.futures[number] = pool.submit(run_alone, trial, self._config.training, self._data)
+                state.futures[number] = pool.submit(run_alone, trial, self._config, self._data)
                 return
             if not state.futures[number].done():
                 return

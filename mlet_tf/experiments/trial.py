@@ -15,10 +15,11 @@ import keras
 import numpy as np
 
 from mlet_tf.collapse import collapse_model
-from mlet_tf.config import ModelConfig, OptimizerConfig, TrainConfig
+from mlet_tf.config import OptimizerConfig, TrainConfig
+from mlet_tf.config.sweep import SweepConfig
 from mlet_tf.experiments import truncation
 from mlet_tf.experiments.baselines import HashedEmbeddings, QuotientRemainderEmbeddings
-from mlet_tf.experiments.config import Cell, TrainingConfig
+from mlet_tf.experiments.cells import ROLES, Cell, model_config, train_config
 from mlet_tf.experiments.data import PreparedData
 from mlet_tf.experiments.nested import NestedEmbeddings, embedding_collection
 from mlet_tf.features.packed_rows import PackedRows
@@ -28,14 +29,15 @@ from mlet_tf.models import DLRM
 from mlet_tf.training import build
 from mlet_tf.training.checkpoints import Progress
 from mlet_tf.training.evaluation import Predictor
-from mlet_tf.training.loop import fit_epochs, steps_an_epoch
+from mlet_tf.training.loop import fit_epochs, steps_an_epoch, total_steps
 
 NESTED_SIZES = (2, 4, 8, 16, 32)
 _METRICS = ("auc", "logloss", "normalized_entropy")
 _MOMENT_ROWS = 16_384
 _FINE_TUNE_RATE = 0.3  # A fresh Adagrad begins with steps as large as at the start of training.
 _VALUE_BYTES = 4
-_CHOICES_SINCE = ("dtype", "hidden_scale", "table_l2", "projection_l2")
+_CHOICES_SINCE = ("dtype", "hidden_scale", "table_l2", "projection_l2", "settings")
+_STORED_ACCUMULATOR = 1e-6  # In the keys of all stored trials without an Adagrad.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Trial:
         seed: Seed of initialisation and data order.
         rates: Learning rates of tables, projections and dense part.
         truncate_to: Ranks to which the trained model is truncated too.
-        fine_tune: See `GridConfig`.
+        fine_tune: Share of an epoch for which truncations are trained on, see `GridConfig`.
     """
 
     cell: Cell
@@ -58,9 +60,9 @@ class Trial:
     truncate_to: tuple[int, ...] = ()
     fine_tune: float = 0.0
 
-    def key(self, training: TrainingConfig, data_digest: str) -> str:
+    def key(self, config: SweepConfig, data_digest: str) -> str:
         """Names the trial, however the sweep it belongs to is ordered."""
-        values = dataclasses.asdict(self) | {"training": training.to_plain(), "data": data_digest}
+        values = dataclasses.asdict(self) | {"training": _stored_training(self, config), "data": data_digest}
         if self.cell.initialization == "fixed_variance":
             values["cell"]["initialization"] = "authors"  # Its name when the first trials were stored.
         # Keys of trials that were stored before there was a choice.
@@ -71,26 +73,59 @@ class Trial:
                 del values["cell"][name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
+    def train_config(self, config: SweepConfig, rate_factor: float = 1.0) -> TrainConfig:
+        """The training as a run has it, with a factor on the learning rates."""
+        return train_config(config, self.cell, [rate * rate_factor for rate in self.rates], self.seed)
 
-def run_trial(trial: Trial, training: TrainingConfig, data: PreparedData) -> list[dict[str, Any]]:
+
+def _stored_training(trial: Trial, config: SweepConfig) -> dict[str, Any]:
+    """What trials have in common, in the words of the first ones: their keys are made of it.
+
+    A training that these words do not tell in full stands beside them.
+    """
+    model, train = model_config(config, trial.cell), trial.train_config(config)
+    rules = (train.tables, train.projections, train.dense)
+    starts = [rule.initial_accumulator for rule in rules if rule.name.endswith("adagrad")]
+    start = starts[0] if starts else _STORED_ACCUMULATOR
+    shared = {name: getattr(train, name) for name in ("batch_size", "epochs", "steps_per_execution")}
+    words = {
+        **shared,
+        "bottom_units": model.bottom_units,
+        "top_units": model.top_units,
+        "dense_optimizer": train.dense.name,
+        "initial_accumulator": start,
+    }
+    names = (train.tables.name, "sgd" if train.tables.name == "sgd" else "adagrad", train.dense.name)
+    told = {
+        role: OptimizerConfig(
+            name=name, learning_rate=rate, initial_accumulator=start if name.endswith("adagrad") else None
+        )
+        for role, name, rate in zip(ROLES, names, trial.rates, strict=True)
+    }
+    if train != TrainConfig(**shared, **told, seed=trial.seed):
+        words["train"] = train.to_plain()
+    return words
+
+
+def run_trial(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dict[str, Any]]:
     """Trains and evaluates.
 
     Args:
         trial: The trial.
-        training: What all trials have in common.
+        config: The study.
         data: The rows.
 
     Returns:
         The record of the trial, then one for each truncation of it.
     """
-    model = build_model(trial, training, data)
+    model = build_model(trial, config, data)
     rows = data.splits["train"]
     wall, cpu = time.monotonic(), time.process_time()
-    fit(model, rows, train_config(trial, training))
+    fit(model, rows, trial.train_config(config))
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     splits = ("validation",) if trial.stage == "tune" else ("validation", "test")
     record = {
-        **_identity(trial, training, data),
+        **_identity(trial, config, data),
         "bytes": served_values(model) * _VALUE_BYTES,
         "rows": rows.rows,
         "train_seconds": round(wall, 2),
@@ -99,71 +134,29 @@ def run_trial(trial: Trial, training: TrainingConfig, data: PreparedData) -> lis
     }
     records = [record]
     if trial.truncate_to:
-        records += _truncations(trial, training, model, record, data)
+        records += _truncations(trial, config, model, record, data)
     return records
 
 
-def run_alone(trial: Trial, training: TrainingConfig, data: PreparedData) -> list[dict[str, Any]]:
+def run_alone(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dict[str, Any]]:
     """`run_trial` in a process of a sweep, which keeps nothing of it."""
-    records = run_trial(trial, training, data)
+    records = run_trial(trial, config, data)
     keras.backend.clear_session()
     return records
 
 
-def model_config(cell: Cell, training: TrainingConfig) -> ModelConfig:
-    """The model of a cell, as a run's configuration has it; all but the width of its embeddings is the cell's."""
-    return ModelConfig(
-        output_dim=cell.reference_dim or cell.output_dim,
-        hidden_dim=None,
-        bottom_units=training.bottom_units,
-        top_units=training.top_units,
-        mixed_precision="on" if cell.dtype == "mixed_bfloat16" else "off",
-    )
-
-
-def train_config(trial: Trial, training: TrainingConfig, rate_factor: float = 1.0) -> TrainConfig:
-    """The training of a trial, as a run's configuration has it.
-
-    Args:
-        trial: The trial.
-        training: What all trials have in common.
-        rate_factor: Factor on the trial's learning rates.
-    """
-    rules = (
-        trial.cell.optimizer,
-        "sgd" if trial.cell.optimizer == "sgd" else "adagrad",
-        training.dense_optimizer,
-    )
-    tables, projections, dense = (
-        OptimizerConfig(
-            name=name,
-            learning_rate=rate * rate_factor,
-            initial_accumulator=training.initial_accumulator if name.endswith("adagrad") else None,
-        )
-        for name, rate in zip(rules, trial.rates, strict=True)
-    )
-    return TrainConfig(
-        batch_size=training.batch_size,
-        epochs=training.epochs,
-        tables=tables,
-        projections=projections,
-        dense=dense,
-        steps_per_execution=training.steps_per_execution,
-        seed=trial.seed,
-    )
-
-
-def build_model(trial: Trial, training: TrainingConfig, data: PreparedData) -> DLRM:
+def build_model(trial: Trial, config: SweepConfig, data: PreparedData) -> DLRM:
     """The compiled DLRM of a trial."""
     keras.utils.set_random_seed(trial.seed)
+    rows, train = data.splits["train"], trial.train_config(config)
     model = build.build_model(
-        model_config(trial.cell, training),
+        model_config(config, trial.cell),
         data.table_rows,
-        data.splits["train"].dense,
+        rows.dense,
         functools.partial(make_embeddings, trial.cell),
         streaming_metrics=False,  # Predictions are scored afterwards.
     )
-    _compile(model, trial, train_config(trial, training))
+    _compile(model, trial, train, total_steps(train, rows.rows))
     return model
 
 
@@ -180,20 +173,17 @@ def make_embeddings(
         cell: The cell.
         features: The features.
         output_dim: Width that the rest of the model gets.
-        hidden_dim: Not used: it is the cell's.
-        **options: Further arguments of `EmbeddingCollection`, where the cell does not say otherwise.
+        hidden_dim: `k` of the cell; None for kinds without factors.
+        **options: Further arguments of `EmbeddingCollection`.
     """
     if cell.kind in ("hash", "qr"):
         layer = HashedEmbeddings if cell.kind == "hash" else QuotientRemainderEmbeddings
         table_rows = {feature.name: feature.input_dim for feature in features}
         return layer(table_rows, output_dim, cell.output_dim / output_dim, dtype=options["dtype"])
-    hidden_dim, options["direct_threshold"] = cell.hidden_dim, cell.direct_threshold
     if cell.kind == "projected":
         # A table that a projection would not make smaller stays as it is.
         hidden_dim = cell.output_dim
         options["direct_threshold"] = _largest_useless(cell.output_dim, output_dim)
-    if cell.initialization:
-        options["initialization"] = cell.initialization
     collection = EmbeddingCollection(
         [dataclasses.replace(feature, hidden_dim=_scaled(cell, feature.input_dim)) for feature in features],
         output_dim,
@@ -212,14 +202,14 @@ def fit(model: keras.Model, rows: PackedRows, config: TrainConfig, share: float 
     Args:
         model: A compiled model.
         rows: The training rows.
-        config: Batch size, epochs and seed.
+        config: Batch size, epochs, steps and seed.
         share: Share of one more epoch to train, in the place of the configured epochs.
     """
     epoch_steps = steps_an_epoch(rows.rows, config.batch_size)
-    first, steps = 0, config.epochs * epoch_steps
+    first, steps = 0, total_steps(config, rows.rows)
     if share is not None:
         first = config.epochs
-        steps += steps_an_epoch(int(rows.rows * share), config.batch_size)
+        steps = first * epoch_steps + _share_steps(rows, config, share)
     fit_epochs(
         model,
         lambda epoch, step: rows.permuted_batches(config.batch_size, (config.seed, epoch), step),
@@ -257,6 +247,10 @@ def served_values(model: DLRM) -> int:
     return values
 
 
+def _share_steps(rows: PackedRows, config: TrainConfig, share: float) -> int:
+    return steps_an_epoch(int(rows.rows * share), config.batch_size)
+
+
 def _scaled(cell: Cell, rows: int) -> int | None:
     """Hidden dim of a feature of so many rows; None for that of the collection."""
     if cell.hidden_scale is None:
@@ -276,25 +270,25 @@ def _metrics(label: np.ndarray, ctr: np.ndarray) -> dict[str, float]:
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def _compile(model: DLRM, trial: Trial, config: TrainConfig) -> None:
+def _compile(model: DLRM, trial: Trial, config: TrainConfig, steps: int) -> None:
     l2 = {"tables": trial.cell.table_l2, "projections": trial.cell.projection_l2}
-    build.compile_model(model, config, steps=0, l2=l2)  # No schedule needs the steps.
+    build.compile_model(model, config, steps, l2=l2)
 
 
-def _identity(trial: Trial, training: TrainingConfig, data: PreparedData) -> dict[str, Any]:
+def _identity(trial: Trial, config: SweepConfig, data: PreparedData) -> dict[str, Any]:
     return {
-        "key": trial.key(training, data.digest),
+        "key": trial.key(config, data.digest),
         "data": data.digest,
         "stage": trial.stage,
         **trial.cell.to_dict(),
         "method": None,
         "seed": trial.seed,
-        "learning_rates": dict(zip(("tables", "projections", "dense"), trial.rates, strict=True)),
+        "learning_rates": dict(zip(ROLES, trial.rates, strict=True)),
     }
 
 
 def _truncations(
-    trial: Trial, training: TrainingConfig, model: DLRM, record: dict[str, Any], data: PreparedData
+    trial: Trial, config: SweepConfig, model: DLRM, record: dict[str, Any], data: PreparedData
 ) -> list[dict[str, Any]]:
     """Records of the trained model with fewer columns, as it is and trained on for a while."""
     collapsed = collapse_model(model)
@@ -311,8 +305,8 @@ def _truncations(
         records.append(common | {"method": candidate.method} | evaluate(predictor, data, ("test",)))
         if trial.fine_tune and candidate.method == "allocated":
             tuned = truncation.truncated_model(collapsed, candidate)
-            config = train_config(trial, training, _FINE_TUNE_RATE)
-            _compile(tuned, trial, config)
-            fit(tuned, data.splits["train"], config, trial.fine_tune)
+            rows, train = data.splits["train"], trial.train_config(config, _FINE_TUNE_RATE)
+            _compile(tuned, trial, train, _share_steps(rows, train, trial.fine_tune))
+            fit(tuned, rows, train, trial.fine_tune)
             records.append(common | {"method": "fine_tuned"} | evaluate(Predictor(tuned), data, ("test",)))
     return records

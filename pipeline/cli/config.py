@@ -24,7 +24,10 @@ Everything is checked before anything runs. Each mistake is a line with file, ke
 {run}
 ## A sweep
 
-`mlet-tf sweep` reads these.
+`mlet-tf sweep` reads `name` and `output` (both required), `data`, `vocabulary`, `model` and `train` as a run does, and
+the group `sweep`; `--set` overrides their keys too. These are for runs only, a sweep refuses them:
+
+{run_only}
 
 {sweep}"""
 
@@ -45,16 +48,19 @@ def page() -> str:
     """The reference page, keys of runs and of sweeps."""
     from mlet_tf.config import PipelineConfig
     from mlet_tf.config.reference import key_tables
-    from mlet_tf.experiments.config import SweepConfig
+    from mlet_tf.config.sweep import RUN_ONLY, SweepConfig
 
-    return _PAGE.format(run=key_tables(PipelineConfig), sweep=key_tables(SweepConfig))
+    run_only = "\n".join(f"* `{key}`: {reason}" for key, reason in RUN_ONLY.items())
+    return _PAGE.format(
+        run=key_tables(PipelineConfig), run_only=run_only, sweep=key_tables(SweepConfig, "sweep")
+    )
 
 
 def _listing(key: str | None, sweep: bool) -> str:
     from mlet_tf.config.reference import key_list
 
     if sweep:
-        from mlet_tf.experiments.config import SweepConfig
+        from mlet_tf.config.sweep import SweepConfig
 
         return key_list(SweepConfig, key)
     from mlet_tf.config import PipelineConfig

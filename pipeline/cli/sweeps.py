@@ -23,19 +23,18 @@ from mlet_tf.storage import writing
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    help="Processes; default: `workers` of the configuration, otherwise one for each core.",
+    help="Processes; default: `sweep.workers` of the configuration, otherwise one for each core.",
 )
-def sweep(config_path: str, workers: int | None) -> None:
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in `run`.")
+def sweep(config_path: str, workers: int | None, overrides: tuple[str, ...]) -> None:
     """Train a grid of embeddings and record what each of them reaches.
 
     Learning rates are tuned on validation rows for every kind and size; final seeds are scored on test rows.
     Records are appended to trials.jsonl in the output folder. A sweep that was stopped continues where it was.
     """
-    from mlet_tf.experiments.config import load_sweep
+    from mlet_tf.experiments.cells import load_sweep
 
-    config = load_sweep(config_path)
-    if workers is not None:
-        config = config.replace(workers=workers)
+    config = load_sweep(config_path, (*overrides, *([f"sweep.workers={workers}"] if workers else ())))
     output_folder(config.output)
     with quiet(), contextlib.closing(_Display(config.name)) as display:
         from mlet_tf.experiments.sweep import run_sweep

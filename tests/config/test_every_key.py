@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -10,16 +11,19 @@ from hypothesis import strategies as st
 from mlet_tf.config import PipelineConfig, from_mapping
 from mlet_tf.config.reference import keys
 from mlet_tf.config.schema_text import schema_of
+from mlet_tf.config.sweep import RUN_ONLY, SweepConfig
 from mlet_tf.errors import InputError
-from mlet_tf.experiments.config import SweepConfig
 
 VALID = {
     PipelineConfig: {},
     SweepConfig: {
         "name": "s",
         "output": "runs/s",
-        "data": {"generated": {}},
-        "grid": [{"kinds": ["direct"], "output_dims": [2]}],
+        "sweep": {
+            "generated": {},
+            "tuning": {"search": {"train.tables.learning_rate": {"low": 0.01, "high": 1.0}}},
+            "grid": [{}],
+        },
     },
 }
 EVERY_KEY = [(model, key.path) for model in VALID for key in keys(model)]
@@ -29,7 +33,8 @@ def node_at(model, path):
     """The JSON schema at the path of a key in the reference."""
     schema = schema_of(model)
     parts = []
-    for part in path.split("."):
+    grid = re.match(r"(sweep)\.(grid\[\])\.(.*)", path)  # Its keys are dotted themselves.
+    for part in grid.groups() if grid else path.split("."):
         known = schema.known_keys(schema.find(parts))
         parts.append(
             known[0] if part == "<name>" and known else "C1" if part == "<name>" else part.removesuffix("[]")
@@ -147,30 +152,77 @@ def test_defaults_written_out_are_the_defaults(model):
 
 
 @pytest.mark.parametrize(
-    ("changes", "line"),
+    ("group", "changes", "line"),
     [
-        ({"seed": [1]}, "unknown key 'seed'. Did you mean 'seeds'?"),
-        ({"data": {}}, "'data.log' or 'generated' should be given, one of them. Received: neither"),
-        ({"data": {"log": "a", "generated": {}}}, "Received: both"),
-        ({"data": {"generated": {}, "vocabulary": {"min": 2}}}, "unknown key 'data.vocabulary.min'"),
+        ("sweep", {"seed": [1]}, "unknown key 'sweep.seed'. Did you mean 'seeds'?"),
         (
-            {"data": {"generated": {}, "split": {"validation_share": 0.5, "test_share": 0.5}}},
-            "'data.split.test_share' and 'validation_share' should leave rows to train on",
+            "sweep",
+            {"generated": None},
+            "'data.train' or 'sweep.generated' should be given, one of them. Received: neither",
         ),
-        ({"tuning": {"tables": [0.5, 0.1]}}, "'tuning.tables' should be a lowest and a highest rate"),
-        ({"tuning": {"tables": [0.5]}}, "'tuning.tables' should be a list of 2"),
+        ("data", {"train": "log.tsv"}, "Received: both"),
+        ("vocabulary", {"min": 2}, "unknown key 'vocabulary.min'"),
+        ("gate", {}, "unknown key 'gate'"),
         (
-            {"grid": [{"kinds": ["mlett"], "output_dims": [2]}]},
-            "'grid[0].kinds[0]' should be 'direct', 'mlet'",
+            "sweep",
+            {"split": {"validation_share": 0.5, "test_share": 0.5}},
+            "'sweep.split.test_share' and 'validation_share' should leave rows to train on",
         ),
         (
-            {"grid": [{"kinds": ["mlet"]}]},
-            "missing key 'grid[0].output_dims'; it should be a list of at least 1",
+            "sweep",
+            {"tuning": {"search": {"train.dense.learning_rate": {"low": 0.5, "high": 0.1}}}},
+            "'sweep.tuning.search.train.dense.learning_rate.high' should be above 'low' (0.5). Received: 0.1",
         ),
-        ({"grid": []}, "'grid' should be a list of at least 1"),
+        (
+            "sweep",
+            {"tuning": {"search": {"train.table.learning_rate": {"low": 0.1, "high": 0.5}}}},
+            "unknown key 'sweep.tuning.search.train.table.learning_rate'. Did you mean 'train.tables.learning_rate'?",
+        ),
+        (
+            "train",
+            {"tables": {"learning_rate": 2.0}},
+            "'train.tables.learning_rate' should be in its range in 'sweep.tuning.search', from 0.01 to 1.0",
+        ),
+        (
+            "sweep",
+            {"grid": [{}, {"train.tables.learning_rate": [0.1]}]},
+            "'sweep.grid[1].train.tables.learning_rate' should be left out, since 'sweep.tuning.search' has it",
+        ),
+        (
+            "sweep",
+            {"grid": [{"embedding": ["mlett"]}]},
+            "'sweep.grid[0].embedding[0]' should be 'direct', 'mlet'",
+        ),
+        (
+            "sweep",
+            {"grid": [{"model.output_dim": [2, 0]}]},
+            "'sweep.grid[0].model.output_dim[1]' should be an integer from 1 to 65,536. Received: 0",
+        ),
+        ("sweep", {"grid": [{"train.seed": [1]}]}, "unknown key 'sweep.grid[0].train.seed'"),
+        ("sweep", {"grid": []}, "'sweep.grid' should be a list of at least 1"),
     ],
 )
-def test_mistakes_of_a_sweep_name_the_key(changes, line):
+def test_mistakes_of_a_sweep_name_the_key(group, changes, line):
+    document = VALID[SweepConfig]
     with pytest.raises(InputError) as error:
-        from_mapping(SweepConfig, VALID[SweepConfig] | changes)
+        from_mapping(SweepConfig, document | {group: document.get(group, {}) | changes})
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.split", {"method": "time"}),
+        ("data.chunk_bytes", 8192),
+        ("train.early_stopping_patience", 1),
+        ("train.checkpoint_steps", 5),
+        ("train.shuffle_rows", 5),
+        ("train.shard_tables", True),
+        ("train.seed", 1),
+    ],
+)
+def test_a_sweep_refuses_what_only_a_run_follows(key, value):
+    group, name = key.split(".")
+    with pytest.raises(InputError) as error:
+        from_mapping(SweepConfig, VALID[SweepConfig] | {group: {name: value}})
+    assert f"'{key}' should be left out of a sweep: {RUN_ONLY[key]}. Received: " in str(error.value)

@@ -8,7 +8,7 @@ import pytest
 
 from mlet_tf.config import PipelineConfig
 from mlet_tf.config.reference import keys
-from mlet_tf.experiments.config import SweepConfig
+from mlet_tf.config.sweep import SweepConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -43,8 +43,16 @@ def test_the_page_has_every_key():
         ),
         (["train.tables"], ["train.tables:\n", "train.tables.learning_rate: 0.02"]),
         (["gate.bounds.auc"], ["gate.bounds.<name>.min: null"]),
-        (["--sweep", "grid.kinds"], ["grid[].kinds: (required)"]),
-        (["--sweep"], ["name: (required)", "data.generated.rows: 500000", "tuning.trials: 6"]),
+        (["--sweep", "sweep.grid.embedding"], ['sweep.grid[].embedding: ["mlet"]']),
+        (
+            ["--sweep"],
+            [
+                "name: (required)",
+                "train.batch_size: 512",
+                "sweep.generated.rows: 500000",
+                "sweep.grid[].train.batch_size: []\n    A list of different items, each an integer from 1",
+            ],
+        ),
         ([], ["name: mlet-tf", "kubeflow.nodes.<name>.cpu: null"]),
     ],
 )
@@ -61,6 +69,6 @@ def test_an_unknown_key_is_named_with_the_nearest(command):
 
 
 def test_reading_a_configuration_needs_nothing_heavy():
-    script = "import sys, mlet_tf.config, mlet_tf.experiments.config; print(*sys.modules)"
+    script = "import sys, mlet_tf.config, mlet_tf.config.sweep; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"tensorflow", "keras", "pyarrow", "apache_beam", "tfx", "optuna"}

@@ -3,8 +3,11 @@
 import json
 
 import numpy as np
+import pytest
 
-from mlet_tf.experiments.config import DataConfig
+from mlet_tf.config import from_mapping
+from mlet_tf.config.sweep import SweepConfig
+from mlet_tf.errors import InputError
 from mlet_tf.experiments.preparation import SPLITS, prepare
 
 
@@ -14,7 +17,8 @@ def test_a_row_that_only_the_features_reject_is_not_counted_and_told(tmp_path):
     lines = [f"{n % 2}\t{n + 1}\tc{n % 5}" for n in range(2000)]
     lines[7] = "1\tseven\tc0"
     (tmp_path / "log.tsv").write_text("\n".join(lines))
-    config = DataConfig(log=str(tmp_path / "log.tsv"), schema=str(tmp_path / "shop.yaml"))
+    rows = {"train": str(tmp_path / "log.tsv"), "schema": str(tmp_path / "shop.yaml")}
+    config = from_mapping(SweepConfig, {"name": "s", "output": "s", "data": rows, "sweep": {"grid": [{}]}})
     told = []
     data = prepare(config, tmp_path / "data", told.append)
     rows = [data.splits[split] for split in SPLITS]
@@ -27,3 +31,14 @@ def test_a_row_that_only_the_features_reject_is_not_counted_and_told(tmp_path):
         and line.endswith("log.tsv:8: column 'i' should be an integer. Received: 'seven'")
         for line in told
     )
+
+
+def test_a_sweep_stops_at_the_share_of_malformed_rows_that_stops_a_run(tmp_path):
+    (tmp_path / "shop.yaml").write_text(json.dumps({"name": "shop", "label": "y", "categoricals": ["c"]}))
+    (tmp_path / "log.tsv").write_text("1\ta\n0\tb\nx\ta\n1\tb\n" * 25)
+    rows = {"train": str(tmp_path / "log.tsv"), "schema": str(tmp_path / "shop.yaml")}
+    document = {"name": "s", "output": "s", "sweep": {"grid": [{}]}}
+    with pytest.raises(InputError, match="25 of 100 rows"):
+        prepare(from_mapping(SweepConfig, document | {"data": rows}), tmp_path / "data")
+    config = from_mapping(SweepConfig, document | {"data": rows | {"max_reject_share": 0.25}})
+    assert sum(part.rows for part in prepare(config, tmp_path / "data").splits.values()) == 75

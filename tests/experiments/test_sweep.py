@@ -11,22 +11,16 @@ import numpy as np
 import pytest
 import yaml
 
-from mlet_tf.config import ModelConfig, VocabularyConfig
-from mlet_tf.experiments.config import (
-    Cell,
-    DataConfig,
-    GeneratedConfig,
-    GridConfig,
-    SplitConfig,
-    cells,
-    load_sweep,
-)
+from mlet_tf.config import ModelConfig, from_mapping
+from mlet_tf.config.sweep import SweepConfig, SweepSplitConfig
+from mlet_tf.errors import InputError
+from mlet_tf.experiments.cells import Cell, cells, load_sweep, train_config
 from mlet_tf.experiments.nested import embedding_collection
 from mlet_tf.experiments.preparation import SPLITS, digest_of, prepare, split_of_rows
 from mlet_tf.experiments.results import fill
 from mlet_tf.experiments.statistics import difference, groups
 from mlet_tf.experiments.store import TrialStore, read_records
-from mlet_tf.experiments.trial import Trial, build_model, fit, make_embeddings, train_config
+from mlet_tf.experiments.trial import Trial, build_model, fit, make_embeddings
 from mlet_tf.layers import EmbeddingFeature, variable_role
 from mlet_tf.names import Optimizer
 from mlet_tf.optimizers.names import OPTIMIZERS
@@ -34,24 +28,36 @@ from mlet_tf.training import build
 
 SWEEP = {
     "name": "tiny",
-    "data": {
+    "vocabulary": {"rare_below": 50},
+    "model": {"bottom_units": [4], "top_units": [8]},
+    "train": {"batch_size": 64, "steps_per_execution": 25},
+    "sweep": {
         "generated": {"rows": 3000, "categoricals": 3, "integers": 1, "rank": 2, "vocabulary": 30},
-        "vocabulary": {"rare_below": 50},
+        "tuning": {"trials": 1},
+        "seeds": [0],
+        "workers": 1,
+        "grid": [
+            {"embedding": ["direct"], "model.output_dim": [4], "truncate_to": [1], "fine_tune": 0.5},
+            {
+                "embedding": ["mlet"],
+                "model.output_dim": [2],
+                "model.hidden_dim": [8],
+                "rescaled_control": True,
+            },
+        ],
     },
-    "training": {"bottom_units": [4], "top_units": [8], "batch_size": 64},
-    "tuning": {"trials": 1},
-    "seeds": [0],
-    "workers": 1,
-    "grid": [
-        {"kinds": ["direct"], "output_dims": [4], "truncate_to": [1], "fine_tune": 0.5},
-        {"kinds": ["mlet"], "output_dims": [2], "hidden_dims": [8], "rescaled_control": True},
-    ],
 }
 
 
 def load_tiny(folder):
     (folder / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "output": str(folder / "out")}))
     return load_sweep(folder / "sweep.yaml")
+
+
+def sweep_of(*grids, **groups):
+    """The configuration of a sweep with these entries of its grid."""
+    study = {"generated": {}, "grid": grids} | groups.pop("sweep", {})
+    return from_mapping(SweepConfig, {"name": "s", "output": "runs/s", "sweep": study} | groups)
 
 
 @pytest.fixture(scope="module")
@@ -108,32 +114,30 @@ def test_sweep_records_resumes_and_draws(folder, command, monkeypatch):
 
 
 def test_mistakes_are_named(folder, command):
-    def run(**changes):
-        (folder / "bad.yaml").write_text(yaml.safe_dump({**SWEEP, "output": str(folder / "bad"), **changes}))
-        code, _, err = command("sweep", "--config", folder / "bad.yaml")
+    def run(*overrides):
+        options = [f"--set={override}" for override in (f"output={folder / 'bad'}", *overrides)]
+        code, _, err = command("sweep", "--config", folder / "sweep.yaml", *options)
         assert code == 2
         assert "Traceback" not in err
         return err
 
-    assert "'grid[0].kinds[0]' should be 'direct', 'mlet', 'mlet_frozen'" in run(
-        grid=[{"kinds": ["mlett"], "output_dims": [2]}]
+    assert "'sweep.grid[0].embedding[0]' should be 'direct', 'mlet', 'mlet_frozen'" in run(
+        "sweep.grid=[{embedding: [mlett]}]"
     )
-    assert "did you mean 'seeds'" in run(seed=[1]).lower()
-    assert "'data.log' or 'generated' should be given" in run(data={})
-    assert "data.vocabulary" in run(data={"generated": {}, "vocabulary": {"min": 2}})
-    assert "too few" in run(data={"generated": {"rows": 5}})
-    assert "not_there" in run(data={"log": str(folder / "not_there.tsv")})
+    assert "did you mean 'seeds'" in run("sweep.seed=[1]").lower()
+    assert "'data.train' or 'sweep.generated' should be given" in run("sweep.generated=null")
+    assert "vocabulary.min" in run("vocabulary.min=2")
+    assert "too few" in run("sweep.generated.rows=5")
+    assert "not_there" in run("sweep.generated=null", f"data.train={folder / 'not_there.tsv'}")
     code, _, err = command("frontier", "draw", folder / "none.jsonl")
     assert code == 2
     assert "none.jsonl" in err
 
 
 def test_rows_are_split_once_and_vocabularies_come_from_train(tmp_path):
-    config = DataConfig(
-        generated=GeneratedConfig(rows=4000, categoricals=2, integers=1, vocabulary=400, power=0.7),
-        split=SplitConfig(method="sequential", validation_share=0.2, test_share=0.2),
-        vocabulary=VocabularyConfig(min_count=1),
-    )
+    rows = {"rows": 4000, "categoricals": 2, "integers": 1, "vocabulary": 400, "power": 0.7}
+    split = {"method": "sequential", "validation_share": 0.2, "test_share": 0.2}
+    config = sweep_of({}, sweep={"generated": rows, "split": split}, vocabulary={"min_count": 1})
     data = prepare(config, tmp_path)
     assert [data.splits[split].rows for split in SPLITS] == [2400, 800, 800]
     assert prepare(config, tmp_path).digest == data.digest
@@ -157,7 +161,7 @@ def test_rows_are_split_once_and_vocabularies_come_from_train(tmp_path):
 
 
 def test_sequential_split_trains_on_the_first_rows():
-    split = split_of_rows(1000, SplitConfig(method="sequential", validation_share=0.1, test_share=0.2))
+    split = split_of_rows(1000, SweepSplitConfig(method="sequential", validation_share=0.1, test_share=0.2))
     assert (split[:700] == 0).all()
     assert sorted(np.bincount(split[700:])[1:]) == [100, 200]
     assert (np.diff(split[700:].astype(int)) < 0).any(), "validation and test are mixed"
@@ -167,20 +171,20 @@ def test_hidden_dims_follow_the_vocabulary():
     cell = Cell("mlet", 4, 64, "fixed_variance", direct_threshold=10, hidden_scale=1.0)
     rows = {"direct": 10, "floor": 11, "middle": 120, "up": 1000, "ceiling": 90_000}
     features = [EmbeddingFeature(name, size) for name, size in rows.items()]
-    layer = make_embeddings(cell, features, 4)
+    layer = make_embeddings(cell, features, 4, 64, direct_threshold=10)
     layer.build((None, len(rows)))
     assert [table.hidden_dim for table in layer.factorizations()] == [4, 8, 32, 64, None]
 
 
 def test_penalties_act_on_tables_and_projections_apart(tmp_path):
     config = load_tiny(tmp_path)
-    data = prepare(config.data, tmp_path / "data")
+    data = prepare(config, tmp_path / "data")
 
     def norms(**penalties):
         cell = Cell("mlet", 2, 8, "fixed_variance", direct_threshold=0, **penalties)
         trial = Trial(cell, "tune", 0, (0.1, 0.1, 0.05))
-        model = build_model(trial, config.training, data)
-        fit(model, data.splits["train"], train_config(trial, config.training))
+        model = build_model(trial, config, data)
+        fit(model, data.splits["train"], trial.train_config(config))
         variables = embedding_collection(model).trainable_variables
         return {variable_role(v): float(np.linalg.norm(v)) for v in variables}
 
@@ -193,9 +197,9 @@ def test_penalties_act_on_tables_and_projections_apart(tmp_path):
 def test_a_trial_starts_from_the_model_of_a_run(tmp_path):
     """The same builder, the same seed: the same initial values."""
     config = load_tiny(tmp_path)
-    data = prepare(config.data, tmp_path / "data")
+    data = prepare(config, tmp_path / "data")
     cell = Cell("mlet", 2, 8, direct_threshold=0)
-    trial = build_model(Trial(cell, "tune", 3, (0.1, 0.1, 0.05)), config.training, data)
+    trial = build_model(Trial(cell, "tune", 3, (0.1, 0.1, 0.05)), config, data)
     keras.utils.set_random_seed(3)
     model = ModelConfig(
         output_dim=2,
@@ -210,11 +214,24 @@ def test_a_trial_starts_from_the_model_of_a_run(tmp_path):
         np.testing.assert_array_equal(received, expected)
 
 
-def test_direct_tables_get_every_penalty_of_the_tables():
-    grid = GridConfig(
-        kinds=("direct", "mlet"), output_dims=(4,), table_l2=(0.0, 1e-4), projection_l2=(0.0, 1e-3)
+def test_a_trial_ends_where_a_run_ends(tmp_path):
+    """After `train.max_steps`, at the end of its schedule."""
+    load_tiny(tmp_path)
+    config = load_sweep(
+        tmp_path / "sweep.yaml", ["train.max_steps=3", "train.schedule.decay=linear", "train.batch_size=32"]
     )
-    penalties = [(cell.kind, cell.table_l2, cell.projection_l2) for cell in cells(grid)]
+    data = prepare(config, tmp_path / "data")
+    trial = Trial(Cell("mlet", 2, 8, "fixed_variance", direct_threshold=0), "tune", 0, (0.1, 0.1, 0.1))
+    model = build_model(trial, config, data)
+    fit(model, data.splits["train"], trial.train_config(config))
+    assert int(model.optimizer.iterations) == 3
+    assert [float(part.learning_rate) for part in model.optimizer.optimizers] == [0, 0, 0]
+
+
+def test_direct_tables_get_every_penalty_of_the_tables():
+    config = sweep_of({"embedding": ["direct", "mlet"], "table_l2": [0, 1e-4], "projection_l2": [0, 1e-3]})
+    found = cells(config, config.sweep.grid[0])
+    penalties = [(cell.kind, cell.table_l2, cell.projection_l2) for cell in found]
     assert penalties == [
         ("direct", 0.0, 0.0),
         ("direct", 1e-4, 0.0),
@@ -225,10 +242,67 @@ def test_direct_tables_get_every_penalty_of_the_tables():
     ]
 
 
+def test_a_grid_without_embeddings_has_the_models_of_runs():
+    """A null `model.hidden_dim` is a direct table, as in a run; keys that are not listed are the run's own."""
+    config = sweep_of({"model.hidden_dim": [None, 32]}, model={"output_dim": 4, "direct_threshold": 7})
+    assert cells(config, config.sweep.grid[0]) == [
+        Cell("direct", 4),
+        Cell("mlet", 4, 32, "fixed_variance", direct_threshold=7),
+    ]
+
+
+def test_a_grid_varies_any_key_of_model_and_training():
+    grid = {"train.batch_size": [64, 128], "train.schedule.decay": ["linear"], "model.output_dim": [8, 4]}
+    config = sweep_of(grid | {"embedding": ["direct"]})
+    found = cells(config, config.sweep.grid[0])
+    assert [(cell.output_dim, dict(cell.settings)["train.batch_size"]) for cell in found] == [
+        (4, 64),
+        (8, 64),
+        (4, 128),
+        (8, 128),
+    ], "those of one chain by growing d"
+    assert found[3].to_dict()["settings"] == {"train.batch_size": 128, "train.schedule.decay": "linear"}
+    train = train_config(config, found[3], (0.1, 0.2, 0.3), seed=5)
+    assert (train.batch_size, train.schedule.decay, train.seed) == (128, "linear", 5)
+    assert train.projections.learning_rate == 0.2
+    keys = {Trial(cell, "final", 0, (0.1, 0.1, 0.1)).key(config, "rows") for cell in found}
+    assert len(keys) == 4
+    common = {"study": "s", "stage": "final", "method": None, "seed": 0, "test": {"auc": 0.7}}
+    assert [group.label for group in groups(cell.to_dict() | common for cell in found)] == [
+        "direct d=4 train.batch_size=64 train.schedule.decay=linear",
+        "direct d=8 train.batch_size=64 train.schedule.decay=linear",
+        "direct d=4 train.batch_size=128 train.schedule.decay=linear",
+        "direct d=8 train.batch_size=128 train.schedule.decay=linear",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "line"),
+    [
+        ("{model.output_dim: [8], model.hidden_dim: [16, 4]}", "'model.hidden_dim' (k=4) should be at least"),
+        (
+            "{embedding: [nested], model.hidden_dim: [null]}",
+            "'model.hidden_dim' should be a number for 'nested'",
+        ),
+        (
+            "{train.dense.name: [sgd]}",
+            "'train.dense.initial_accumulator' should be given for adagrad and row_wise_adagrad only",
+        ),
+    ],
+)
+def test_combinations_that_no_run_takes_are_refused(tmp_path, grid, line):
+    load_tiny(tmp_path)
+    overrides = [f"sweep.grid=[{{}}, {grid}]", "train.dense.initial_accumulator=0.1"]
+    with pytest.raises(InputError) as error:
+        load_sweep(tmp_path / "sweep.yaml", overrides)
+    assert str(error.value).startswith(f"--set {overrides[0]}: 'sweep.grid[1]': {line}")
+    assert "\n" not in str(error.value)
+
+
 def test_stored_trials_are_found_again():
     root = Path(__file__).parents[2]
-    for study in ("variants", "large"):
-        training = load_sweep(root / "configs" / f"sweep_{study}.yaml").training
+    for study in ("variants", "large", "sgd", "rank8", "accumulator", "dense_adagrad"):
+        config = load_sweep(root / "configs" / f"sweep_{study}.yaml")
         for record in read_records(root / "docs" / "results" / f"{study}.jsonl"):
             if (
                 record["method"] is None and record["output_dim"] < 32
@@ -236,17 +310,28 @@ def test_stored_trials_are_found_again():
                 cell = Cell(**{f.name: record[f.name] for f in dataclasses.fields(Cell) if f.name in record})
                 rates = tuple(record["learning_rates"].values())
                 trial = Trial(cell, record["stage"], record["seed"], rates)
-                assert trial.key(training, record["data"]) == record["key"]
+                assert trial.key(config, record["data"]) == record["key"]
+
+
+def test_a_training_that_stored_words_do_not_tell_has_a_key_of_its_own():
+    trial = Trial(Cell("direct", 4), "final", 0, (0.1, 0.1, 0.1))
+    trains = (
+        {},
+        {"max_steps": 5},
+        {"schedule": {"decay": "linear"}},
+        {"projections": {"name": "lazy_adam"}},
+        {"projections": {"initial_accumulator": 0.5}},
+    )
+    assert len({trial.key(sweep_of({}, train=train), "rows") for train in trains}) == len(trains)
 
 
 def test_stored_rows_are_found_again():
     """The digest of a generated log is that of the trials that were trained on it."""
     root = Path(__file__).parents[2]
     for study in ("accumulator", "large", "rank8", "rank16", "rank32", "variants", "sgd"):
-        config = load_sweep(root / "configs" / f"sweep_{study}.yaml").data
-        assert {r["data"] for r in read_records(root / "docs" / "results" / f"{study}.jsonl")} == {
-            digest_of(config, None)
-        }
+        config = load_sweep(root / "configs" / f"sweep_{study}.yaml")
+        records = read_records(root / "docs" / "results" / f"{study}.jsonl")
+        assert {record["data"] for record in records} == {digest_of(config)}
 
 
 def test_every_optimizer_of_a_configuration_can_be_made():
@@ -274,7 +359,7 @@ def test_shipped_configurations_load():
     files = sorted(Path(__file__).parents[2].glob("configs/sweep_*.yaml"))
     assert files
     for file in files:
-        load_sweep(file)
+        load_sweep(file, [] if "generated:" in file.read_text() else ["data.train=log.tsv"])
 
 
 def test_the_page_of_results_is_what_its_trials_give(tmp_path):

@@ -1,0 +1,173 @@
+"""The cells of a sweep: what its grid compares, and the model and training of a run that each of them has."""
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlet_tf.config import Group, ModelConfig, TrainConfig, from_mapping, load
+from mlet_tf.config.base import Found
+from mlet_tf.config.sweep import GridConfig, SweepConfig
+from mlet_tf.errors import InputError
+
+G = TypeVar("G", bound=Group)
+
+FACTORISED = ("mlet", "mlet_frozen", "nested")
+WIDENED = ("projected", "hash", "qr")
+ROLES = ("tables", "projections", "dense")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is compared: one kind of embedding at one size.
+
+    Attributes:
+        kind: See `embedding` of `GridConfig`.
+        output_dim: `d`.
+        hidden_dim: `k`; None for kinds without factors.
+        initialization: Of the factors; None likewise.
+        optimizer: Of the tables.
+        dtype: Dtype policy of the model.
+        direct_threshold: Features with at most this many rows stay direct; None means `k`.
+        reference_dim: See `GridConfig`; None for other kinds.
+        hidden_scale: See `GridConfig`.
+        table_l2: L2 penalty of the tables.
+        projection_l2: L2 penalty of the projections.
+        settings: Values of all other keys of a run that the grid varies.
+    """
+
+    kind: str
+    output_dim: int
+    hidden_dim: int | None = None
+    initialization: str | None = None
+    optimizer: str = "adagrad"
+    dtype: str = "float32"
+    direct_threshold: int | None = None
+    reference_dim: int | None = None
+    hidden_scale: float | None = None
+    table_l2: float = 0.0
+    projection_l2: float = 0.0
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without `settings` where there are none."""
+        values = asdict(self)
+        del values["settings"]
+        return values | ({"settings": dict(self.settings)} if self.settings else {})
+
+
+def cells(config: SweepConfig, grid: GridConfig) -> list[Cell]:
+    """The cells of a grid, those of one kind by growing `d`.
+
+    Raises:
+        InputError: If a kind needs a hidden dim and has none.
+    """
+    lists = grid.run_keys()
+
+    def varied(key: str) -> tuple[Any, ...]:
+        return lists.pop(key, (config.value(key),))
+
+    axes: dict[str, Iterable[Any]] = {
+        "kind": grid.embedding,
+        "optimizer": varied("train.tables.name"),
+        # Trials are on CPUs, where `auto` is `off`.
+        "dtype": ["mixed_bfloat16" if on == "on" else "float32" for on in varied("model.mixed_precision")],
+        "hidden_dim": varied("model.hidden_dim"),
+        "hidden_scale": grid.hidden_scale,
+        "direct_threshold": varied("model.direct_threshold"),
+        "initialization": varied("model.initialization"),
+        "table_l2": grid.table_l2,
+        "projection_l2": grid.projection_l2,
+        "reference_dim": (grid.reference_dim,),
+        "output_dim": sorted(varied("model.output_dim")),
+    }
+    others = [tuple(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+    made = (
+        of_kind(Cell(**dict(zip(axes, values, strict=True)), settings=settings))
+        for settings in others
+        for values in itertools.product(*axes.values())
+    )
+    return list(dict.fromkeys(made))  # One cell for all values of a key that its kind does not have.
+
+
+def of_kind(cell: Cell) -> Cell:
+    """The cell without what its kind does not have."""
+    kind = "direct" if cell.kind == "mlet" and cell.hidden_dim is None else cell.kind
+    cell = replace(cell, kind=kind, reference_dim=cell.reference_dim if kind in WIDENED else None)
+    if kind not in FACTORISED:
+        return replace(
+            cell,
+            hidden_dim=None,
+            hidden_scale=None,
+            direct_threshold=None,
+            initialization=None,
+            projection_l2=0.0,
+        )
+    if cell.hidden_dim is None:
+        raise InputError(f"'model.hidden_dim' should be a number for {kind!r}. Received: null")
+    return cell
+
+
+def model_config(config: SweepConfig, cell: Cell) -> ModelConfig:
+    """The model of a cell, as a run has it."""
+    keys = {
+        "model.output_dim": cell.reference_dim or cell.output_dim,
+        "model.hidden_dim": cell.hidden_dim,
+        "model.direct_threshold": cell.direct_threshold,
+        "model.initialization": cell.initialization or config.model.initialization,
+        "model.mixed_precision": "on" if cell.dtype == "mixed_bfloat16" else "off",
+    }
+    return _changed(config.model, "model", dict(cell.settings) | keys)
+
+
+def train_config(
+    config: SweepConfig, cell: Cell, rates: Sequence[float] | None = None, seed: int = 0
+) -> TrainConfig:
+    """The training of a cell, as a run has it.
+
+    Args:
+        config: The study.
+        cell: The cell.
+        rates: Learning rates of `ROLES`; by default those of the configuration.
+        seed: Seed of initialisation and data order.
+    """
+    keys = dict(cell.settings) | {"train.tables.name": cell.optimizer, "train.seed": seed}
+    if rates is not None:
+        keys |= {f"train.{role}.learning_rate": rate for role, rate in zip(ROLES, rates, strict=True)}
+    return _changed(config.train, "train", keys)
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Reads the configuration of a sweep.
+
+    Args:
+        path: A YAML file.
+        overrides: `key=value` items, the key dotted and the value in YAML.
+
+    Raises:
+        InputError: With a line for each mistake: the file or the override, the key, the value and what is allowed.
+    """
+    return load(SweepConfig, path, overrides, _cells_no_run_takes)
+
+
+def _changed(group: G, name: str, keys: Mapping[str, Any]) -> G:
+    """The group of that name with other values of its keys out of dotted ones, checked anew."""
+    plain = group.to_plain()
+    for key, value in keys.items():
+        top, *parents, last = key.split(".")
+        if top == name:
+            functools.reduce(dict.__getitem__, parents, plain)[last] = value
+    return from_mapping(type(group), plain, name)
+
+
+def _cells_no_run_takes(config: SweepConfig) -> Iterator[Found]:
+    """The first mistake of each grid that only its combinations show."""
+    for number, grid in enumerate(config.sweep.grid):
+        try:
+            for cell in cells(config, grid):
+                model_config(config, cell)
+                train_config(config, cell)
+        except InputError as error:
+            yield ("sweep", "grid", number), f"'sweep.grid[{number}]': {error}"
