@@ -66,6 +66,25 @@ def test_any_other_label_is_no_click_where_only_positive_ones_are_named(tmp_path
         assert (table["y"].to_pylist(), rejects) == ([1, 0, 1], [])
 
 
+def test_truth_values_are_labels_however_the_schema_writes_them(tmp_path):
+    """`True` in text is a truth value in Parquet: all rows were no click, without a word."""
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"y": [True, False], "c": ["a", "b"]}), path)
+    for positive, negative, labels in (
+        ("True", (), [1, 0]),
+        ("TRUE", ("FALSE",), [1, 0]),
+        ("1", ("0",), [1, 0]),
+        ("false", (), [0, 1]),
+    ):
+        schema = dataclasses.replace(SHOP, positive=(positive,), negative=negative)
+        table, rejects = read(path, schema)
+        assert (table["y"].to_pylist(), rejects) == (labels, [])
+    with pytest.raises(
+        InputError, match=r"column 'y' should hold label texts such as 'click'. Received: truth"
+    ):
+        plan_chunks([str(path)], SHOP)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
