@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from mlet_tf.pipeline.cli._types import FiniteRange
 
 from mlet_tf.errors import InputError
 from mlet_tf.storage import is_remote
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     "--timeout_seconds",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="How long the stand-in may compute a request.",
 )
 def serve(**options: Any) -> None:

@@ -180,6 +180,25 @@ def test_a_column_of_iso_times_in_text_and_parquet(tmp_path):
     assert read(tmp_path / "log.parquet", hours)[0]["at"].to_pylist() == [14102101]
 
 
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_a_synthetic_log_quotes_names_and_labels_as_it_is_read(tmp_path, separator):
+    """A label with a separator was written bare, and names with quotes also where files have no quotes."""
+    label = "yes, a click" if separator == "," else 'a "click"'
+    columns = ('say "y"', "c")
+    schema = dataclasses.replace(
+        SHOP,
+        label=columns[0],
+        columns=columns,
+        separator=separator,
+        header=True,
+        positive=(label,),
+        negative=("no",),
+    )
+    write_log(tmp_path / "log.txt", schema, 300)
+    table = pa.concat_tables(read_log(str(tmp_path / "log.txt"), schema, max_reject_share=0))
+    assert len(table) == 300 and set(table[columns[0]].to_pylist()) == {0, 1}
+
+
 def test_a_synthetic_log_has_the_labels_and_times_of_its_schema(tmp_path):
     schema = dataclasses.replace(
         TIMED, positive=("yes",), negative=("no",), header=True, columns=("at", "y", "c")
