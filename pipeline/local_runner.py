@@ -42,7 +42,7 @@ def run(config: PipelineConfig) -> dict[str, Any]:
         output_folder(config.push_to)  # Now rather than after the training.
     fingerprint = _fingerprint(config, files)
     last = read_run(state)
-    if config.enable_cache and last and last["fingerprint"] == fingerprint and _still_there(last):
+    if config.enable_cache and last and last.get("fingerprint") == fingerprint and _still_there(last):
         return {**last, "unchanged": True}
     connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(str(state / "metadata.sqlite"))
     pipeline = create_pipeline(

@@ -14,7 +14,7 @@ import pyarrow as pa
 from mlet_tf import storage
 from mlet_tf.datasets import quoting as quoting_lib
 from mlet_tf.datasets.compression import CompressedSource
-from mlet_tf.datasets.convert import is_convertible
+from mlet_tf.datasets.convert import TRUTH_TEXTS, is_convertible
 from mlet_tf.datasets.files import file_kind
 from mlet_tf.datasets.parquet_files import open_parquet
 from mlet_tf.datasets.schema import ClickLogSchema, nearest_hint
@@ -158,11 +158,24 @@ def _check_parquet_types(path: str, found: pa.Schema, schema: ClickLogSchema, la
         fits = is_convertible(kind)
         if name in schema.categoricals:
             fits = fits and not pa.types.is_boolean(kind)
+        elif name == schema.label and schema.positive and pa.types.is_boolean(kind):
+            _check_truth_label(path, schema)
         elif schema.time is not None and name == schema.time.name:
             fits = fits or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
         if not fits:
             expected = "text or integers" if name in schema.categoricals else "integers"
             raise InputError(f"{path}: column {name!r} should hold {expected}. Received: {kind}")
+
+
+def _check_truth_label(path: str, schema: ClickLogSchema) -> None:
+    """Raises where label texts do not say what truth values mean: all rows would have one label."""
+    for text in (*schema.positive, *schema.negative):
+        if text.lower() in TRUTH_TEXTS:
+            return
+    raise InputError(
+        f"{path}: column {schema.label!r} should hold label texts such as {schema.positive[0]!r}. Received: truth "
+        "values; leave `positive` and `negative` out of the schema, or name 'true' or 'false' there"
+    )
 
 
 def _text_chunks(path: str, kind: str, schema: ClickLogSchema, chunk_bytes: int, label: bool) -> list[Chunk]:

@@ -30,6 +30,8 @@ _TEXT_SHOWN = 200
 _INT64 = np.iinfo(np.int64)
 _EXACT_FLOAT = 2.0**53
 _NUMBER = re.compile("0|-?[1-9][0-9]{0,19}")  # A whole number as a category has it.
+# Label texts, in small letters, that mean a truth value; to Arrow's text of it.
+TRUTH_TEXTS = {"true": "true", "1": "true", "false": "false", "0": "false"}
 _SHORT_INTEGER = 17  # Bytes of text that cannot be more than 64 bits.
 
 
@@ -225,9 +227,12 @@ def _canonical(raw: pa.Array) -> pa.Array:
 def _to_labels(raw: pa.Array, schema: ClickLogSchema) -> tuple[pa.Array, np.ndarray]:
     texts = raw if pa.types.is_binary(raw.type) else raw.cast(pa.string()).cast(pa.binary())
     present = np.asarray(texts.is_valid())
+    chosen = [schema.positive, schema.negative]
+    if pa.types.is_boolean(raw.type):
+        chosen = [[TRUTH_TEXTS.get(text.lower(), text) for text in group] for group in chosen]
     clicks, others = (
-        np.asarray(pc.is_in(texts, value_set=_canonical(pa.array([t.encode() for t in chosen], pa.binary()))))
-        for chosen in (schema.positive, schema.negative)
+        np.asarray(pc.is_in(texts, value_set=_canonical(pa.array([t.encode() for t in group], pa.binary()))))
+        for group in chosen
     )
     bad = present & ~clicks & ~others if schema.negative else np.zeros(len(raw), bool)
     return pa.array(clicks.astype(np.int64), mask=~present | bad), bad

@@ -46,6 +46,8 @@ def list_files(data: str) -> list[str]:
             one file, or there is something that is neither a file nor a folder.
     """
     data = str(data)
+    if not data:  # Such as a variable of the shell that is not set.
+        raise InputError("The path of a log should be a file, a pattern or a folder. Received: an empty text")
     try:
         found = _Search().find(data)
     except OSError as error:

@@ -63,6 +63,16 @@ def split(line: bytes, separator: str, quoting: str) -> list[bytes] | None:
         place += 1
 
 
+def field(text: str, schema: ClickLogSchema) -> str:
+    """A text as a field of a file of the schema, in quotes where it needs them and files may be quoted."""
+    may_quote = schema.quoting == "rfc4180" or (
+        schema.quoting == "auto" and schema.separator not in _NEVER_QUOTED
+    )
+    if may_quote and (schema.separator in text or '"' in text):
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
 def lines_fit(data: bytes, separator: str, quoting: str) -> bool:
     """Whether the quotes of all lines of a block are as they should be."""
     starts = np.flatnonzero(np.frombuffer(data, np.uint8) == 10) + 1

@@ -67,7 +67,7 @@ class Teacher:
         strength: float = 1.5,
         noise: float = 0.05,
     ) -> None:
-        _check_teacher(rank, ctr, vocabulary, power, missing, strength, noise)
+        _check_teacher(seed, rank, ctr, vocabulary, power, missing, strength, noise)
         self.schema = schema
         self.arguments: dict[str, Any] = {
             **{"seed": seed, "rank": rank, "ctr": ctr, "vocabulary": vocabulary, "power": power},
@@ -323,10 +323,18 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def _check_teacher(
-    rank: int, ctr: float, vocabulary: int, power: float, missing: float, strength: float, noise: float
+    seed: int,
+    rank: int,
+    ctr: float,
+    vocabulary: int,
+    power: float,
+    missing: float,
+    strength: float,
+    noise: float,
 ) -> None:
     checks = {
-        "rank": (rank, rank >= 1, "at least 1"),
+        "seed": (seed, seed >= 0, "at least 0"),
+        "rank": (rank, 1 <= rank <= 65_536, "from 1 to 65536"),
         "ctr": (ctr, 0 < ctr < 1, "between 0 and 1"),
         "vocabulary": (vocabulary, 1 <= vocabulary < 1 << 31, "from 1 to 2147483647"),
         "power": (power, power >= 0, "at least 0"),

@@ -28,7 +28,9 @@ _MISSING_TYPES = ("NAType", "NaTType")  # pandas.NA and pandas.NaT, without impo
 
 def canonical_text(text: bytes) -> bytes:
     """The text of a category: a whole number written as a float loses its `.0`."""
-    return _WHOLE_BYTES.sub(WHOLE_REWRITE.encode(), text) if may_hold_whole(text) else text
+    # Not `sub`: for `re`, unlike RE2, `$` is also before a line end.
+    found = _WHOLE_BYTES.fullmatch(text) if may_hold_whole(text) else None
+    return found.expand(WHOLE_REWRITE.encode()) if found else text
 
 
 def may_hold_whole(data: bytes) -> bool:

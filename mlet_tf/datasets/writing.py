@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mlet_tf.datasets import quoting
 from mlet_tf.datasets.convert import arrow_schema
 from mlet_tf.datasets.schema import ClickLogSchema
 
@@ -32,7 +33,9 @@ def log_writer(path: Path, target: Path, schema: ClickLogSchema) -> Iterator[Cal
     if path.suffix == ".parquet":
         types = _parquet_types(schema)
         with pq.ParquetWriter(target, types) as parquet:
-            yield lambda table: parquet.write_table(_with_label_texts(table, schema).cast(types))
+            yield lambda table: parquet.write_table(
+                _with_label_texts(table, schema, schema.label_texts).cast(types)
+            )
         return
     # The name is left out of the gzip header and the time is 0: same rows, same bytes.
     with target.open("wb") as raw:
@@ -58,17 +61,15 @@ def _parquet_types(schema: ClickLogSchema) -> pa.Schema:
 
 
 def _header(schema: ClickLogSchema) -> bytes:
-    names = schema.columns
-    if schema.quoting != "none" and any(schema.separator in name or '"' in name for name in names):
-        names = tuple('"' + name.replace('"', '""') + '"' for name in names)
-    return (schema.separator.join(names) + "\n").encode()
+    return (schema.separator.join(quoting.field(name, schema) for name in schema.columns) + "\n").encode()
 
 
-def _with_label_texts(table: pa.Table, schema: ClickLogSchema) -> pa.Table:
+def _with_label_texts(table: pa.Table, schema: ClickLogSchema, texts: Sequence[str]) -> pa.Table:
+    """The table with the two texts in the place of the labels 0 and 1, where the schema's labels are texts."""
     if not schema.positive:
         return table
-    texts = pa.array(schema.label_texts).take(table[schema.label].combine_chunks())
-    return table.set_column(table.column_names.index(schema.label), schema.label, texts)
+    labels = pa.array(texts).take(table[schema.label].combine_chunks())
+    return table.set_column(table.column_names.index(schema.label), schema.label, labels)
 
 
 def _text(table: pa.Table, schema: ClickLogSchema) -> bytes:
@@ -77,9 +78,10 @@ def _text(table: pa.Table, schema: ClickLogSchema) -> bytes:
         seconds = table[schema.time.name].to_numpy().astype("datetime64[s]")
         texts = pa.array(np.char.add(np.datetime_as_string(seconds), "Z"))
         table = table.set_column(table.column_names.index(schema.time.name), schema.time.name, texts)
+    labels = [quoting.field(text, schema) for text in schema.label_texts]
     columns = [
         c if pa.types.is_binary(c.type) else c.cast(pa.string()).cast(pa.binary())
-        for c in _with_label_texts(table, schema).columns
+        for c in _with_label_texts(table, schema, labels).columns
     ]
     columns = [pc.fill_null(column, missing).combine_chunks() for column in columns]
     lines = pc.binary_join_element_wise(*columns, schema.separator.encode())

@@ -1,5 +1,6 @@
 """Rows in any of the forms that callers have them in, as serialised tf.Examples of raw columns."""
 
+import codecs
 import datetime
 import functools
 from collections import Counter
@@ -110,7 +111,9 @@ class Rows:
         columns = schema.columns
         unlabelled = tuple(name for name in columns if name != schema.label)
         texts = [_line_bytes(number, line).rstrip(b"\r\n") for number, line in enumerate(lines)]
+        texts[0] = texts[0].removeprefix(codecs.BOM_UTF8)  # As the reader does; a list of lines is not empty.
         quoted = quoting.resolve(schema, texts)
+        _refuse_header(texts[0], schema, quoted)
         records = []
         for number, text in enumerate(texts):
             fields = quoting.split(text, schema.separator, quoted)
@@ -189,6 +192,16 @@ class Rows:
         if schema.time is not None and name == schema.time.name:
             return functools.partial(_time, time=schema.time)
         return to_integer
+
+
+def _refuse_header(line: bytes, schema: ClickLogSchema, quoted: str) -> None:
+    """Raises where the first line names the columns: it is no row, and their order may be another."""
+    fields = quoting.split(line, schema.separator, quoted) or []
+    if {name.encode() for name in schema.raw_features} <= set(fields):
+        raise InputError(
+            "row 0: expected a row. Received: the header of a file; csv.DictReader reads such a file, whatever the "
+            "order of its columns"
+        )
 
 
 def _without_schema(values: pa.Array, marks: Iterable[bytes]) -> pa.Array | None:

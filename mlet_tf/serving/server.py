@@ -28,6 +28,7 @@ _DOCKER_IMAGE = "tensorflow/serving"
 _BINARY = "tensorflow_model_server"
 NOTICE = "This is the stand-in server of mlet-tf, for development and tests. Serve traffic with TF Serving."
 _SIGNAL_POLL_SECONDS = 0.5
+_LARGEST_PORT = 65_535
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,13 @@ class ServeOptions:
     grpc_threads: int = 16
     tls_key: str | None = None
     tls_certificate: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ports: gRPC would listen on another one than a number that is none."""
+        for name in ("port", "rest_api_port"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= _LARGEST_PORT:
+                raise InputError(f"{name}: expected a number from 0 to {_LARGEST_PORT}. Received: {value}")
 
     def model_configs(self) -> list["ModelConfig"]:
         """The models to serve.

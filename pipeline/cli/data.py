@@ -12,19 +12,21 @@ from mlet_tf.progress import ProgressLine
 @click.argument("path", type=click.Path())
 @click.option("--schema", default="criteo", show_default=True, help="criteo, avazu or a YAML schema.")
 @click.option("--rows", default=20_000, show_default=True, type=click.IntRange(1), help="Rows to write.")
-@click.option("--seed", default=0, show_default=True, help="The same seed gives the same rows.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="The same seed gives the same rows."
+)
 @click.option(
     "--rank",
     default=8,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, 65_536),
     help="Rank of the interactions behind the clicks.",
 )
 @click.option(
     "--vocabulary",
     default=20_000,
     show_default=True,
-    type=click.IntRange(4),
+    type=click.IntRange(4, 2**31 - 1),
     help="Largest number of categories of a column.",
 )
 @click.option("--force", is_flag=True, help="Overwrite PATH.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from mlet_tf.pipeline.cli._types import FiniteRange
 
 from mlet_tf.errors import InputError
 from mlet_tf.storage import is_remote
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--port", default=8500, show_default=True, help="gRPC port.")
-@click.option("--rest_api_port", default=8501, show_default=True, help="REST port.")
+@click.option("--port", default=8500, show_default=True, type=click.IntRange(0, 65_535), help="gRPC port.")
+@click.option(
+    "--rest_api_port", default=8501, show_default=True, type=click.IntRange(0, 65_535), help="REST port."
+)
 @click.option("--model_name", default="ctr", show_default=True, help="Name of the model.")
 @click.option("--model_base_path", type=click.Path(), help="Folder of the versions, where a run pushed them.")
 @click.option(
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
     "--timeout_seconds",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="How long the stand-in may compute a request.",
 )
 def serve(**options: Any) -> None:
@@ -165,6 +168,15 @@ def _rows(source: str, schema: ClickLogSchema, limit: int) -> LogRows:
             click.echo(f"{reject.file}: line {reject.line}: {reject.reason}", err=True)
         return rows
     try:
-        return LogRows.of([json.loads(source)])
-    except json.JSONDecodeError as error:
+        return LogRows.of([json.loads(source, object_pairs_hook=_each_key_once)])
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"the row is not JSON: {error}") from None
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"the row should have each column once. Received: {twice!r} twice")
+    return values

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from mlet_tf.pipeline.cli._logging import quiet
+from mlet_tf.pipeline.cli._types import FiniteRange
 
 from mlet_tf.errors import InputError
 from mlet_tf.outputs import output_file, output_folder
@@ -90,7 +91,7 @@ def frontier() -> None:
 @frontier.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path())
 @click.option("--output", default="frontier.png", show_default=True, type=click.Path(), help="The PNG file.")
-@click.option("--best_auc", type=float, help="Best reachable AUC, drawn as a line.")
+@click.option("--best_auc", type=FiniteRange(0, 1), help="Best reachable AUC, drawn as a line.")
 def draw(results: tuple[str, ...], output: str, best_auc: float | None) -> None:
     """Draw AUC against bytes from the trials.jsonl files RESULTS of one study."""
     target = output_file(output, ".png")
@@ -120,7 +121,7 @@ def draw(results: tuple[str, ...], output: str, best_auc: float | None) -> None:
     "--max_auc_drop",
     default=0.0005,
     show_default=True,
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help="Largest drop of AUC against the collapsed model.",
 )
 def shrink(run_folder: str, output: str | None, max_auc_drop: float) -> None:

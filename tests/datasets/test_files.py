@@ -55,6 +55,11 @@ def test_a_folder_is_read_with_the_folders_inside_it(folder):
     assert rows == everything
 
 
+def test_an_empty_path_is_not_the_root_of_the_disk():
+    with pytest.raises(InputError, match="Received: an empty text"):
+        list_files("")
+
+
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [

@@ -66,6 +66,25 @@ def test_any_other_label_is_no_click_where_only_positive_ones_are_named(tmp_path
         assert (table["y"].to_pylist(), rejects) == ([1, 0, 1], [])
 
 
+def test_truth_values_are_labels_however_the_schema_writes_them(tmp_path):
+    """`True` in text is a truth value in Parquet: all rows were no click, without a word."""
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"y": [True, False], "c": ["a", "b"]}), path)
+    for positive, negative, labels in (
+        ("True", (), [1, 0]),
+        ("TRUE", ("FALSE",), [1, 0]),
+        ("1", ("0",), [1, 0]),
+        ("false", (), [0, 1]),
+    ):
+        schema = dataclasses.replace(SHOP, positive=(positive,), negative=negative)
+        table, rejects = read(path, schema)
+        assert (table["y"].to_pylist(), rejects) == (labels, [])
+    with pytest.raises(
+        InputError, match=r"column 'y' should hold label texts such as 'click'. Received: truth"
+    ):
+        plan_chunks([str(path)], SHOP)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -159,6 +178,25 @@ def test_a_column_of_iso_times_in_text_and_parquet(tmp_path):
     hours = dataclasses.replace(TIMED, time=TimeColumn("at"))
     pq.write_table(pa.table({"y": [0], "at": naive, "c": ["a"]}), tmp_path / "log.parquet")
     assert read(tmp_path / "log.parquet", hours)[0]["at"].to_pylist() == [14102101]
+
+
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_a_synthetic_log_quotes_names_and_labels_as_it_is_read(tmp_path, separator):
+    """A label with a separator was written bare, and names with quotes also where files have no quotes."""
+    label = "yes, a click" if separator == "," else 'a "click"'
+    columns = ('say "y"', "c")
+    schema = dataclasses.replace(
+        SHOP,
+        label=columns[0],
+        columns=columns,
+        separator=separator,
+        header=True,
+        positive=(label,),
+        negative=("no",),
+    )
+    write_log(tmp_path / "log.txt", schema, 300)
+    table = pa.concat_tables(read_log(str(tmp_path / "log.txt"), schema, max_reject_share=0))
+    assert len(table) == 300 and set(table[columns[0]].to_pylist()) == {0, 1}
 
 
 def test_a_synthetic_log_has_the_labels_and_times_of_its_schema(tmp_path):

@@ -187,6 +187,24 @@ def test_whole_floats_are_integers_everywhere(tmp_path):
     assert predicted([{"i": True}]) == predicted([{"i": np.bool_(True)}]) == predicted([{"i": 1}])
 
 
+def test_a_number_before_a_line_end_is_a_text_in_every_form(tmp_path):
+    """Such a text occurs in Parquet; `re` lets `$` stand before a line end, RE2 does not."""
+    table = pa.table({"y": [1], "i": [7], "c": ["5.0\n"]})
+    pq.write_table(table, tmp_path / "log.parquet")
+    expected = trained_on(tmp_path / "log.parquet")
+    for rows in (table, table.to_pandas(), table.to_pylist(), table.to_pylist() * 101):
+        assert predicted(rows)[0] == expected[0]
+
+
+def test_a_header_is_no_row(tmp_path):
+    """Its columns may be in another order, in which the rows after it would be misread."""
+    schema = dataclasses.replace(LOG, header=True)
+    for first in ("c,y,i", "y,i,c\n", '"i","c"', "\ufeffy,i,c"):
+        with pytest.raises(InputError, match=r"row 0: expected a row\. Received: the header of a file"):
+            predicted([first, "1,7,a"], schema)
+    assert predicted(["\ufeff1,7,a", "1,7,a"]) == predicted([{"i": 7, "c": "a"}] * 2)
+
+
 def test_the_empty_text_is_missing_even_where_the_schema_has_other_marks(tmp_path):
     (tmp_path / "log.csv").write_text("1,,\n1,-1,NA\n1,-1.0,-1\n")
     assert trained_on(tmp_path / "log.csv") == [b""] * 3

@@ -193,6 +193,7 @@ def test_what_cannot_be_written_is_said(tmp_path):
     with pytest.raises(InputError, match=r"log\.tsv cannot be written: "):
         write_log(tmp_path / "file" / "log.tsv", SMALL, 10)
     for name, value in {
+        "seed": -1,
         "rank": 0,
         "ctr": 1,
         "vocabulary": 0,

@@ -186,6 +186,20 @@ def test_binary_files(refuse, folder, case):
     refuse(case, folder / "binary.yaml")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("frontier", "shrink", "run", "--max_auc_drop", "nan"),
+        ("frontier", "draw", "trials.jsonl", "--best_auc", "nan"),
+        ("serve", "--model_base_path", "x", "--timeout_seconds", "nan"),
+        ("serve", "--model_base_path", "x", "--timeout_seconds", "inf"),
+    ],
+)
+def test_an_option_that_is_not_a_number_is_refused(command, arguments):
+    code, _, err = command(*arguments)
+    assert code == 2 and "is not a finite number" in err
+
+
 def test_a_file_of_a_run_that_is_gone(refuse, folder):
     artifacts = {"collapse_report": str(folder / "gone.json"), "evaluation": str(folder)}
     (folder / "run" / "run.json").write_text(json.dumps({"artifacts": artifacts}))

@@ -36,6 +36,26 @@ def test_rest_keeps_its_connection_and_survives_its_loss(http_server):
     assert len(connections) == 2
 
 
+def test_a_port_that_does_not_speak_http_is_named_in_one_readable_line():
+    """Such as the gRPC port of a server: its bytes are no text for a terminal."""
+
+    def answer(listener):
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x1b[2J\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with CTRClient(address, protocol="rest", retries=0) as client, pytest.raises(ServingError) as caught:
+            client.predict([{}])
+        thread.join()
+    assert caught.value.code == "UNAVAILABLE"
+    assert "is this a gRPC port?" in str(caught.value) and str(caught.value).isprintable()
+
+
 def test_threads_share_a_bounded_number_of_connections(http_server):
     lock, connections = threading.Lock(), {"ever": 0, "open": 0, "most": 0}
 

@@ -7,6 +7,7 @@ import urllib.request
 import pytest
 
 import mlet_tf.serving
+from mlet_tf.errors import InputError
 from mlet_tf.serving import CTRClient, LocalServer, ServeOptions
 
 
@@ -87,3 +88,18 @@ def test_serve_hands_its_limits_to_the_stand_in(command, model, tmp_path, monkey
     assert command(*serve, *limits)[0] == 0
     assert answers == [200, 400, 413, 4.5]
     assert command(*serve, "--max_batch_size", 0)[0] == 2
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, 99_999])
+@pytest.mark.parametrize("name", ["port", "rest_api_port"])
+def test_serve_refuses_ports_that_are_none(command, tmp_path, name, port):
+    """gRPC listened on another port without a word."""
+    code, _, err = command("serve", "--stand_in", "--model_base_path", tmp_path, f"--{name}", port)
+    assert code == 2 and f"{port} is not in the range" in err
+    with pytest.raises(InputError, match=f"{name}: expected a number from 0 to 65535. Received: {port}"):
+        ServeOptions(model_base_path=str(tmp_path), **{name: port})
+
+
+def test_a_row_that_names_a_column_twice_is_refused(command):
+    code, out, err = command("predict", '{"I1": 1, "C1": "a", "I1": 2}')
+    assert (code, out, err) == (2, "", "Error: the row should have each column once. Received: 'I1' twice\n")

@@ -125,6 +125,10 @@ class RestTransport:
                     return response.status, response.read()
                 except TimeoutError as error:
                     raise ServingError("DEADLINE_EXCEEDED", f"no answer from {address} in time") from error
+                except http.client.BadStatusLine as error:
+                    connection.close()
+                    if not kept or not isinstance(error, http.client.RemoteDisconnected):
+                        raise ServingError("UNAVAILABLE", f"{address}: {_no_http(error)}") from error
                 except (OSError, UnicodeError, http.client.HTTPException) as error:
                     connection.close()
                     # A server may close a connection that was idle; that tells nothing about the server.
@@ -172,6 +176,12 @@ def _ssl_context(tls: Tls) -> ssl.SSLContext:
     except OSError as error:
         raise InputError(f"tls: cannot read {tls.ca or tls.certificate} ({error})") from error
     return context
+
+
+def _no_http(error: http.client.BadStatusLine) -> str:
+    if isinstance(error, http.client.RemoteDisconnected):
+        return str(error)
+    return f"the answer is not HTTP; is this a gRPC port? It begins with {error.line[:SHOWN_CHARACTERS]!r}"
 
 
 def _states(answer: Mapping[str, Any]) -> dict[int, str]:
