@@ -1,6 +1,8 @@
 """The layout, read from the syntax trees of all modules: imports in functions count like any others."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import make_architecture
 from make_architecture import MODULES, imports_of
@@ -8,6 +10,7 @@ from make_architecture import MODULES, imports_of
 # Who may import whom: a layer knows itself and what stands below.
 LAYERS = ("mlet_tf.pipeline", "mlet_tf.components", "mlet_tf")
 MAX_LINES = 400
+REPOSITORY = Path(__file__).parents[1]
 
 
 def layer_of(module: str) -> int:
@@ -97,3 +100,14 @@ def test_all_imports_of_this_library_exist():
 def test_the_picture_in_the_docs_shows_the_imports():
     """Where it is stale: `python docs/make_architecture.py`."""
     assert make_architecture.contents_of_picture() == make_architecture.contents()
+
+
+def test_all_files_that_the_docs_link_to_exist():
+    pages = [
+        REPOSITORY / "README.md",
+        *(REPOSITORY / "docs").glob("*.md"),
+        *(REPOSITORY / "components").rglob("*.md"),
+    ]
+    for page in pages:
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+        assert [link for link in links if not (page.parent / link).exists()] == [], page
