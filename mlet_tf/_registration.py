@@ -1,7 +1,7 @@
-"""Registers this package's layers and optimizers with Keras, at whatever moment Keras is imported.
+"""Registers this package's layers and optimizers with Keras as soon as Keras is imported.
 
-`keras.models.load_model` has to know them after `import mlet_tf`. Importing Keras there would take seconds, which a
-command that only prints its help, or asks a server, should not pay.
+`keras.models.load_model` must know them after `import mlet_tf`. Importing Keras there would take seconds, too long
+for a command that only prints its help or queries a server.
 """
 
 import importlib
@@ -17,7 +17,7 @@ _MODULES = ("mlet_tf.layers", "mlet_tf.optimizers")
 
 
 def register_with_keras() -> None:
-    """Registers now where Keras or TensorFlow is imported already, otherwise right after the import of Keras."""
+    """Registers now if Keras or TensorFlow is already imported, otherwise right after the import of Keras."""
     if not sys.modules.keys().isdisjoint({"keras", "tensorflow"}):
         _register()
     else:
@@ -47,9 +47,9 @@ def _require_keras_3() -> None:
 
 
 class _KerasFinder(importlib.abc.MetaPathFinder):
-    """Finds `keras` as the other finders do, and wraps its loader.
+    """Finds `keras` through the other finders, and wraps its loader.
 
-    It stays until Keras is loaded: some packages only look whether there is a Keras, long before they import it.
+    It stays until Keras is loaded: some packages check for Keras long before they import it.
     """
 
     def find_spec(

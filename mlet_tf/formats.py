@@ -1,4 +1,4 @@
-"""What a file holds, told by its first bytes and never by its name."""
+"""Recognising the format of a file by its first bytes, never by its name."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def is_parquet(head: bytes) -> bool:
 
 
 def refused_format(head: bytes) -> str | None:
-    """A format that is certain and is not read, with what to do about it; None for everything else.
+    """A format that is recognised and not supported, with what to do about it; None otherwise.
 
     Args:
         head: The first bytes of the file, as many as `HEAD_BYTES` or all.
@@ -102,9 +102,9 @@ def refused_format(head: bytes) -> str | None:
 
 
 def suspected_format(head: bytes) -> str | None:
-    """What a file seems to be that should be a table in UTF-8 text and is not; None where it may be one.
+    """What a file seems to be if it is not a table in UTF-8 text; None if it may be one.
 
-    A log may have bad lines of any kind in it, so this explains an error and is no reason for one.
+    A log may have bad lines of any kind, so this only explains an error and is no reason for one.
 
     Args:
         head: The first bytes of the file.
@@ -136,7 +136,7 @@ def is_text(head: bytes) -> bool:
 
 
 def _marked_encoding(head: bytes) -> str | None:
-    """The encoding that a byte order mark tells."""
+    """The encoding named by a byte order mark."""
     if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         return "UTF-32"
     # A row of damaged text may begin with the same bytes; in UTF-16 each separator has a NUL.

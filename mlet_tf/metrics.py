@@ -23,7 +23,7 @@ def ctr_metrics(label: npt.ArrayLike, ctr: npt.ArrayLike) -> dict[str, float]:
         `auc`: area under the ROC curve, ties counted half (Mann-Whitney); `logloss`: mean cross-entropy
         in nats; `calibration`: mean prediction over mean label; `normalized_entropy`: logloss over that
         of always predicting the mean label (He et al., 2014, "Practical lessons from predicting clicks
-        on ads at Facebook"). A metric that the labels leave undefined is NaN.
+        on ads at Facebook"). Metrics that are undefined for these labels are NaN.
     """
     label = np.asarray(label, np.float64)
     ctr = np.asarray(ctr, np.float64)

@@ -42,8 +42,8 @@ def pack_examples(
 ) -> PackedRows:
     """Preprocesses all rows of tf.Example shards into one packed file, in the order of the sorted shards.
 
-    Resumes after the last packed shard if interrupted. A folder that an earlier call finished is used as it is, unless
-    the examples have changed.
+    Resumes after the last packed shard if interrupted. A folder that is complete is used again, unless the examples
+    have changed.
 
     Args:
         patterns: `<uri>/Split-<split>/*` of artifacts of ClickLogExampleGen.
@@ -77,7 +77,7 @@ def pack_examples(
 
 @dataclasses.dataclass
 class _Packed:
-    """How far a folder is packed.
+    """How far packing has come.
 
     Attributes:
         examples: Digest of what is packed.
@@ -93,7 +93,7 @@ class _Packed:
 
     @classmethod
     def read(cls, folder: Path, examples: str) -> "_Packed":
-        """What the folder says, or nothing where it is of other examples."""
+        """Reads the progress in a folder; none if it is of other examples."""
         if not (folder / _PACKED).exists():
             return cls(examples)
         packed = cls(**json.loads((folder / _PACKED).read_text()))
@@ -103,7 +103,7 @@ class _Packed:
         return cls(examples)
 
     def write(self, folder: Path) -> None:
-        """Says it in the folder."""
+        """Writes the progress into the folder."""
         aside = folder / f".{_PACKED}.{os.getpid()}"
         aside.write_text(json.dumps(dataclasses.asdict(self)))
         aside.replace(folder / _PACKED)
@@ -112,7 +112,7 @@ class _Packed:
 def _pack_rest(
     files: list[str], total: int, schema: ClickLogSchema, transform: Transform, folder: Path, packed: _Packed
 ) -> None:
-    """Packs the files that are left, and keeps `packed` and the folder up to date, a file at a time."""
+    """Packs the remaining files, and updates `packed` and the folder after each."""
     preprocess = _preprocessor(schema, transform)
 
     def pack(path: str) -> list[np.ndarray]:
@@ -151,7 +151,7 @@ def _preprocessor(schema: ClickLogSchema, transform: Transform) -> Callable[[tf.
 
 
 def _in_order(function: Callable[[str], Any], items: Sequence[str]) -> Iterator[Any]:
-    """What a function gives for each item, in their order; threads work on the next few items meanwhile."""
+    """Results of a function for each item, in order; threads work on the next few items meanwhile."""
     threads = min(len(os.sched_getaffinity(0)), _MAX_THREADS)
     waiting: collections.deque[futures.Future] = collections.deque()
     with futures.ThreadPoolExecutor(threads) as pool:
@@ -164,7 +164,7 @@ def _in_order(function: Callable[[str], Any], items: Sequence[str]) -> Iterator[
 
 
 def _split_report(pattern: str) -> tuple[int, dict[str, Any]]:
-    """Rows that ClickLogExampleGen says are in the files of one split, and all that it says."""
+    """Rows of a split according to the report of ClickLogExampleGen, and the report."""
     uri, split, _ = pattern.rsplit("/", 2)
     report = read_ingest_report(uri)
     return report["rows"][split.removeprefix("Split-")], report

@@ -108,7 +108,7 @@ def time_part(values: tf.Tensor, time: TimeColumn, part: str) -> tf.Tensor:
 
 
 def _to_dense(columns: Sequence[tf.SparseTensor], default: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Puts n columns with at most one value a row side by side.
+    """Puts n columns with at most one value per row side by side.
 
     Few operations for all columns together keep the graph small, which is built and loaded many times.
 

@@ -60,9 +60,9 @@ def summarize_file(task: FileSample, spec: dict[str, tf.io.VarLenFeature]) -> li
 
 
 def merge_statistics(results: Iterable[list[Any]]) -> statistics_pb2.DatasetFeatureStatisticsList:
-    """Statistics out of the accumulators of several files.
+    """Statistics from the accumulators of several files.
 
-    A file's accumulators have tens of megabytes, so they are merged one after the other as they come.
+    The accumulators of a file take tens of megabytes, so they are merged one after the other.
     """
     generators = _generators()
 

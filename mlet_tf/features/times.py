@@ -12,8 +12,8 @@ _ISO_GROUPS = re.compile(ISO_8601).groupindex
 def iso_seconds(texts: tf.Tensor) -> tf.Tensor:
     """ISO 8601 times, string `[N]`, as Unix seconds, int64 `[N]`, with operations that TF Serving has.
 
-    It reads what `mlet_tf.datasets.times.iso_seconds` does and refuses what does not look so, but lets days pass
-    that a month does not have.
+    It reads the same texts as `mlet_tf.datasets.times.iso_seconds` and refuses others, except for days that a month
+    does not have, such as February 30.
     """
     fits = tf.reduce_all(tf.strings.regex_full_match(texts, ISO_8601))
     with tf.control_dependencies([tf.debugging.Assert(fits, ["Expected ISO 8601 times. Received:", texts])]):

@@ -1,4 +1,4 @@
-"""Base of the embeddings of one feature, whatever their tables are made of."""
+"""Base class of embeddings of a single feature."""
 
 from typing import Any
 

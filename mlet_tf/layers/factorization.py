@@ -115,7 +115,7 @@ def read_rows(table: Any, low: int, high: int) -> np.ndarray:
 def write_rows(
     table: keras.Variable, blocks: Iterable[np.ndarray], low: int = 0, rows: int | None = None
 ) -> None:
-    """Overwrites rows of a variable, in place wherever that can be done.
+    """Overwrites rows of a variable, in place if the backend can.
 
     Args:
         table: The variable.
@@ -154,7 +154,7 @@ def _write_torch(table: keras.Variable, blocks: Iterable[np.ndarray], low: int) 
 
 
 def _stack(blocks: Iterable[np.ndarray], rows: int) -> np.ndarray:
-    """Stacks blocks of rows as they come, so that they are never all there beside the result."""
+    """Stacks blocks of rows one by one, so that they are never all in memory besides the result."""
     result, low = None, 0
     for block in blocks:
         if result is None:
@@ -165,7 +165,7 @@ def _stack(blocks: Iterable[np.ndarray], rows: int) -> np.ndarray:
 
 
 def writes_in_place() -> bool:
-    """Whether rows of a variable can be overwritten: on torch, and on TensorFlow eagerly and on a single device."""
+    """Whether rows can be overwritten in place: on torch, and on TensorFlow eagerly and on a single device."""
     if not on_tensorflow():
         return keras.backend.backend() == "torch"
     import tensorflow as tf

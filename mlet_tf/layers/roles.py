@@ -10,11 +10,11 @@ _TABLE_NAMES = ("table", "direct_table", "embeddings")
 
 
 def variable_role(variable: Any) -> Role:
-    """Tells which group of variables a weight belongs to.
+    """Returns the group of variables that a weight belongs to.
 
     The role is read from the last part of the variable's path: factors of `V` rows and direct tables are
     named `table...` or `direct_table...` by this package (and `embeddings` by Keras), the small factors
-    `projection...`. Whatever else is `"dense"`.
+    `projection...`. All others are `"dense"`.
 
     Args:
         variable: A Keras variable or a `tf.Variable`.
@@ -32,11 +32,11 @@ def variable_role(variable: Any) -> Role:
 
 
 def validate_multiplier(which: str, value: Any) -> float:
-    """Returns the value, or raises ValueError for one that no learning rate can be multiplied with.
+    """Returns the value, or raises ValueError if it cannot be a factor on a learning rate.
 
     Args:
         which: `"table"` or `"projection"`.
-        value: What `{which}_learning_rate_multiplier` was given.
+        value: Value of `{which}_learning_rate_multiplier`.
     """
     if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
         raise ValueError(
@@ -46,7 +46,7 @@ def validate_multiplier(which: str, value: Any) -> float:
 
 
 def mark(variable: Any, learning_rate_multiplier: float) -> None:
-    """Notes on a variable what the optimizers of this package look for.
+    """Marks a variable for the optimizers of this package.
 
     Args:
         variable: A Keras variable.

@@ -35,7 +35,7 @@ class Task:
     Args:
         index: Its number.
         chunk: The chunk.
-        split: Where all of its rows belong, if that is given.
+        split: The split of all its rows, if it is given.
     """
 
     index: int
@@ -49,7 +49,7 @@ class Task:
 
 @dataclasses.dataclass
 class Result:
-    """What became of a chunk.
+    """What a chunk was turned into.
 
     Args:
         lines: Lines (or rows of Parquet) in it.
@@ -75,7 +75,7 @@ class Result:
 
 
 def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) -> Result:
-    """Reads a chunk and writes its examples and rejects into `folder`, under names nothing else has.
+    """Reads a chunk and writes its examples and rejects into `folder`, under unique names.
 
     Args:
         task: The chunk.
@@ -84,7 +84,7 @@ def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) 
         folder: Where to write.
 
     Returns:
-        What was read and written; `error` is set where a user has to mend something.
+        What was read and written; `error` is set if the user has to fix something.
     """
     result = Result()
     name = f"{folder}/{task.index:05d}-{uuid.uuid4().hex}"
