@@ -1,4 +1,4 @@
-"""Times of a click log: those in text, which numbers are times, and the categories derived from them."""
+"""Times of a click log: parsing texts, checking numbers, deriving categories."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HOUR = 3600
 
 
 def valid_times(values: np.ndarray, time: TimeColumn) -> np.ndarray:
-    """Says of each int64 of `values` whether it is a time in the column's format."""
+    """Whether each int64 of `values` is a time in the column's format."""
     if time.format != "yymmddhh":
         return (values >= 0) & (values <= _LAST_SECOND)
     year, month, day, hour = _yymmddhh(values)
@@ -83,7 +83,7 @@ def unix_seconds(year: Any, month: Any, day: Any, hour: Any, minute: Any, second
 
 
 def iso_seconds(texts: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Converts ISO 8601 times to Unix seconds; texts that are none become null and are marked.
+    """Converts ISO 8601 times to Unix seconds; other texts become null and are marked.
 
     Args:
         texts: Strings or bytes in UTF-8, with nulls.
@@ -106,7 +106,7 @@ def parse_iso(text: bytes) -> int:
     """One text as `iso_seconds` converts it.
 
     Raises:
-        ValueError: It is no ISO 8601 time.
+        ValueError: It is not an ISO 8601 time.
     """
     found = _ISO_BYTES.fullmatch(text)
     if not found:

@@ -1,4 +1,4 @@
-"""Writing tables of raw columns as the files that a schema describes."""
+"""Writing tables of raw columns to files in the format of a schema."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def log_writer(path: Path, target: Path, schema: ClickLogSchema) -> Iterator[Cal
     """Opens a log to be written.
 
     Args:
-        path: Its name says the format: Parquet if it ends in `.parquet`, compressed if in `.gz`, else plain text.
+        path: Its suffix decides the format: `.parquet` is Parquet, `.gz` compressed text, all others plain text.
         target: Where to write.
         schema: Columns and format.
 

@@ -1,4 +1,4 @@
-"""What a client asks a server and in which order. Nothing is sent here, so that blocking and asyncio share it.
+"""The sequence of requests behind each method of a client. Nothing is sent here, so blocking and asyncio share it.
 
 Each method is a generator. It yields a `Request` to send or a `Pause` to make, receives the answer to the request, or
 its `ServingError` as an exception, and returns the result.

@@ -101,7 +101,7 @@ def classifications(
     """The result of a classify signature, from what `run_examples` gave.
 
     Raises:
-        StatusError: INVALID_ARGUMENT if the outputs are no classes and scores of the examples.
+        StatusError: INVALID_ARGUMENT if the outputs are not classes and scores of the examples.
     """
     found = {}
     for alias, dtype in (("classes", types_pb2.DT_STRING), ("scores", types_pb2.DT_FLOAT)):

@@ -78,7 +78,7 @@ class _Sockets(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def handle_error(self, request: socket.socket, client_address: tuple) -> None:
-        """A caller that went away is no news."""
+        """Ignores callers that went away."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(self.rest.answer(self.command, target, body, has_origin=origin))
 
     def _drain(self) -> None:
-        """Reads on for a while: a caller that still sends when the connection closes misses the answer."""
+        """Keeps reading for a while: a caller that is still sending when the connection closes misses the answer."""
         end = time.monotonic() + _DRAIN_SECONDS
         self.connection.settimeout(0.5)
         with contextlib.suppress(OSError):
@@ -187,4 +187,4 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(html_error(code if code in REASONS else 400))
 
     def log_message(self, format: str, *args: object) -> None:
-        """No line for each request."""
+        """Does not log requests."""

@@ -54,7 +54,7 @@ Json: TypeAlias = bool | int | float | str | list | Members | None
 def parse(body: bytes) -> Json:
     """Parses a request's body; objects become `Members`.
 
-    Bytes that are no UTF-8 stay in strings as the surrogates of Python's `surrogateescape`.
+    Bytes that are not UTF-8 stay in strings as surrogates (Python's `surrogateescape`).
 
     Raises:
         StatusError: INVALID_ARGUMENT with the reason and the byte offset.

@@ -1,4 +1,4 @@
-"""The models a server holds: which versions there should be, loading and dropping them while requests run."""
+"""The models of a server: which versions to serve, loading and dropping them while requests run."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ class ModelConfig:
         name: what requests call it.
         base_path: the folder with its versions.
         latest: how many of the newest versions to serve; None for all.
-        specific: the versions to serve, whatever is newest; empty for `latest`.
+        specific: the versions to serve, regardless of newer ones; empty for `latest`.
         labels: names for versions.
     """
 

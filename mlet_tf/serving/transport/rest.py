@@ -1,4 +1,4 @@
-"""Requests over REST, with neither TensorFlow nor gRPC."""
+"""Requests over REST, without TensorFlow and gRPC."""
 
 import asyncio
 import base64
@@ -143,7 +143,7 @@ class AsyncRestTransport:
 
     Args:
         settings: Where requests go.
-        threads: How many threads; the event loop's own are few, and others need them.
+        threads: Number of threads; the event loop's own are few and shared with other code.
 
     Raises:
         InputError: A file of the TLS settings cannot be read.
