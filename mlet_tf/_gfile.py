@@ -13,9 +13,9 @@ from fsspec.spec import AbstractFileSystem
 
 
 class GFileSystem(AbstractFileSystem):
-    """What `tf.io.gfile` opens (`gs://`, `hdfs://`, `ram://`, plug-ins); paths keep their scheme.
+    """The file systems of `tf.io.gfile` (`gs://`, `hdfs://`, `ram://`, plug-ins); paths keep their scheme.
 
-    Errors of TensorFlow come out as `OSError`.
+    TensorFlow's errors become `OSError`.
     """
 
     protocol = "gfile"
@@ -43,7 +43,7 @@ class GFileSystem(AbstractFileSystem):
         ]
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """Name, size, type and time of change of a file or folder; see fsspec."""
+        """Name, size, type and modification time of a file or folder; see fsspec."""
         path = self._strip_protocol(path)
         with _os_errors(path):
             if tf.io.gfile.isdir(path):
@@ -67,7 +67,7 @@ class GFileSystem(AbstractFileSystem):
             tf.io.gfile.makedirs(path)
 
     def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
-        """Moves a file, over what is at the other path."""
+        """Moves a file and overwrites the target."""
         with _os_errors(path1):
             tf.io.gfile.rename(path1, path2, overwrite=True)
 
@@ -134,7 +134,7 @@ class _RawFile(io.RawIOBase):
         return self._reads
 
     def close(self) -> None:
-        """Closes the file; what was written to an object store goes out now."""
+        """Closes the file; object stores upload it now."""
         if not self.closed:
             try:
                 with _os_errors(self._path):

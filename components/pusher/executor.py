@@ -16,7 +16,7 @@ from mlet_tf.storage import join, open_binary, tree
 
 
 class Executor(executor.Executor):
-    """TFX's Pusher with integer versions that count up, a rename as the last step and old versions removed."""
+    """TFX's Pusher with consecutive integer versions and a rename as the last step; old versions are removed."""
 
     def Do(  # noqa: N802 (TFX's name)
         self,

@@ -1,4 +1,4 @@
-"""`mlet-tf serve`: a real `tensorflow_model_server` where there is one, else a stand-in for development."""
+"""`mlet-tf serve`: a real `tensorflow_model_server` if there is one, else a stand-in for development."""
 
 import logging
 import os

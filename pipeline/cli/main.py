@@ -1,4 +1,4 @@
-"""The `mlet-tf` command: the group, and what becomes of errors."""
+"""The `mlet-tf` command: the group, and how errors are reported."""
 
 import os
 import re
