@@ -76,7 +76,7 @@ def stream_tasks(
     """
     with writing(folder):
         tf.io.gfile.makedirs(folder)
-    bypass_proxy_for_loopback()  # Where Beam's workers are processes on this machine.
+    bypass_proxy_for_loopback()  # Beam's workers may be processes on this machine.
     try:
         with make_pipeline() as pipeline:
             _ = (
@@ -86,7 +86,7 @@ def stream_tasks(
                 | "Run" >> beam.Map(functools.partial(_run_task, function=function, folder=folder))
             )
     except Exception as error:
-        # What all runners keep of a worker's error is its text.
+        # All runners keep only the text of a worker's error.
         found = re.search(rf"{re.escape(folder)} cannot be written: .*", str(error))
         if found is None:
             raise

@@ -36,7 +36,7 @@ class GFileSystem(AbstractFileSystem):
         paths = {f"{path}/{name}": folder for name, folder in sorted(marked.items())}
         if not detail:
             return list(paths)
-        # A size would take one more request for each.
+        # A size would take another request for each.
         return [
             {"name": child, "size": None, "type": "directory" if folder or self.isdir(child) else "file"}
             for child, folder in paths.items()
@@ -95,7 +95,7 @@ class _RawFile(io.RawIOBase):
         self._reads = mode == "rb"
         self._file = tf.io.gfile.GFile(path, mode)
         if not self._reads:
-            self.write(b"")  # A file that nothing is written to would else not come to be.
+            self.write(b"")  # Otherwise an empty file would not be created.
 
     def readinto(self, buffer: Any) -> int:
         """Reads into `buffer`."""

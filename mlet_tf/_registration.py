@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-# Where one of these is what imports Keras, the other one must not need the whole of it: no import of names from the
+# If one of these is the first to import Keras, the other must not need all of it: no import of names from the
 # package `mlet_tf.layers` in `mlet_tf.optimizers`, nor the other way round.
 _MODULES = ("mlet_tf.layers", "mlet_tf.optimizers")
 
@@ -38,7 +38,7 @@ def _require_keras_3() -> None:
         return
     import tensorflow as tf
 
-    version = getattr(tf.keras, "__version__", "2")  # tf_keras tells none.
+    version = getattr(tf.keras, "__version__", "2")  # tf_keras has no version.
     if not version.startswith("3"):
         raise ImportError(
             f"mlet_tf needs tf.keras to be Keras 3. Received: Keras {version}. Import mlet_tf before "
@@ -75,7 +75,7 @@ class _RegisteringLoader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__.loader = module.__loader__ = self._loader  # As if nobody had been in between.
+        module.__spec__.loader = module.__loader__ = self._loader  # As if this loader had not been there.
         self._loader.exec_module(module)
         sys.meta_path.remove(self._finder)
         _register()

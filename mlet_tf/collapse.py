@@ -168,7 +168,7 @@ def _made_up_inputs(model: keras.Model) -> Any | None:
         inputs = make_up(_PROBE_ROWS)
         outputs = [] if inputs is None else keras.tree.flatten(model(inputs))
         numbers = not any(np.isnan(_as_float32(output)).any() for output in outputs)
-    except Exception:  # A model may refuse in any way what it was not made for.
+    except Exception:  # A model may refuse made-up inputs in any way.
         return None
     return inputs if numbers else None
 
@@ -188,7 +188,7 @@ def _random_inputs(model: keras.Model) -> Any | None:
 
     def make_up(spec: keras.KerasTensor) -> Any:
         shape = (_PROBE_ROWS, *spec.shape[1:])
-        # Ids which every table has also do where a model takes them as floats.
+        # Ids that every table has also work if a model takes them as floats.
         ids = generator.integers(0, min(limits, default=2), shape)
         return ops.convert_to_tensor(ids, spec.dtype)
 
@@ -204,7 +204,7 @@ def _check_equal(trained: Any, plain: Any, inputs: Any, tolerance: float | None)
         before, after = _as_float32(one), _as_float32(other)
         if np.isnan(before).any():
             raise InputError(f"Outputs of '{trained.name}': expected numbers. Received: NaN")
-        with np.errstate(invalid="ignore"):  # Infinity less itself, as where outputs are masked.
+        with np.errstate(invalid="ignore"):  # Infinity minus infinity, as in masked outputs.
             difference = np.where(before == after, 0, np.abs(before - after)).max(initial=0.0)
         scale = np.abs(before[np.isfinite(before)]).max(initial=0.0)
         if not difference <= allowed * scale:

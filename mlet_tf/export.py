@@ -33,7 +33,7 @@ SIGNATURES = ("serving_default", "predict_raw", "classify", "regress")
 
 _PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
-# Where a Model artifact has its two forms.
+# The two forms in a Model artifact.
 KERAS_MODEL = "Format-Keras/model.keras"
 SERVING_MODEL = "Format-Serving"
 
@@ -182,7 +182,7 @@ def save_model(model: keras.Model, schema: ClickLogSchema, transform: Transform,
 
 def load_keras_model(folder: str) -> keras.Model:
     """The Keras model that `save_model` wrote below a folder."""
-    # Keras finds only classes that are imported, and in a process of its own a component has imported no model.
+    # Keras finds only imported classes, and a component in a new process has not imported any model.
     import mlet_tf.models  # noqa: F401
 
     return keras.models.load_model(join(folder, KERAS_MODEL))

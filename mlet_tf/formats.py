@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tarfile
 
-# How many of its first bytes tell what a file is.
+# Number of first bytes that are looked at.
 HEAD_BYTES = 4096
 
 _CODECS = (
@@ -16,7 +16,7 @@ _CODECS = (
     (b"\x04\x22\x4d\x18", "lz4"),
 )
 _BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)", re.DOTALL)
-_ZSTD_SKIPPED = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)  # As pzstd begins its files.
+_ZSTD_SKIPPED = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)  # Files of pzstd begin with this.
 
 _UNPACK, _EXPORT = "unpack it first", "export it as CSV, TSV or Parquet"
 _COMPRESS = "unpack it, or compress it with gzip, bzip2, xz, zstd or lz4"
@@ -38,7 +38,7 @@ _REFUSED = (
     (b"\x93NUMPY", f"a NumPy array: {_EXPORT}"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", f"an old Excel workbook (.xls): {_EXPORT}"),
 )
-# Begin as a text could: only where the rest is no text.
+# A text could begin like this: only if the rest is not text.
 _REFUSED_UNLESS_TEXT = (
     (b"ORC", f"an ORC file: {_EXPORT}"),
     (b"FEA1", f"a Feather file: {_EXPORT}"),

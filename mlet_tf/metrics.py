@@ -72,7 +72,7 @@ def auc_standard_error(auc: float, positives: int, negatives: int) -> float:
         + (positives - 1) * (two_positives - auc**2)
         + (negatives - 1) * (two_negatives - auc**2)
     ) / (positives * negatives)
-    # Rounding may take it below 0 where all pairs are in order.
+    # Rounding may make it negative if all pairs are in order.
     return float(np.sqrt(np.maximum(variance, 0.0)))
 
 

@@ -28,7 +28,7 @@ def bypass_proxy_for_loopback() -> None:
     excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     of_grpc = os.environ.get("no_grpc_proxy", excepted)  # noqa: SIM112 (gRPC knows no other)
     os.environ["no_grpc_proxy"] = _with_loopback(of_grpc)  # noqa: SIM112
-    if excepted.strip() != "*":  # Means all hosts, but only where it stands alone.
+    if excepted.strip() != "*":  # Means all hosts, but only if it stands alone.
         os.environ["no_proxy"] = _with_loopback(excepted)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import keras
 from keras import ops
-from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES  # No public name takes back a name.
-from keras.src.saving.serialization_lib import (  # No public name allows lambdas, or shares objects, for one call.
+from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES  # No public way to remove a name.
+from keras.src.saving.serialization_lib import (  # No public way to allow lambdas, or share objects, for one call.
     ObjectSharingScope,
     SafeModeScope,
     record_object_after_deserialization,
@@ -178,7 +178,7 @@ class _Maker:
             made = self._from_config(layer)
             self._exchange(layer, made)
             if _is_graph(layer) and not self._has_replacements(layer, made):
-                # Its constructor has called the layers that should not be there.
+                # Its constructor has called the layers that are replaced.
                 made = keras.models.clone_model(layer, clone_function=self._again)
             self._made[id(layer)] = made
             self._pairs.append((layer, made))
@@ -211,7 +211,7 @@ class _Maker:
     def _settled(self, value: Any, have: Any, changes: list[tuple]) -> Any:
         """Returns what an attribute should hold, given what it holds in the source, and notes the changes."""
         if isinstance(value, keras.layers.Layer) and isinstance(have, keras.layers.Layer):
-            # One that is the source's own was handed over by the configuration.
+            # The source's own layer came through the configuration.
             settled = self._again(value) if have is value else self._made.get(id(value), have)
             if settled is not have:
                 if id(value) in self._replacements:
@@ -251,7 +251,7 @@ def _attributes(layer: keras.layers.Layer) -> dict[str, Any]:
 
 @functools.cache
 def _base_attributes() -> frozenset[str]:
-    return frozenset(vars(keras.Model(name="base")))  # Named, or the names of later models would move on.
+    return frozenset(vars(keras.Model(name="base")))  # Named, so that it does not advance the names of later models.
 
 
 def _plain_type(value: list | tuple) -> type:
@@ -296,7 +296,7 @@ def _named_apart(model: keras.Model) -> Iterator[None]:
     own = [part for part in parts if part not in GLOBAL_CUSTOM_NAMES and not _is_of_keras(part)]
     names = {part: f"{part.__name__}/{i}" for i, part in enumerate(dict.fromkeys(own))}
     lambdas = [part for part in names if part.__name__ == "<lambda>"]
-    # Some configurations are written by hand, with the name of the class.
+    # Some handwritten configurations have the name of the class.
     found = {part.__name__: part for part in names if isinstance(part, type)}
     found |= {name: part for part, name in names.items()}
     GLOBAL_CUSTOM_NAMES.update(names)
@@ -365,6 +365,6 @@ def _own_variables(layer: keras.layers.Layer) -> dict[str, Any]:
     store: dict[str, Any] = {}
     layer.save_own_variables(store)
     if keras.backend.backend() == "jax":
-        # Assigned as they are, arrays would be those of both layers, and `fit` and `predict` use up what they hold.
+        # Otherwise both layers would share arrays, and `fit` and `predict` donate theirs.
         store = {name: ops.copy(variable) for name, variable in store.items()}
     return store

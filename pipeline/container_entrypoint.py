@@ -44,7 +44,7 @@ def main() -> None:
     invocation, inputs = (sys.argv.index(flag) + 1 for flag in (_INVOCATION, _INPUTS))
     mended = with_artifact_types(json.loads(sys.argv[invocation]), json.loads(sys.argv[inputs]))
     sys.argv[invocation] = json.dumps(mended)
-    add_file_systems()  # TFX opens artifacts by itself.
+    add_file_systems()  # TFX opens artifacts itself.
     try:
         runpy.run_module(_TFX_ENTRYPOINT, run_name="__main__", alter_sys=True)
     except (InputError, GateError) as error:

@@ -183,14 +183,14 @@ def _policy(config: PipelineConfig, node: str) -> NodeConfig:
     own = config.kubeflow.nodes.get(node, NodeConfig())
     policy = config.kubeflow.defaults.replace(**own.model_dump(exclude_none=True))
     if policy.cache is None:
-        # Kubeflow's cache sees the path of the log, not what is in it.
+        # Kubeflow's cache sees the path of the log, not its content.
         return policy.replace(cache=config.enable_cache and node != _EXAMPLE_GEN)
     return policy
 
 
 def _set_policy(spec: dict[str, Any], node: str, policy: NodeConfig) -> None:
     task, executor = spec["root"]["dag"]["tasks"][node], _executor(spec, node)
-    # Said for every node: what is not said is on, in some versions.
+    # Set for every node, because some versions have it on by default.
     task["cachingOptions"] = {"enableCache": policy.cache}
     if policy.retries:
         task["retryPolicy"] = {

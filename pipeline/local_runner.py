@@ -112,7 +112,7 @@ def _use_model_server(config: PipelineConfig) -> bool:
     return Path("/var/run/docker.sock").exists()
 
 
-# Libraries that print by themselves.
+# Libraries with their own log handlers.
 _OWN_HANDLERS = [logging.getLogger(name) for name in ("absl", "tensorflow")]
 
 

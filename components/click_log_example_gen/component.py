@@ -113,5 +113,5 @@ def _relative_to_common_folder(paths: list[str]) -> tuple[str, list[str]]:
     base = "/".join(parts[0][:common])
     if paths[0].startswith("/") and base == "":
         base = "/"
-    # TFX's own driver on Kubeflow takes the fingerprint of what a pattern matches: of files, not of a folder.
+    # TFX's own driver on Kubeflow fingerprints the files that a pattern matches, not folders.
     return base or ".", ["/".join(p[common:]) or "*" for p in parts]

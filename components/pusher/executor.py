@@ -43,7 +43,7 @@ class Executor(executor.Executor):
         base, model = destination.filesystem.base_directory, self.GetModelPath(input_dict)
         newest = next(reversed(list_versions(base).values()), None)
         if newest and _digest(newest) == _digest(model):
-            # A gate that ran again over the same model is no reason to make servers swap.
+            # A repeated gate on the same model is no reason for servers to swap.
             logging.info("The newest version has this model already.")
             path = newest
         else:

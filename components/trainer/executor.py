@@ -9,7 +9,7 @@ from tfx.utils import json_utils
 
 from mlet_tf.errors import InputError
 
-# Execution properties and where each one belongs in `custom_config`.
+# Execution properties and the place of each in `custom_config`.
 SETTINGS = {
     "max_steps": ("train", "max_steps"),
     "hidden_dim": ("model", "hidden_dim"),

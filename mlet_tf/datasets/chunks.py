@@ -295,7 +295,7 @@ def _check_fields(
                 f"{path}: with the separator {schema.separator!r} of schema {schema.name!r} the first rows "
                 f"have {_join(counts)} column(s) instead of {expected}; the separator {other!r} would fit"
             )
-    # Of a few lines all may be bad, but not all for lack of just the label.
+    # A few first lines may all be bad, but not all because of the label alone.
     if len(counts) == 1 and (len(lines) >= 10 or counts == {expected - 1}):
         raise InputError(
             f"{path}: each of the first {len(lines)} rows should have {expected} columns (schema "

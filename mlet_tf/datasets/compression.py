@@ -78,7 +78,7 @@ def _open(raw: Any, codec: str) -> Any:
     if codec == "bz2":
         return io.BufferedReader(_Members(raw, bz2.BZ2Decompressor, OSError), _READ_BYTES)
     if codec == "xz":
-        import lzma  # Not every Python has it.
+        import lzma  # Some builds of Python lack it.
 
         return io.BufferedReader(_Members(raw, lzma.LZMADecompressor, lzma.LZMAError), _READ_BYTES)
     return pa.CompressedInputStream(raw, codec)

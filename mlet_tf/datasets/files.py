@@ -74,7 +74,7 @@ def file_kind(path: str) -> str:
         return codec
     if refused := refused_format(head):
         raise InputError(f"{path} is {refused}")
-    # The name says that it should be something else than text: reading it as that tells what is wrong.
+    # The name promises something other than text: reading it as that explains what is wrong.
     ending = os.path.splitext(path)[1]  # noqa: PTH122 (may be remote)
     return "parquet" if ending == ".parquet" else _ENDINGS.get(ending, "text")
 
@@ -154,7 +154,7 @@ class _Search:
             if is_folder:
                 yield path
             elif _is_link(path):
-                _regular(path)  # One to nowhere may have been a folder.
+                _regular(path)  # A dangling link may have been a folder.
 
     def _children(
         self, folder: str, pattern: str = "*", *, only_folders: bool = False

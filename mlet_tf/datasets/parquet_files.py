@@ -16,7 +16,7 @@ import pyarrow_hotfix  # noqa: F401 (pyarrow below 14.0.1 runs code that a Parqu
 from mlet_tf import storage
 from mlet_tf.errors import InputError
 
-# What Arrow raises; memory that is short is no fault of the file.
+# Errors of Arrow; lack of memory is not the fault of the file.
 PARQUET_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError)
 
 # Every version of Arrow reads these.

@@ -24,7 +24,7 @@ from mlet_tf.datasets.truth import Score, TeacherReport
 from mlet_tf.datasets.writing import log_writer
 from mlet_tf.errors import InputError
 
-# Rows are drawn in batches of this size, each from a generator of its own: the file depends on nothing else.
+# Rows are drawn in batches of this size, each from its own generator: the file depends on nothing else.
 _BATCH_ROWS = 16_384
 _CALIBRATION_BATCH = 1 << 40
 _SMALLEST_VOCABULARY = 4

@@ -60,7 +60,7 @@ def line_blocks(
 def _end_of_lines(held: bytes, own: float) -> int:
     """The end of the whole lines in `held` that begin within its first `own` bytes; 0 if there is none."""
     if len(held) >= own:
-        # The last of them is the one that holds byte `own - 1`.
+        # The last one contains byte `own - 1`.
         last = held.find(b"\n", int(own) - 1)
         if last >= 0:
             return last + 1

@@ -14,9 +14,9 @@ from numbers import Integral, Real
 from typing import Any
 
 CATEGORY = "UTF-8 text without a NUL byte"
-# A whole number written as a float, and what it is rewritten to; `re`, RE2 and Arrow all take both.
+# A whole number written as a float, and its replacement; `re`, RE2 and Arrow all accept both.
 WHOLE, WHOLE_REWRITE = r"^(?:-(0)|(-?[0-9]+))\.0+$", r"\1\2"
-# What Arrow's own conversion of text takes, so that both ways through a block of text agree.
+# What Arrow's own conversion of text accepts, so that both ways of parsing agree.
 INTEGER = r"^(-?[0-9]{1,100}|0[xX][0-9a-fA-F]{1,16})$"
 SPACES = " \t"
 
@@ -33,7 +33,7 @@ def canonical_text(text: bytes) -> bytes:
 
 def may_hold_whole(data: bytes) -> bool:
     """Whether there may be a whole number written as a float, which is rare."""
-    return b"." in data and b".0" in data  # One byte is found many times faster than two.
+    return b"." in data and b".0" in data  # Searching for one byte is many times faster than for two.
 
 
 def is_missing(value: Any, marks: Collection[bytes]) -> bool:
@@ -48,7 +48,7 @@ def is_missing(value: Any, marks: Collection[bytes]) -> bool:
         return text in marks or canonical_text(text) in marks
     if value is None or type(value).__name__ in _MISSING_TYPES or _is_nan(value):
         return True
-    if len(marks) == 1:  # The empty text alone is no number.
+    if len(marks) == 1:  # Only the empty text is not a number.
         return False
     try:
         return str(whole_number(value)).encode() in marks

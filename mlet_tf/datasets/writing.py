@@ -34,7 +34,7 @@ def log_writer(path: Path, target: Path, schema: ClickLogSchema) -> Iterator[Cal
         with pq.ParquetWriter(target, types) as parquet:
             yield lambda table: parquet.write_table(_with_label_texts(table, schema).cast(types))
         return
-    # The name is left out of the gzip header and the time is 0: same rows, same bytes.
+    # No name and no time in the gzip header: same rows, same bytes.
     with target.open("wb") as raw:
         file = gzip.GzipFile("", "wb", 3, raw, mtime=0) if path.suffix == ".gz" else raw
         with file:

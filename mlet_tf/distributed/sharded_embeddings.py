@@ -63,15 +63,15 @@ class RowShardedEmbeddings(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.autocast = False  # Ids which arrive as floats would lose digits.
+        self.autocast = False  # Ids that arrive as floats would lose digits.
         if bags := [feature.name for feature in features if feature.combiner]:
             raise ValueError(f"`features` of divided tables should have no combiner. Received: {bags}")
         self.features = tuple(features)
         self._workers = workers
         self._rows = np.asarray([feature.input_dim for feature in features], "int64")
-        # One more: where the ids of other processes go.
+        # One more row, for the ids of other processes.
         self._local_rows = -(-self._rows // workers.size) + 1
-        # Without weights: it says which features are direct, and what `gather` fills.
+        # Without weights: it knows which features are direct, and what `gather` fills.
         whole = EmbeddingCollection(
             features,
             output_dim,
@@ -104,7 +104,7 @@ class RowShardedEmbeddings(keras.layers.Layer):
         before = random.getstate()
         self._local.build()
         after = random.getstate()
-        # The seeds that the tables have just drawn, drawn again to draw the values of whole tables.
+        # Draws the same seeds again, now for the values of whole tables.
         random.setstate(before)
         for table, names in self._tables():
             whole_rows = [int(self._rows[self._index(name)]) for name in names]

@@ -9,7 +9,7 @@ import tensorflow as tf
 from mlet_tf.distributed.cluster import Cluster
 from mlet_tf.network import bypass_proxy_for_loopback
 
-# Any number that TensorFlow's own strategies, which count up from 1, do not come to.
+# A number that TensorFlow's own strategies, which count up from 1, do not reach.
 _GROUP_KEY = 1_000_003
 _FIRST_INSTANCE = 2_000_003
 
@@ -32,7 +32,7 @@ class Workers:
         self.size, self.rank, self.is_chief = cluster.size, cluster.rank, cluster.is_chief
         self.strategy = strategy
         self._instances = itertools.count(_FIRST_INSTANCE)
-        # In graphs, since some collectives have no eager kernel.
+        # In graphs, because some collectives have no eager kernel.
         self._gather_array = tf.function(self.gather, autograph=False)
         self._total_number = tf.function(self.total, autograph=False)
 
@@ -89,7 +89,7 @@ class Workers:
         self.mean(0.0)
 
     def _keys(self) -> dict[str, Any]:
-        # Every process traces the same collectives in the same order, and so gives them the same keys.
+        # Every process traces the same collectives in the same order, so they get the same keys.
         return {
             "group_size": self.size,
             "group_key": _GROUP_KEY,

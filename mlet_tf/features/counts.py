@@ -23,15 +23,15 @@ from mlet_tf.datasets.schema import ClickLogSchema
 from mlet_tf.datasets.times import derive
 from mlet_tf.storage import create_binary, open_binary
 
-# What a counter gathers before it should go out as a run: rows, and bytes of their counted values.
+# Size of a run: rows, and bytes of their counted values.
 _RUN_ROWS = 1 << 18
 _RUN_BYTES = 1 << 27
 
-# A block has at most so many values, and so many bytes of them; a longer value has a block of its own.
+# Largest block: values, and their bytes; a longer value has its own block.
 _BLOCK_VALUES = 1 << 10
 _BLOCK_BYTES = 1 << 20
 
-# What is added up at a time at most: so many files, and so many bytes of their values.
+# Added up at a time, at most: files, and bytes of their values.
 _MAX_FILES = 64
 _MAX_BYTES = 1 << 28
 
@@ -144,7 +144,7 @@ def merge_counts(runs: Sequence[Run], feature: int, max_values: int, folder: str
         for run, first in zip(runs, firsts, strict=True)
         if run.blocks[feature]
     ]
-    # A block of each file waits in memory; these are to be half of the values at most.
+    # A block of each file is held in memory; together they may be half of the values.
     at_once = min(_MAX_FILES, max(2, max_values // (2 * _BLOCK_VALUES)))
     names = (f"{folder}/{number}.arrow" for number in itertools.count())
     while len(files) > at_once:

@@ -99,7 +99,7 @@ class _Packed:
         packed = cls(**json.loads((folder / _PACKED).read_text()))
         if packed.examples == examples:
             return packed
-        (folder / _PACKED).unlink()  # What it says will not be true once the first rows are written.
+        (folder / _PACKED).unlink()  # It becomes false when the first rows are written.
         return cls(examples)
 
     def write(self, folder: Path) -> None:
@@ -125,11 +125,11 @@ def _pack_rest(
         return f"packing {folder.name}: {packed.rows:,} of {total:,} rows, {rate:,.0f} rows/s"
 
     with (folder / _ROWS).open("r+b" if packed.files else "wb") as file:
-        # What a killed call wrote after this is written again.
+        # Rows that a killed call wrote after this are overwritten.
         file.seek(4 * packed.words * packed.rows)
         for batches in _in_order(pack, files[packed.files :]):
             for words in batches:
-                file.write(words)  # `tofile` is silent where the last few bytes do not fit on the disk.
+                file.write(words)  # `tofile` does not report if the last few bytes do not fit on the disk.
                 packed.rows, packed.words = packed.rows + len(words), words.shape[1]
             file.flush()
             os.fsync(file.fileno())
@@ -144,7 +144,7 @@ def _preprocessor(schema: ClickLogSchema, transform: Transform) -> Callable[[tf.
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def preprocess(serialized: tf.Tensor) -> tf.Tensor:
-        with tf.device("CPU"):  # A GPU would get texts to look up, and the few floats.
+        with tf.device("CPU"):  # A GPU gains nothing from looking up texts and a few floats.
             return pack_words(transform(tf.io.parse_example(serialized, spec)))
 
     return preprocess.get_concrete_function()

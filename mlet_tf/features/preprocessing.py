@@ -149,5 +149,5 @@ def _look_up(values: tf.Tensor, file: str, num_oov_buckets: int) -> tf.Tensor:
         )
         return tf.lookup.StaticVocabularyTable(initializer, num_oov_buckets)
 
-    # Made outside of the graph, so that the served model fills each table once.
+    # Made outside the graph, so that the served model fills each table once.
     return tft.make_and_track_object(make_table, name=os.path.basename(file)).lookup(values)  # noqa: PTH119

@@ -20,7 +20,7 @@ def iso_seconds(texts: tf.Tensor) -> tf.Tensor:
         texts = tf.identity(texts)
 
     def part(name: str) -> tf.Tensor:
-        # A zero in front makes a number of an absent part.
+        # A leading zero makes an absent part a number.
         return tf.strings.to_number(
             tf.strings.regex_replace(texts, ISO_8601, rf"0\{_ISO_GROUPS[name]}"), tf.int64
         )

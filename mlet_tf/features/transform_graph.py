@@ -50,7 +50,7 @@ class TransformGraph(tf.Module):
     def __init__(self, folder: str | Path) -> None:
         super().__init__(name="transform")
         self._layer = tft.TFTransformOutput(str(folder)).transform_features_layer()
-        # Behind a cache rather than in a dict, which saving would take for a part of the model.
+        # A cache, because saving would track a dict as part of the model.
         self._function = functools.cache(self._trace)
 
     def __call__(self, columns: Mapping[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:

@@ -16,16 +16,16 @@ import pyarrow.compute as pc
 from mlet_tf.features.counts import Run, merge_counts
 from mlet_tf.storage import join, remove
 
-# What an empty vocabulary holds instead of nothing: TensorFlow's tables refuse an empty file. No row can
-# have it, because a row with a NUL byte is rejected when it is read.
+# Content of an empty vocabulary, as TensorFlow's tables refuse an empty file. No row can have it, because a row
+# with a NUL byte is rejected when it is read.
 EMPTY = b"\0empty vocabulary"
 
-# A vocabulary is a text file with a value a line: as in tensorflow-transform, these have no id.
+# A vocabulary is a text file with a value per line: as in tensorflow-transform, these have no id.
 _NO_VALUE = r"^$|[\r\n]"
 _WRITE_ROWS = 1 << 20
 _PLAIN_NAME, _NOT_PLAIN = re.compile(r"[A-Za-z0-9_]{1,100}"), re.compile(r"[^A-Za-z0-9_]+")
 
-# A column of Arrow's `binary` would end at 2 GB.
+# Arrow's `binary` is limited to 2 GB per column.
 _RANKED = pa.schema([("value", pa.large_binary()), ("count", pa.int64())])
 
 

@@ -23,7 +23,7 @@ def in_compiled_code(tensor: Any) -> bool:
     if backend != "tensorflow":
         return False
     import tensorflow as tf
-    from tensorflow.python.ops import control_flow_util  # No public name tells an XLA scope.
+    from tensorflow.python.ops import control_flow_util  # There is no public way to detect an XLA scope.
 
     if tf.executing_eagerly():
         return False

@@ -83,7 +83,7 @@ def _unique_bags(lookup: FusedLookup, columns: list[Any]) -> Any:
             for slot in block.slots
         ]
         unique, where = tf.unique(tf.concat(ids, 0))
-        # Numbered in the order of the blocks, so the blocks of the distinct ids come sorted.
+        # Numbered in the order of the blocks, so that the distinct ids are sorted by block.
         block_of = tf.searchsorted(starts, unique, side="right")
         ends = tf.searchsorted(block_of, np.arange(1, len(starts) + 1, dtype="int32"), side="right")
         rows = wide_enough_to_sum(spread(lookup.project_distinct(number, unique, ends), where))

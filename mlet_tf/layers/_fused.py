@@ -143,7 +143,7 @@ class FusedLookup:
         batch = tf.shape(ids)[1]
         for number, group in enumerate(self.plan.groups):
             count = len(group.slots)
-            # The ids of each block move to a range of its own.
+            # The ids of each block move to their own range.
             starts = group.per_slot(group.starts).astype("int32")
             unique, where = tf.unique(tf.reshape(ids[low : low + count] + starts[:, None], [-1]))
             where = tf.reshape(where, [count, batch])

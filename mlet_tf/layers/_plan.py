@@ -242,7 +242,7 @@ def _require_same(feature: EmbeddingFeature, what: str, same: bool) -> None:
 
 def _require_int32(group: TableGroup, features: Sequence[EmbeddingFeature]) -> None:
     rows = sum(block.rows for block in group.blocks)
-    if rows > INT32_ROWS:  # Blocks number their distinct rows side by side, in int32.
+    if rows > INT32_ROWS:  # The distinct rows of all blocks are numbered consecutively, in int32.
         raise ValueError(
             f"Features that share a table through different projections should have at most "
             f"{INT32_ROWS} rows together; a smaller `max_rows_per_table` parts them from other "

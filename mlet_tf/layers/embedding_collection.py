@@ -129,7 +129,7 @@ class EmbeddingCollection(keras.layers.Layer):
         self.oov = validate_oov(oov)
         self.deduplicate = deduplicate
         self.max_rows_per_table = min(positive_int("max_rows_per_table", max_rows_per_table), INT32_ROWS)
-        self.autocast = False  # Ids which arrive as floats would lose digits.
+        self.autocast = False  # Ids that arrive as floats would lose digits.
         self.supports_jit = not on_tensorflow()  # XLA scatters into whole tables.
         names = [feature.name for feature in self.features]
         if not names or len(set(names)) < len(names):
@@ -263,7 +263,7 @@ class EmbeddingCollection(keras.layers.Layer):
                 **self.get_config(),
                 "features": [dataclasses.asdict(feature) for feature in features],
                 "hidden_dim": None,
-                # They were about the factors.
+                # These concern the factors.
                 "table_regularizer": None,
                 "projection_regularizer": None,
                 "table_constraint": None,

@@ -140,7 +140,7 @@ def _write_tensorflow(table: keras.Variable, blocks: Iterable[np.ndarray], low: 
         rows = tf.range(low, low + len(block))
         table.value.scatter_update(tf.IndexedSlices(tf.cast(block, table.dtype), rows))
         low += len(block)
-    # Else every later read of the whole would copy it.
+    # Otherwise every later read of the whole table would copy it.
     tf.raw_ops.DisableCopyOnRead(resource=table.value.handle)
 
 

@@ -141,6 +141,6 @@ def _assert_inside(ids: Any, outside: Any, row_counts: Sequence[int], names: Seq
             return tf.constant(False)
 
     inside = tf.cond(tf.reduce_any(outside), fail, lambda: tf.constant(True))
-    # The gather has to wait, or its own message, without a name, may come first.
+    # The gather must wait, or its own error, which names no feature, may come first.
     with tf.control_dependencies([inside]):
         return tf.identity(ids)

@@ -19,12 +19,12 @@ TABLE_DTYPES = ("float16", "bfloat16", "int8")
 
 _LEVELS = 127
 _FLOAT16_MAX = float(np.finfo("float16").max)
-# Scales and offsets are float16 in a unit in which the largest value is near to 2^15: no float16 is larger
-# than 2^16, and small rows keep as many digits as can be had.
+# Scales and offsets are float16 in a unit in which the largest value is close to 2^15: float16 ends below 2^16,
+# and small rows keep as many digits as possible.
 _UNIT_EXPONENT = 15
 _SMALLEST_EXPONENT = -126  # Smaller floats are flushed to zero by TensorFlow.
 
-# Blocks of rows of a table, from the top each time it is called.
+# Yields blocks of rows of a table, from the top at each call.
 Blocks = Callable[[], Iterator[np.ndarray]]
 
 
@@ -146,7 +146,7 @@ class QuantizedEmbedding(SingleEmbedding):
                 f"Table {name}: expected values of at most {_FLOAT16_MAX:g} for float16; bfloat16 and int8 have "
                 f"no such limit. Received: {largest:g}"
             )
-        return block  # Written, it is rounded to the nearest.
+        return block  # Writing rounds to the nearest.
 
     def _embed(self, ids: Any) -> Any:
         ids = as_ids(ids)

@@ -68,7 +68,7 @@ class DLRM(tfrs.experimental.models.Ranking):
     ) -> None:
         # Ranking's own constructor takes neither name nor dtype, and its default task needs Keras 2.
         super(tfrs.experimental.models.Ranking, self).__init__(**kwargs)
-        self.autocast = False  # Ids which arrive as floats would lose digits.
+        self.autocast = False  # Ids that arrive as floats would lose digits.
         self._embedding_layer = embedding_layer
         self._bottom_stack = bottom_stack or mlp([256, 64, 16], "relu", self.dtype_policy)
         self._feature_interaction = feature_interaction or DotInteraction(dtype=self.dtype_policy)
@@ -242,7 +242,7 @@ class DLRM(tfrs.experimental.models.Ranking):
     def _bottom(self, dense_features: Any, embeddings: Any, training: bool | None) -> Any:
         if dense_features.shape[-1] != 0:
             return _call(self._bottom_stack, dense_features, training)
-        # Without dense features their place is taken by a learned constant.
+        # Without dense features a learned constant takes their place.
         constant = _call(self._bottom_stack, ops.ones((1, 1)), training)
         return constant + ops.zeros_like(embeddings[:, 0, :])
 

@@ -32,7 +32,7 @@ _LARGEST = 2**63 - 1
 _VERSION = re.compile(r"\s*[+-]?[0-9]+\s*")
 _UNFINISHED = re.compile(r"mlet-(?:push|remove)-(?P<version>[0-9]+)-(?P<time>[0-9]+)-[0-9a-f]+")
 _ROLLED_BACK = re.compile(r"rolled-back-(?P<version>[0-9]+)")
-# Without a lock, an attempt this old is taken for dead.
+# Without a lock, an attempt of this age counts as dead.
 _STALE_SECONDS = 3600
 
 
@@ -144,7 +144,7 @@ def rollback(base_path: str | Path) -> str:
                 f"{base}: expected at least two versions with a {MODEL_FILE} to roll back, found {held}"
             )
         *_, earlier, newest = whole
-        # The newest last: until then servers have it.
+        # The newest last: servers keep it until then.
         for number in sorted((n for n in versions if n > earlier), key=lambda n: n == newest):
             aside = f"{base}/rolled-back-{number}"
             storage.remove(aside)
@@ -216,7 +216,7 @@ def _clear_unfinished(base: str, locked: bool) -> None:
     """Removes what killed pushes and removals left, and ends killed rollbacks."""
     half = {n: path for n, path in _versions(base).items() if not _is_whole(path)}
     if storage.local_path(base) is not None:
-        half = {}  # Local versions come and go at once: such a folder is somebody else's.
+        half = {}  # Local versions appear and vanish in one step: such a folder is somebody else's.
     for name in storage.names(base):
         if match := _UNFINISHED.fullmatch(name):
             if locked or time.time() - int(match["time"]) > _STALE_SECONDS:
@@ -263,7 +263,7 @@ def _explained(doing: str, base: str) -> Iterator[None]:
         where = f" at {error.filename}" if error.filename else ""
         raise InputError(f"{doing}: {reason}{where}") from error
     except Exception as error:
-        # TensorFlow's errors, of writing warm-up requests, are no OSErrors; naming their class would import it.
+        # TensorFlow's errors on writing warm-up requests are not OSErrors; naming their class would import TensorFlow.
         if not hasattr(error, "error_code"):
             raise
         raise InputError(f"{doing}: {error}") from error

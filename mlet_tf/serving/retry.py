@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mlet_tf.serving.transport import ServingError
 
 _LONGEST_PAUSE = 2.0
-_MAX_DOUBLINGS = 60  # More would not fit into a float.
+_MAX_DOUBLINGS = 60  # A higher power would overflow a float.
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ class Rows:
             return None
         try:
             found, bad = convert_column(values, name, self._schema)
-        except pa.ArrowInvalid:  # Text of a type whose values are no UTF-8.
+        except pa.ArrowInvalid:  # Text type, but the values are not UTF-8.
             return None
         return None if bad.any() else found
 
@@ -205,7 +205,7 @@ def _shown(value: Any) -> str:
     try:
         text = repr(value)
     except ValueError:
-        # Python writes no integer of more than 4300 digits.
+        # Python does not print integers of more than 4300 digits.
         text = type(value).__name__
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 

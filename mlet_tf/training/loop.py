@@ -20,7 +20,7 @@ from mlet_tf.progress import ProgressLine
 from mlet_tf.training.checkpoints import Checkpoints, Progress
 from mlet_tf.training.evaluation import Predictor
 
-# Gives the batches of an epoch from a step on: `(epoch, first_step)`, both counted from 0.
+# Returns the batches of an epoch from a step on: `(epoch, first_step)`, both counted from 0.
 EpochBatches = Callable[[int, int], tf.data.Dataset]
 
 
@@ -137,7 +137,7 @@ def train(
             "eval_logloss": found["logloss"],
             "eval_auc": found["auc"],
         }
-        # The same to the last bit everywhere, since it decides when to stop.
+        # Bitwise equal in all processes, because it decides when to stop.
         record = {key: workers.mean(value) for key, value in record.items()}
         record["seconds"] = time.monotonic() - started
         _judge_epoch(record, progress, config, checkpoints)

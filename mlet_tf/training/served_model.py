@@ -12,7 +12,7 @@ from mlet_tf.collapse import collapse_model, collapse_report
 from mlet_tf.errors import GateError
 from mlet_tf.quantize import quantization_report, quantize_model
 
-# Largest difference of a CTR that float32 sums in another order explain.
+# Largest difference of a CTR that another order of float32 sums explains.
 TOLERANCE = 1e-5
 
 

@@ -81,8 +81,8 @@ def fit_and_export(arguments: TrainingArguments, workers: Workers) -> None:
         save_model(model, schema, transform, uri)
         with tf.io.gfile.GFile(join(uri, HISTORY), "w") as file:
             file.write(strict_json.dumps(progress.history))
-    workers.wait()  # A process that ends earlier would look lost.
-    if is_remote(work):  # Else they are removed with the work folder.
+    workers.wait()  # A process that ended earlier would count as lost.
+    if is_remote(work):  # Otherwise they are removed with the work folder.
         shutil.rmtree(packed.parent, ignore_errors=True)
 
 

@@ -16,7 +16,7 @@ from mlet_tf.features.ingestion.shards import Result, Task, write_chunk
 from mlet_tf.features.ingestion.times import choose_cut, count_times
 from mlet_tf.storage import remove, writing
 
-# Calls a function on each task, maybe elsewhere and with the results going through a folder; gives them in order.
+# Calls a function on each task, perhaps on other machines, with results through a folder; returns them in order.
 Run = Callable[[Callable[[Task], Any], Sequence[Task], str], list[Any]]
 
 

@@ -45,7 +45,7 @@ def _serialized(examples: input_pb2.Input) -> list[bytes]:
     if kind == "example_list":
         rows = [example.SerializeToString() for example in examples.example_list.examples]
     elif kind == "example_list_with_context":
-        # Two serialised messages in a row are read as one that merges them.
+        # Two consecutive serialised messages are read as one, merged.
         context = examples.example_list_with_context.context.SerializeToString()
         rows = [
             context + example.SerializeToString() for example in examples.example_list_with_context.examples

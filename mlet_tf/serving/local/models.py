@@ -49,7 +49,7 @@ class _Version:
     leaving: bool = False
     code: Code = Code.OK
     message: str = ""
-    # The files as they were when loading failed: it is tried again when they change.
+    # State of the files when loading failed: it is tried again when they change.
     failed_with: tuple = ()
 
 
@@ -85,7 +85,7 @@ class Models:
                     self._poll_model(config)
                 except InputError:
                     raise
-                except Exception as error:  # The other models go on; the next look may find the folder.
+                except Exception as error:  # The other models continue; the next poll may find the folder.
                     _log.warning(
                         "%s: cannot look for versions in %s: %s", config.name, config.base_path, error
                     )
@@ -157,7 +157,7 @@ class Models:
             entry = self._versions[name][number] = _Version(_State.LOADING)
         try:
             servable = Servable(name, number, path, **self._limits)
-        except Exception as error:  # Whatever a broken model raises, the server goes on with the others.
+        except Exception as error:  # A broken model may raise anything; the server continues with the others.
             code, message = _explain(error)
             with self._lock:
                 entry.state, entry.code, entry.message = _State.END, code, message
@@ -258,5 +258,5 @@ def _fingerprint(path: str) -> tuple:
 def _stamp(path: str) -> tuple:
     try:
         return file_stamp(path)
-    except OSError:  # Gone since the folder was listed, or a link to nowhere.
+    except OSError:  # Removed since the folder was listed, or a dangling link.
         return ()

@@ -93,7 +93,7 @@ class Pool:
         try:
             yield connection
         except BaseException:
-            # The rest of an answer may still be to come: it must not be taken for the next one.
+            # The rest of this answer may still arrive, and must not be taken for the next one.
             connection.close()
             raise
         finally:
