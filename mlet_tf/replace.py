@@ -251,7 +251,9 @@ def _attributes(layer: keras.layers.Layer) -> dict[str, Any]:
 
 @functools.cache
 def _base_attributes() -> frozenset[str]:
-    return frozenset(vars(keras.Model(name="base")))  # Named, so that it does not advance the names of later models.
+    return frozenset(
+        vars(keras.Model(name="base"))
+    )  # Named, so that it does not advance the names of later models.
 
 
 def _plain_type(value: list | tuple) -> type:
