@@ -1,4 +1,4 @@
-"""Memory, bytes moved, time and cost of a training and its served model, by arithmetic alone.
+"""What a training and its served model take: memory, bytes moved, time and cost, by arithmetic alone.
 
 `make_plan` turns sizes into a list of `Line`s, each with its formula. Nothing here imports TensorFlow.
 """
@@ -12,7 +12,7 @@ from typing import Literal
 FLOAT = 4  # Bytes of a float32 and of an int32.
 EVALUATION_BATCH = 4096
 
-# Optimizer state per weight of a table of width w, in floats.
+# State per weight of a table of width w, in floats a weight.
 _STATE = {
     "sgd": lambda width: 0.0,
     "adagrad": lambda width: 1.0,
@@ -34,7 +34,7 @@ class Sizes:
         direct_threshold: Features with at most this many rows are direct; None means k.
         bottom_units: Widths of the bottom MLP before its last layer.
         top_units: Widths of the top MLP before the logit.
-        batch_size: Rows per step, over all workers.
+        batch_size: Rows a step over all workers.
         epochs: Passes over the training split.
         optimizer: Of the tables.
         shuffle_rows: Size of the shuffle buffer.
@@ -56,15 +56,15 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What a worker achieves, and what it costs.
+    """What a worker can do, and what it costs.
 
     Attributes:
-        gflops: Floating point operations per second, in 1e9, of matrix products.
-        memory_gbs: Bytes per second, in 1e9, of random reads and writes of rows.
-        network_gbs: Bytes per second, in 1e9, between workers.
+        gflops: Floating point operations a second, in 1e9, that matrix products reach.
+        memory_gbs: Bytes a second, in 1e9, of reads and writes of rows in no order.
+        network_gbs: Bytes a second, in 1e9, between workers.
         memory_gib: Memory of a worker for training.
-        ingest_rows: Rows per second of one Beam worker, from raw log to examples.
-        price: Cost of a worker per hour.
+        ingest_rows: Rows a second of one Beam worker, from raw log to examples.
+        price: Cost of a worker an hour.
         zipf: Exponent of the distribution of ids.
     """
 
@@ -84,8 +84,8 @@ class Line:
     Attributes:
         part: What it belongs to.
         name: What is counted.
-        value: The amount.
-        unit: Its unit.
+        value: How much.
+        unit: Of what.
         formula: How it is computed.
     """
 
@@ -96,14 +96,14 @@ class Line:
     formula: str
 
 
-# Measured, see benchmarks/planning.py: a process that has trained empty tables, without the buffers counted below.
+# Measured, see benchmarks/planning.py: a process that has trained tables of nothing, without the buffers counted below.
 BASE_BYTES = 690 << 20
-# Each row in a shuffle buffer is a tensor.
+# Rows in a shuffle buffer are tensors of their own.
 _SHUFFLED_ROW_OVERHEAD = 200
 
 
 def training_memory(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[Line]:
-    """Memory of one worker; tables are divided over the workers, everything else is in each.
+    """Memory of one worker of a training; tables are divided over the workers, everything else is in each.
 
     Args:
         sizes: What is trained.
@@ -190,7 +190,7 @@ def served_memory(sizes: Sizes) -> list[Line]:
 
 
 def step_costs(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[Line]:
-    """What one step moves and computes: network traffic per worker, everything else of all workers together."""
+    """What one step moves and computes, all workers together except for the network, which is a worker's."""
     k, d = sizes.hidden_dim, sizes.output_dim
     touched, batch = touched_rows(sizes, zipf), sizes.batch_size
     features = len(sizes.vocabulary)
@@ -245,7 +245,7 @@ def workers_needed(sizes: Sizes, machine: Machine) -> int:
     """Smallest number of workers whose memory holds a training.
 
     Raises:
-        ValueError: What every worker holds does not fit by itself.
+        ValueError: What is in every worker alone does not fit.
     """
     once = training_memory(sizes, zipf=machine.zipf)
     divided = sum(line.value for line in once[:2])
@@ -373,7 +373,7 @@ def dense_parameters(sizes: Sizes) -> int:
 
 
 def activation_widths(sizes: Sizes) -> int:
-    """Floats per row in the outputs of all layers, embeddings and their products included."""
+    """Floats a row that the layers give, embeddings and their products included."""
     features = len(sizes.vocabulary)
     return sum(n for _, n in _layers(sizes)) + features * sizes.output_dim * 2 + (features + 1) ** 2
 
@@ -394,7 +394,7 @@ def touched_rows(sizes: Sizes, zipf: float = 1.1) -> float:
 
 
 def _distinct(rows: int, batch: int, zipf: float) -> float:
-    """Expected distinct ids of one feature, by ranges of ids that grow geometrically and count as equally likely."""
+    """Expected distinct ids of one feature: ids grow geometrically, those of a step are taken as alike."""
     edges = [1]
     while edges[-1] <= rows:
         edges.append(max(edges[-1] + 1, math.floor(edges[-1] * 1.02)))

@@ -29,8 +29,8 @@ from mlet_tf.datasets.values import (
 _TEXT_SHOWN = 200
 _INT64 = np.iinfo(np.int64)
 _EXACT_FLOAT = 2.0**53
-_NUMBER = re.compile("0|-?[1-9][0-9]{0,19}")  # A whole number in the form of a category.
-_SHORT_INTEGER = 17  # Texts of at most this many bytes fit into 64 bits.
+_NUMBER = re.compile("0|-?[1-9][0-9]{0,19}")  # A whole number as a category has it.
+_SHORT_INTEGER = 17  # Bytes of text that cannot be more than 64 bits.
 
 
 def arrow_schema(schema: ClickLogSchema, columns: Sequence[str] | None = None) -> pa.Schema:
