@@ -73,7 +73,6 @@ class Replay:
     """
 
     def __init__(self, folder: Path) -> None:
-        """See the class."""
         self.folder = folder
         self.environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
         # Settings of this machine's package index and certificates, which a build has from its host.

@@ -1,4 +1,4 @@
-"""Work that Beam spreads over its workers while the results come back through files, counted."""
+"""Tasks on Beam's workers, with results returned through files and counted."""
 
 import functools
 import pickle
@@ -18,10 +18,10 @@ from mlet_tf.storage import join, remove, writing
 
 
 class BeamExecutor(base_beam_executor.BaseBeamExecutor):
-    """TFX's Beam executor without an eye on the command line of the program that it runs in.
+    """TFX's Beam executor, but it ignores the command line of the program that it runs in.
 
-    TFX reads `sys.argv` as absl's flags along with Beam's options: a program that was started with a flag of the same
-    name, such as `pytest -v FILE`, ends there with an error about the flag.
+    TFX parses `sys.argv` as absl's flags along with Beam's options: a program that was started with a flag of the
+    same name, such as `pytest -v FILE`, would end with an error about the flag.
     """
 
     def __init__(self, context: base_beam_executor.BaseBeamExecutor.Context | None = None) -> None:
@@ -42,10 +42,10 @@ def run_tasks(
     """Calls a function on each task, on Beam's workers.
 
     Args:
-        make_pipeline: Makes the pipeline, as of TFX's Beam executors.
-        function: Called with a task, wherever a worker is; its result is pickled.
+        make_pipeline: Makes the pipeline, as TFX's Beam executors do.
+        function: Called with a task, on any worker; its result is pickled.
         tasks: The tasks.
-        folder: Where results go on their way; made and removed here.
+        folder: Temporary folder for results; created and removed here.
 
     Returns:
         The results, in the order of the tasks.
@@ -63,12 +63,12 @@ def stream_tasks(
     tasks: Sequence[Any],
     folder: str,
 ) -> Iterator[Any]:
-    """`run_tasks` for results that are too large to be held together: each one is loaded when it is asked for.
+    """`run_tasks` for results that do not fit into memory together: each is loaded when needed.
 
-    The runners differ in what they do with results, and some lose them; a file a result is the same everywhere.
+    Runners differ in how they return results, and some lose them; one file per result works on all of them.
 
     Yields:
-        The results, in the order of the tasks; nothing runs before the first one is asked for.
+        The results, in the order of the tasks; nothing runs before the first one is requested.
 
     Raises:
         InputError: The folder cannot be written.
@@ -76,7 +76,7 @@ def stream_tasks(
     """
     with writing(folder):
         tf.io.gfile.makedirs(folder)
-    bypass_proxy_for_loopback()  # Where Beam's workers are processes on this machine.
+    bypass_proxy_for_loopback()  # Beam's workers may be processes on this machine.
     try:
         with make_pipeline() as pipeline:
             _ = (
@@ -86,7 +86,7 @@ def stream_tasks(
                 | "Run" >> beam.Map(functools.partial(_run_task, function=function, folder=folder))
             )
     except Exception as error:
-        # What all runners keep of a worker's error is its text.
+        # All runners keep only the text of a worker's error.
         found = re.search(rf"{re.escape(folder)} cannot be written: .*", str(error))
         if found is None:
             raise

@@ -1,4 +1,4 @@
-"""What several components share of TFX's artifacts."""
+"""Access to TFX's artifacts, shared by several components."""
 
 from collections.abc import Sequence
 

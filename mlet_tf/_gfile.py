@@ -13,9 +13,9 @@ from fsspec.spec import AbstractFileSystem
 
 
 class GFileSystem(AbstractFileSystem):
-    """What `tf.io.gfile` opens (`gs://`, `hdfs://`, `ram://`, plug-ins); paths keep their scheme.
+    """The file systems of `tf.io.gfile` (`gs://`, `hdfs://`, `ram://`, plug-ins); paths keep their scheme.
 
-    Errors of TensorFlow come out as `OSError`.
+    TensorFlow's errors become `OSError`.
     """
 
     protocol = "gfile"
@@ -36,14 +36,14 @@ class GFileSystem(AbstractFileSystem):
         paths = {f"{path}/{name}": folder for name, folder in sorted(marked.items())}
         if not detail:
             return list(paths)
-        # A size would take one more request for each.
+        # A size would take another request for each.
         return [
             {"name": child, "size": None, "type": "directory" if folder or self.isdir(child) else "file"}
             for child, folder in paths.items()
         ]
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """Name, size, type and time of change of a file or folder; see fsspec."""
+        """Name, size, type and modification time of a file or folder; see fsspec."""
         path = self._strip_protocol(path)
         with _os_errors(path):
             if tf.io.gfile.isdir(path):
@@ -67,7 +67,7 @@ class GFileSystem(AbstractFileSystem):
             tf.io.gfile.makedirs(path)
 
     def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
-        """Moves a file, over what is at the other path."""
+        """Moves a file and overwrites the target."""
         with _os_errors(path1):
             tf.io.gfile.rename(path1, path2, overwrite=True)
 
@@ -95,7 +95,7 @@ class _RawFile(io.RawIOBase):
         self._reads = mode == "rb"
         self._file = tf.io.gfile.GFile(path, mode)
         if not self._reads:
-            self.write(b"")  # A file that nothing is written to would else not come to be.
+            self.write(b"")  # Otherwise an empty file would not be created.
 
     def readinto(self, buffer: Any) -> int:
         """Reads into `buffer`."""
@@ -134,7 +134,7 @@ class _RawFile(io.RawIOBase):
         return self._reads
 
     def close(self) -> None:
-        """Closes the file; what was written to an object store goes out now."""
+        """Closes the file; object stores upload it now."""
         if not self.closed:
             try:
                 with _os_errors(self._path):

@@ -1,7 +1,7 @@
-"""Registers this package's layers and optimizers with Keras, at whatever moment Keras is imported.
+"""Registers this package's layers and optimizers with Keras as soon as Keras is imported.
 
-`keras.models.load_model` has to know them after `import mlet_tf`. Importing Keras there would take seconds, which a
-command that only prints its help, or asks a server, should not pay.
+`keras.models.load_model` must know them after `import mlet_tf`. Importing Keras there would take seconds, too long
+for a command that only prints its help or queries a server.
 """
 
 import importlib
@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-# Where one of these is what imports Keras, the other one must not need the whole of it: no import of names from the
+# If one of these is the first to import Keras, the other must not need all of it: no import of names from the
 # package `mlet_tf.layers` in `mlet_tf.optimizers`, nor the other way round.
 _MODULES = ("mlet_tf.layers", "mlet_tf.optimizers")
 
 
 def register_with_keras() -> None:
-    """Registers now where Keras or TensorFlow is imported already, otherwise right after the import of Keras."""
+    """Registers now if Keras or TensorFlow is already imported, otherwise right after the import of Keras."""
     if not sys.modules.keys().isdisjoint({"keras", "tensorflow"}):
         _register()
     else:
@@ -38,7 +38,7 @@ def _require_keras_3() -> None:
         return
     import tensorflow as tf
 
-    version = getattr(tf.keras, "__version__", "2")  # tf_keras tells none.
+    version = getattr(tf.keras, "__version__", "2")  # tf_keras has no version.
     if not version.startswith("3"):
         raise ImportError(
             f"mlet_tf needs tf.keras to be Keras 3. Received: Keras {version}. Import mlet_tf before "
@@ -47,9 +47,9 @@ def _require_keras_3() -> None:
 
 
 class _KerasFinder(importlib.abc.MetaPathFinder):
-    """Finds `keras` as the other finders do, and wraps its loader.
+    """Finds `keras` through the other finders, and wraps its loader.
 
-    It stays until Keras is loaded: some packages only look whether there is a Keras, long before they import it.
+    It stays until Keras is loaded: some packages check for Keras long before they import it.
     """
 
     def find_spec(

@@ -1,7 +1,7 @@
-"""Child processes of Python import what their parent does, not what lies in the current folder.
+"""Starting Python child processes that import what their parent does, not what is in the current folder.
 
-`python -m` and `python -c` put the current folder first on the path: there a user's own package `components` or
-`yaml` would be imported in the place of the installed one.
+`python -m` and `python -c` put the current folder first on the path, so a user's own package `components` or `yaml`
+would be imported instead of the installed one.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ _SAFE_PATH = "PYTHONSAFEPATH"
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """The command that runs an installed module as a process of its own."""
+    """The command that runs an installed module in a new process."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 @contextlib.contextmanager
 def safe_path() -> Iterator[None]:
-    """The same for the children that other libraries start meanwhile, such as the workers of Beam."""
+    """The same for child processes that other libraries start meanwhile, such as Beam's workers."""
     before = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = "1"
     try:

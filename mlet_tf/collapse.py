@@ -19,31 +19,31 @@ _PROBE_ROWS = 64
 def collapse_model(
     model: keras.Model, inputs: Any = None, *, block_rows: int = BLOCK_ROWS, tolerance: float | None = None
 ) -> keras.Model:
-    """Returns a model without factors that computes what the trained one does.
+    """Returns an equivalent model without factors.
 
     Each `MLETEmbedding` becomes a `keras.layers.Embedding` and each `EmbeddingCollection` one of direct tables,
-    wherever they are, see `replace_layers`. The trained model is not touched. The result is not compiled.
+    wherever they are in the model (see `replace_layers`). The trained model is not changed. The result is not
+    compiled.
 
-    Effective tables are computed and written in blocks of rows. Afterwards both models are run on the same
-    inputs. Where there are none, every embedding is compared on random ids, and the models are too if inputs
-    can be made up for which they give numbers.
+    Effective tables are computed and written in blocks of rows. Afterwards every embedding is compared on random ids,
+    and the two models on `inputs` or, without any, on made-up inputs if there are some that give numbers.
 
     Args:
-        model: The trained model. Subclassed models and layers need a `get_config()` from which they can be
-            made again, as for saving.
-        inputs: Inputs to compare the two models on, as for `model(inputs)`; where the model's `call` needs several
-            arguments, a tuple or dict of them. A subclassed model that cannot be built from shapes is built on them.
+        model: The trained model. Subclassed models and layers need a `get_config()` from which they can be rebuilt,
+            as for saving.
+        inputs: Inputs to compare the two models on, as for `model(inputs)`; a tuple or dict of arguments if the
+            model's `call` needs several. A subclassed model that cannot be built from shapes is built on them.
         block_rows: Rows of `E` that are computed at once.
-        tolerance: Largest difference allowed, relative to the largest output; None is 1e-5, or 0.05 where a layer
+        tolerance: Largest difference allowed, relative to the largest output; None means 1e-5, or 0.05 if a layer
             computes in half precision.
 
     Returns:
         The collapsed model.
 
     Raises:
-        InputError: A table has weights that are not finite; its name is in the message. Or the model gives
-            NaN for `inputs`.
-        ValueError: The model cannot be made again from its configuration, or its outputs differ.
+        InputError: A table has weights that are not finite (the message names it), or the model gives NaN for
+            `inputs`.
+        ValueError: The model cannot be rebuilt from its configuration, or its outputs differ.
 
     Example:
         >>> served = collapse_model(model)
@@ -68,7 +68,7 @@ def collapse_model(
 
 
 def collapse_report(model: keras.Model, *, block_rows: int = BLOCK_ROWS) -> list[dict[str, Any]]:
-    """Tells what the collapse of each table saves and costs.
+    """Reports what the collapse of each table saves and costs.
 
     Args:
         model: The trained model, not collapsed.
@@ -78,8 +78,8 @@ def collapse_report(model: keras.Model, *, block_rows: int = BLOCK_ROWS) -> list
         A record for each table: `name`, `rows` (V), `hidden_dim` (k, None for direct tables), `output_dim` (d),
         `bytes_before` (the factors; a table shared by several records counts in the first), `bytes_after`,
         `max_abs_difference` (between the collapsed rows and a float64 product, over all rows),
-        `effective_rank` and `singular_values` of `E`, and `optimizer_bytes`: state of the model's optimizer for
-        the rows of the table, which the collapse leaves behind; 0 where the model is not compiled.
+        `effective_rank` and `singular_values` of `E`, and `optimizer_bytes` (the optimizer's state for the rows of
+        the table, which the collapse drops; 0 if the model is not compiled).
 
     Raises:
         InputError: A table has weights that are not finite.
@@ -94,7 +94,7 @@ def collapse_report(model: keras.Model, *, block_rows: int = BLOCK_ROWS) -> list
 
 
 def _optimizer_bytes(model: keras.Model, factorization: Factorization) -> int:
-    """Bytes of the optimizer's variables for the rows of a table, which may share its variable with others."""
+    """Bytes of the optimizer's state for the rows of one table; several tables may share a variable."""
     if not model.compiled:
         return 0
     table = factorization.table
@@ -162,19 +162,19 @@ def _random_ids(layer: MLETEmbedding | EmbeddingCollection) -> np.ndarray:
 
 
 def _made_up_inputs(model: keras.Model) -> Any | None:
-    """Makes up inputs for which the model gives numbers; None where that fails, as for an id less one."""
+    """Makes up inputs for which the model gives numbers; None if that fails."""
     make_up = getattr(model, "random_inputs", lambda rows: _random_inputs(model))
     try:
         inputs = make_up(_PROBE_ROWS)
         outputs = [] if inputs is None else keras.tree.flatten(model(inputs))
         numbers = not any(np.isnan(_as_float32(output)).any() for output in outputs)
-    except Exception:  # A model may refuse in any way what it was not made for.
+    except Exception:  # A model may refuse made-up inputs in any way.
         return None
     return inputs if numbers else None
 
 
 def _random_inputs(model: keras.Model) -> Any | None:
-    """Makes inputs up from their shapes, None where their dtypes or the range of ids cannot be known."""
+    """Makes up inputs from their shapes; None if their dtypes or the range of ids cannot be known."""
     try:
         specs = model.input
     except (AttributeError, ValueError):  # Neither functional nor a built Sequential model.
@@ -188,7 +188,7 @@ def _random_inputs(model: keras.Model) -> Any | None:
 
     def make_up(spec: keras.KerasTensor) -> Any:
         shape = (_PROBE_ROWS, *spec.shape[1:])
-        # Ids which every table has also do where a model takes them as floats.
+        # Ids that every table has also work if a model takes them as floats.
         ids = generator.integers(0, min(limits, default=2), shape)
         return ops.convert_to_tensor(ids, spec.dtype)
 
@@ -204,7 +204,7 @@ def _check_equal(trained: Any, plain: Any, inputs: Any, tolerance: float | None)
         before, after = _as_float32(one), _as_float32(other)
         if np.isnan(before).any():
             raise InputError(f"Outputs of '{trained.name}': expected numbers. Received: NaN")
-        with np.errstate(invalid="ignore"):  # Infinity less itself, as where outputs are masked.
+        with np.errstate(invalid="ignore"):  # Infinity minus infinity, as in masked outputs.
             difference = np.where(before == after, 0, np.abs(before - after)).max(initial=0.0)
         scale = np.abs(before[np.isfinite(before)]).max(initial=0.0)
         if not difference <= allowed * scale:

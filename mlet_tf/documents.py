@@ -1,4 +1,4 @@
-"""YAML as its authors mean it: what YAML 1.1 reads in a surprising way is read plainly or refused.
+"""YAML without the surprises of YAML 1.1: these values are read plainly or refused.
 
 `1e-3` is a number; `on`, `off`, `yes`, `no`, `010`, `1:30` and dates are text; keys are text, each given once.
 """
@@ -48,7 +48,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would not read as text."""
+    """Quotes texts that YAML 1.1 or 1.2 would not read as text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Errors that are the caller's to mend; the command prints them as one line, without a traceback."""
+"""Errors that the caller can fix; the command prints them as one line, without a traceback."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ class InputError(ValueError):
 
 
 class GateError(RuntimeError):
-    """A check of the pipeline found the data or the model not fit to go on."""
+    """A check of the pipeline rejected the data or the model."""
 
 
 class WorkerLostError(RuntimeError):
-    """A process of a training over several went away; started again, all go on from the last checkpoint."""
+    """A process of a distributed training was lost; started again, all resume from the last checkpoint."""
 
 
 def reason(error: BaseException) -> str:

@@ -33,7 +33,7 @@ SIGNATURES = ("serving_default", "predict_raw", "classify", "regress")
 
 _PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
-# Where a Model artifact has its two forms.
+# The two forms in a Model artifact.
 KERAS_MODEL = "Format-Keras/model.keras"
 SERVING_MODEL = "Format-Serving"
 
@@ -41,8 +41,8 @@ SERVING_MODEL = "Format-Serving"
 def raw_arguments(schema: ClickLogSchema) -> dict[str, str]:
     """Argument of `predict_raw` in Python, as of `tf.saved_model.load`, for each raw column.
 
-    TensorFlow Serving knows all columns by their own names. Python has them as names of arguments, which TensorFlow
-    compares without regard to case; where a column cannot be one they are all `column_0`, `column_1`, ...
+    TensorFlow Serving knows all columns by their own names. In Python they are names of arguments, which TensorFlow
+    compares case-insensitively; if a column cannot be one, all are named `column_0`, `column_1`, ...
     """
     names = schema.raw_features
     plain = all(
@@ -141,8 +141,8 @@ def export_model(model: keras.Model, schema: ClickLogSchema, transform: Transfor
     Args:
         model: takes `{"dense_features": [B, D], "sparse_features": [B, F]}`, gives the CTR `[B]`.
         schema: columns of the log.
-        transform: the preprocessing graph: raw sparse columns to the model's inputs. The tables and variables of
-            one that is a trackable are saved with it.
+        transform: the preprocessing graph: raw sparse columns to the model's inputs. If it is a trackable, its tables
+            and variables are saved with the model.
         path: folder to write.
     """
     module = ServingModule(model, schema, transform)
@@ -151,7 +151,7 @@ def export_model(model: keras.Model, schema: ClickLogSchema, transform: Transfor
 
 
 def _name_raw_columns(path: str, arguments: Mapping[str, str]) -> None:
-    """Gives the inputs of `predict_raw` the columns' names, which can be any in what a server reads."""
+    """Gives the inputs of `predict_raw` the columns' names, which may be any text in the file that a server reads."""
     if all(name == argument for name, argument in arguments.items()):
         return
     with tf.io.gfile.GFile(path, "rb") as file:
@@ -182,7 +182,7 @@ def save_model(model: keras.Model, schema: ClickLogSchema, transform: Transform,
 
 def load_keras_model(folder: str) -> keras.Model:
     """The Keras model that `save_model` wrote below a folder."""
-    # Keras finds only classes that are imported, and in a process of its own a component has imported no model.
+    # Keras finds only imported classes, and a component in a new process has not imported any model.
     import mlet_tf.models  # noqa: F401
 
     return keras.models.load_model(join(folder, KERAS_MODEL))

@@ -1,11 +1,11 @@
-"""What a file holds, told by its first bytes and never by its name."""
+"""Recognising the format of a file by its first bytes, never by its name."""
 
 from __future__ import annotations
 
 import re
 import tarfile
 
-# How many of its first bytes tell what a file is.
+# Number of first bytes that are looked at.
 HEAD_BYTES = 4096
 
 _CODECS = (
@@ -16,7 +16,7 @@ _CODECS = (
     (b"\x04\x22\x4d\x18", "lz4"),
 )
 _BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)", re.DOTALL)
-_ZSTD_SKIPPED = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)  # As pzstd begins its files.
+_ZSTD_SKIPPED = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)  # Files of pzstd begin with this.
 
 _UNPACK, _EXPORT = "unpack it first", "export it as CSV, TSV or Parquet"
 _COMPRESS = "unpack it, or compress it with gzip, bzip2, xz, zstd or lz4"
@@ -38,7 +38,7 @@ _REFUSED = (
     (b"\x93NUMPY", f"a NumPy array: {_EXPORT}"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", f"an old Excel workbook (.xls): {_EXPORT}"),
 )
-# Begin as a text could: only where the rest is no text.
+# A text could begin like this: only if the rest is not text.
 _REFUSED_UNLESS_TEXT = (
     (b"ORC", f"an ORC file: {_EXPORT}"),
     (b"FEA1", f"a Feather file: {_EXPORT}"),
@@ -77,7 +77,7 @@ def is_parquet(head: bytes) -> bool:
 
 
 def refused_format(head: bytes) -> str | None:
-    """A format that is certain and is not read, with what to do about it; None for everything else.
+    """A format that is recognised and not supported, with what to do about it; None otherwise.
 
     Args:
         head: The first bytes of the file, as many as `HEAD_BYTES` or all.
@@ -102,9 +102,9 @@ def refused_format(head: bytes) -> str | None:
 
 
 def suspected_format(head: bytes) -> str | None:
-    """What a file seems to be that should be a table in UTF-8 text and is not; None where it may be one.
+    """What a file seems to be if it is not a table in UTF-8 text; None if it may be one.
 
-    A log may have bad lines of any kind in it, so this explains an error and is no reason for one.
+    A log may have bad lines of any kind, so this only explains an error and is no reason for one.
 
     Args:
         head: The first bytes of the file.
@@ -136,7 +136,7 @@ def is_text(head: bytes) -> bool:
 
 
 def _marked_encoding(head: bytes) -> str | None:
-    """The encoding that a byte order mark tells."""
+    """The encoding named by a byte order mark."""
     if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         return "UTF-32"
     # A row of damaged text may begin with the same bytes; in UTF-16 each separator has a NUL.

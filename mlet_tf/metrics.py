@@ -23,7 +23,7 @@ def ctr_metrics(label: npt.ArrayLike, ctr: npt.ArrayLike) -> dict[str, float]:
         `auc`: area under the ROC curve, ties counted half (Mann-Whitney); `logloss`: mean cross-entropy
         in nats; `calibration`: mean prediction over mean label; `normalized_entropy`: logloss over that
         of always predicting the mean label (He et al., 2014, "Practical lessons from predicting clicks
-        on ads at Facebook"). A metric that the labels leave undefined is NaN.
+        on ads at Facebook"). Metrics that are undefined for these labels are NaN.
     """
     label = np.asarray(label, np.float64)
     ctr = np.asarray(ctr, np.float64)
@@ -72,7 +72,7 @@ def auc_standard_error(auc: float, positives: float, negatives: float) -> float:
         + (positives - 1) * (two_positives - auc**2)
         + (negatives - 1) * (two_negatives - auc**2)
     ) / (positives * negatives)
-    # Rounding may take it below 0 where all pairs are in order.
+    # Rounding may make it negative if all pairs are in order.
     return float(np.sqrt(np.maximum(variance, 0.0)))
 
 

@@ -1,4 +1,4 @@
-"""Names that configurations share with what they configure; light, so that reading one needs no Keras."""
+"""Names shared by configurations and the code that they configure; reading one needs no Keras."""
 
 from typing import Literal, get_args
 

@@ -1,4 +1,4 @@
-"""Loopback: which hosts it is, and that no proxy comes between."""
+"""Loopback addresses, and reaching them without a proxy."""
 
 import ipaddress
 import os
@@ -7,7 +7,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, without port or brackets, is this machine by its loopback interface."""
+    """Whether a host, without port or brackets, is this machine's loopback interface."""
     if host.lower().removesuffix(".") == "localhost":
         return True
     try:
@@ -19,7 +19,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bypass_proxy_for_loopback() -> None:
-    """Excepts loopback from the proxies that the environment names, for this process and those it starts.
+    """Exempts loopback from the proxies named in the environment, for this process and its children.
 
     Libraries that open connections on their own (Beam's workers, TensorFlow's collectives, object stores) would
     otherwise ask the proxy for this machine's ports. Python's HTTP clients and libcurl read `no_proxy`. gRPC reads
@@ -28,7 +28,7 @@ def bypass_proxy_for_loopback() -> None:
     excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     of_grpc = os.environ.get("no_grpc_proxy", excepted)  # noqa: SIM112 (gRPC knows no other)
     os.environ["no_grpc_proxy"] = _with_loopback(of_grpc)  # noqa: SIM112
-    if excepted.strip() != "*":  # Means all hosts, but only where it stands alone.
+    if excepted.strip() != "*":  # Means all hosts, but only if it stands alone.
         os.environ["no_proxy"] = _with_loopback(excepted)
 
 

@@ -34,15 +34,15 @@ _STATE = {
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What a worker can do, and what it costs.
+    """What a worker achieves, and what it costs.
 
     Attributes:
-        gflops: Floating point operations a second, in 1e9, that matrix products reach.
-        memory_gbs: Bytes a second, in 1e9, of reads and writes of rows in no order.
-        network_gbs: Bytes a second, in 1e9, between workers.
+        gflops: Floating point operations per second, in 1e9, of matrix products.
+        memory_gbs: Bytes per second, in 1e9, of random reads and writes of rows.
+        network_gbs: Bytes per second, in 1e9, between workers.
         memory_gib: Memory of a worker for training.
-        ingest_rows: Rows a second of one Beam worker, from raw log to examples.
-        price: Cost of a worker an hour.
+        ingest_rows: Rows per second of one Beam worker, from raw log to examples.
+        price: Cost of a worker per hour.
         zipf: Exponent of the distribution of ids.
     """
 
@@ -62,8 +62,8 @@ class Line:
     Attributes:
         part: What it belongs to.
         name: What is counted.
-        value: How much.
-        unit: Of what.
+        value: The amount.
+        unit: Its unit.
         formula: How it is computed.
     """
 
@@ -81,7 +81,7 @@ _SHUFFLED_ROW_OVERHEAD = 200
 
 
 def training_memory(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[Line]:
-    """Memory of one worker of a training; tables are divided over the workers, everything else is in each.
+    """Memory of one worker; tables are divided over the workers, everything else is in each.
 
     Args:
         sizes: What is trained.
@@ -142,7 +142,7 @@ def served_memory(sizes: Sizes) -> list[Line]:
 
 
 def step_costs(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[Line]:
-    """What one step moves and computes, all workers together except for the network, which is a worker's."""
+    """What one step moves and computes: network traffic per worker, everything else of all workers together."""
     k, d = sizes.hidden_dim, sizes.output_dim
     touched, batch = touched_rows(sizes, zipf), sizes.batch_size
     features = len(sizes.vocabulary)
@@ -192,7 +192,7 @@ def workers_needed(sizes: Sizes, machine: Machine) -> int:
     """Smallest number of workers whose memory holds a training.
 
     Raises:
-        ValueError: What is in every worker alone does not fit.
+        ValueError: What every worker holds does not fit by itself.
     """
     once = training_memory(sizes, zipf=machine.zipf)
     divided = sum(line.value for line in once[:2])

@@ -17,15 +17,15 @@ from mlet_tf.replace import layers_of, paired_layers, replace_layers
 
 
 def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int = BLOCK_ROWS) -> keras.Model:
-    """Returns a model whose embedding tables take a half or a quarter of the bytes, and which is only served.
+    """Returns a model for serving whose embedding tables take a half or about a quarter of the bytes.
 
     Each `keras.layers.Embedding` becomes a `QuantizedEmbedding` and each `EmbeddingCollection` a
-    `QuantizedEmbeddingCollection`, wherever they are, see `replace_layers`. LoRA factors that Keras has added to an
-    embedding are multiplied in. The given model is not touched. Tables are read and written in blocks of rows. A
-    SavedModel of the result has stock TensorFlow operations only.
+    `QuantizedEmbeddingCollection`, wherever they are in the model (see `replace_layers`). LoRA factors that Keras has
+    added to an embedding are multiplied in. The given model is not changed. Tables are read and written in blocks of
+    rows. A SavedModel of the result has stock TensorFlow operations only.
 
     Args:
-        model: A model without factors, such as `collapse_model` gives.
+        model: A model without factors, such as `collapse_model` returns.
         dtype: `"float16"`, `"bfloat16"`, or `"int8"` with a scale and an offset for each row.
         block_rows: Rows that are quantised at once.
 
@@ -33,9 +33,9 @@ def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int =
         The quantised model, not compiled.
 
     Raises:
-        InputError: A table is still factorised, is quantised already, has values that are not finite or too large
-            for float16, or is that of a subclass; or there is none. The message names the layer.
-        ValueError: The model cannot be made again from its configuration.
+        InputError: There is no table, or one is still factorised, is already quantised, has values that are not
+            finite or too large for float16, or belongs to a subclass of `Embedding`. The message names the layer.
+        ValueError: The model cannot be rebuilt from its configuration.
 
     Example:
         >>> served = quantize_model(collapse_model(model), "int8")
@@ -57,11 +57,11 @@ def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int =
 def quantization_report(
     model: keras.Model, quantized: keras.Model, *, block_rows: int = BLOCK_ROWS
 ) -> list[dict[str, Any]]:
-    """Tells what the quantisation of each table saves and costs.
+    """Reports what the quantisation of each table saves and costs.
 
     Args:
         model: The collapsed model.
-        quantized: What `quantize_model` made of it.
+        quantized: The result of `quantize_model`.
         block_rows: Rows that are read at once.
 
     Returns:
@@ -121,7 +121,7 @@ def _narrow_embedding(layer: keras.layers.Embedding, table_dtype: str, block_row
 
 
 def _rows_of(layer: keras.layers.Embedding) -> Factorization:
-    """The rows that a layer of Keras looks up, with LoRA factors multiplied in."""
+    """The rows that a Keras layer looks up, with LoRA factors multiplied in."""
     return Factorization(layer.name, layer.embeddings, 0, layer.input_dim, ())
 
 
@@ -148,7 +148,7 @@ def _require_plain(model: keras.Model) -> None:
 
 
 def _require_known(layer: keras.layers.Layer) -> None:
-    """Raises InputError for layers whose outputs may be others than their rows."""
+    """Raises InputError for layers whose outputs may differ from their rows."""
     if type(layer) not in (EmbeddingCollection, keras.layers.Embedding):
         raise InputError(
             f"Layer '{layer.name}': expected a keras.layers.Embedding or an EmbeddingCollection, as a subclass may "

@@ -1,4 +1,4 @@
-"""The same model with other layers in some places."""
+"""Replacing layers of a model and keeping the weights of the others."""
 
 import contextlib
 import functools
@@ -11,8 +11,8 @@ from typing import Any
 
 import keras
 from keras import ops
-from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES  # No public name takes back a name.
-from keras.src.saving.serialization_lib import (  # No public name allows lambdas, or shares objects, for one call.
+from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES  # No public way to remove a name.
+from keras.src.saving.serialization_lib import (  # No public way to allow lambdas, or share objects, for one call.
     ObjectSharingScope,
     SafeModeScope,
     record_object_after_deserialization,
@@ -23,27 +23,27 @@ Rule = Callable[[keras.layers.Layer], keras.layers.Layer | None]
 
 
 def replace_layers(model: keras.Model, rule: Rule, inputs: Any = None) -> keras.Model:
-    """Returns a new model with other layers in some places; the given one is not touched.
+    """Returns a new model with some layers replaced; the given model is not changed.
 
     Layers are replaced wherever they are: in functional, Sequential, nested and subclassed models, in wrappers and
     other layers, shared or not, whether the configuration holds them or a constructor makes them. All other layers
-    are made again from their configurations and take over their weights. The result is not compiled.
+    are rebuilt from their configurations and keep their weights. The result is not compiled.
 
     Args:
-        model: A built model. Subclassed models and layers need a `get_config()` from which they can be made
-            again, as for saving.
-        rule: Gives the layer that takes the place of one of the model's, or None where that stays. It is asked once
-            for each layer, from the outermost in, and not for layers inside of one that it replaces. A new layer
-            needs the old one's name where the model looks it up by that, and its own weights: one that is not built
-            is built with the model, with initial weights.
-        inputs: Inputs of the model, as for `model(inputs)`; where its `call` needs several arguments, a tuple or
-            dict of them. A subclassed model that cannot be built from shapes is built on them.
+        model: A built model. Subclassed models and layers need a `get_config()` from which they can be rebuilt, as
+            for saving.
+        rule: Returns the replacement of a layer, or None to keep it. It is called once per layer, outer layers first,
+            and not for layers inside a replaced one. A replacement needs the old name if the model looks the layer up
+            by name, and brings its own weights; if it is not built, it is built with the model and starts from
+            initial weights.
+        inputs: Inputs of the model, as for `model(inputs)`; a tuple or dict of arguments if its `call` needs several.
+            A subclassed model that cannot be built from shapes is built on them.
 
     Returns:
         The new model.
 
     Raises:
-        ValueError: The model is not built, or cannot be made again from its configuration.
+        ValueError: The model is not built, or cannot be rebuilt from its configuration.
 
     Example:
         >>> def narrower(layer):
@@ -62,19 +62,20 @@ def replace_layers(model: keras.Model, rule: Rule, inputs: Any = None) -> keras.
 
 
 def layers_of(model: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Returns the model and all layers below it; Keras has no public way for it."""
+    """Returns the model and all layers inside it; Keras has no public function for this."""
     return model._flatten_layers()
 
 
 def paired_layers(
     one: keras.layers.Layer, other: keras.layers.Layer, is_leaf: Callable[[keras.layers.Layer], bool]
 ) -> Iterator[tuple[keras.layers.Layer, keras.layers.Layer]]:
-    """Yields the layers of two models of the same structure side by side, each once.
+    """Yields pairs of corresponding layers of two models of the same structure, each once.
 
     Args:
         one: A model.
         other: Another one.
-        is_leaf: Whether a layer of the first model is taken as a whole: it may differ in type and in what is below.
+        is_leaf: Whether a layer of the first model is compared as a whole: its counterpart may differ in type and
+            content.
 
     Raises:
         ValueError: The structures differ.
@@ -104,7 +105,7 @@ def paired_layers(
 
 
 def call_model(model: keras.layers.Layer, inputs: Any) -> Any:
-    """Calls a model or layer; where its `call` needs several arguments, `inputs` are these, in order or by name."""
+    """Calls a model or layer; if its `call` needs several arguments, `inputs` holds them in order or by name."""
     parameters = inspect.signature(model.call).parameters.values()
     needed = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if len(needed) < 2:
@@ -113,7 +114,7 @@ def call_model(model: keras.layers.Layer, inputs: Any) -> Any:
 
 
 def _ask(model: keras.Model, rule: Rule) -> dict[int, keras.layers.Layer]:
-    """Returns the new layers by the ids of those whose places they take."""
+    """Returns the replacements by the `id()` of the layers that they replace."""
     found: dict[int, keras.layers.Layer] = {}
     seen, waiting = set(), [model]
     while waiting:
@@ -130,14 +131,14 @@ def _ask(model: keras.Model, rule: Rule) -> dict[int, keras.layers.Layer]:
 
 
 class _Maker:
-    """Makes layers again, with replacements in their places, and without weights for those there.
+    """Rebuilds layers with the replacements in place.
 
-    Layers come from configurations, the innermost first. Whatever is made already is found there as a shared object,
-    which is how Keras restores a layer that is held twice. Layers that constructors make are exchanged before
-    anything is built, those that `build` makes after it.
+    Layers are made from configurations, inner layers first. What is already made is found there as a shared object,
+    which is how Keras restores a layer that is used twice. Layers that constructors make are exchanged before
+    anything is built, those that `build` makes afterwards.
 
     Args:
-        replacements: New layers by the ids of the old ones.
+        replacements: Replacements by the `id()` of the old layers.
     """
 
     def __init__(self, replacements: dict[int, keras.layers.Layer]) -> None:
@@ -146,7 +147,7 @@ class _Maker:
         self._pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
     def model(self, model: keras.Model, inputs: Any) -> keras.Model:
-        """Makes a model again and builds it."""
+        """Rebuilds a model."""
         try:
             # The functions come from the model in memory, not from a file.
             with _named_apart(model), SafeModeScope(False):
@@ -177,7 +178,7 @@ class _Maker:
             made = self._from_config(layer)
             self._exchange(layer, made)
             if _is_graph(layer) and not self._has_replacements(layer, made):
-                # Its constructor has called the layers that should not be there.
+                # Its constructor has called the layers that are replaced.
                 made = keras.models.clone_model(layer, clone_function=self._again)
             self._made[id(layer)] = made
             self._pairs.append((layer, made))
@@ -196,7 +197,7 @@ class _Maker:
         return expected <= {id(layer) for layer in layers_of(target)}
 
     def _exchange(self, source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-        """Puts what is made into the attributes of a layer; those of a graph are in its configuration."""
+        """Puts the new layers into the attributes of a layer; those of a graph are in its configuration."""
         if _is_graph(source):
             return
         attributes = _attributes(target)
@@ -210,7 +211,7 @@ class _Maker:
     def _settled(self, value: Any, have: Any, changes: list[tuple]) -> Any:
         """Returns what an attribute should hold, given what it holds in the source, and notes the changes."""
         if isinstance(value, keras.layers.Layer) and isinstance(have, keras.layers.Layer):
-            # One that is the source's own was handed over by the configuration.
+            # The source's own layer came through the configuration.
             settled = self._again(value) if have is value else self._made.get(id(value), have)
             if settled is not have:
                 if id(value) in self._replacements:
@@ -250,7 +251,9 @@ def _attributes(layer: keras.layers.Layer) -> dict[str, Any]:
 
 @functools.cache
 def _base_attributes() -> frozenset[str]:
-    return frozenset(vars(keras.Model(name="base")))  # Named, or the names of later models would move on.
+    return frozenset(
+        vars(keras.Model(name="base"))
+    )  # Named, so that it does not advance the names of later models.
 
 
 def _plain_type(value: list | tuple) -> type:
@@ -285,10 +288,10 @@ def _require_same_arguments(source: keras.layers.Layer, target: keras.layers.Lay
 
 @contextlib.contextmanager
 def _named_apart(model: keras.Model) -> Iterator[None]:
-    """Gives the classes and functions of a model names of their own, by which Keras writes and finds them.
+    """Gives the classes and functions of a model unique names, by which Keras writes and finds them.
 
-    It finds none of them by itself, except for its own and registered ones. By their usual names it would take
-    two of one name for each other, and lambdas, which it writes as code, would come back without their globals.
+    Keras finds only registered classes and its own. By their usual names it would confuse two of the same name, and
+    lambdas, which it writes as code, would come back without their globals.
     """
     layers = layers_of(model)
     parts = [part for layer in layers for part in (type(layer), *_definitions(vars(layer)))]
@@ -333,7 +336,7 @@ def _require_weights(source: keras.layers.Layer, target: keras.layers.Layer) -> 
 
 
 def _copy_state(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-    """Copies what is a layer's own: variables, and assets such as vocabularies."""
+    """Copies a layer's own state: variables, and assets such as vocabularies."""
     try:
         if getattr(source, "lora_enabled", False):
             _copy_lora(source, target)
@@ -351,7 +354,7 @@ def _copy_state(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
 
 
 def _copy_lora(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-    """Copies a layer of Keras with LoRA factors as it is; its own saving merges them, which rounds quantised ones."""
+    """Copies a Keras layer with LoRA factors unchanged; Keras's saving merges them, which rounds quantised ones."""
     values = {variable.name: variable for variable in source.variables}
     if values.keys() != {variable.name for variable in target.variables}:
         raise ValueError(f"variables {sorted(v.name for v in target.variables)}, not {sorted(values)}")
@@ -364,6 +367,6 @@ def _own_variables(layer: keras.layers.Layer) -> dict[str, Any]:
     store: dict[str, Any] = {}
     layer.save_own_variables(store)
     if keras.backend.backend() == "jax":
-        # Assigned as they are, arrays would be those of both layers, and `fit` and `predict` use up what they hold.
+        # Otherwise both layers would share arrays, and `fit` and `predict` donate theirs.
         store = {name: ops.copy(variable) for name, variable in store.items()}
     return store

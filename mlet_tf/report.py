@@ -180,7 +180,7 @@ def _save(figure: plt.Figure, output: Path, title: str) -> str:
 
 
 def _number(value: float | None, digits: int) -> str:
-    """A metric; JSON has null for one that is not a number."""
+    """A metric; JSON has null for metrics that are not numbers."""
     return "undefined" if value is None else f"{value:.{digits}f}"
 
 

@@ -17,7 +17,7 @@ def read_run_file(folder: Path) -> dict[str, Any]:
         folder: Output folder of a run.
 
     Raises:
-        InputError: There is no such file, or it is not what a run writes.
+        InputError: There is no such file, or no run wrote it.
     """
     path = folder / RUN_FILE
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""JSON that every reader takes: Python writes `NaN` and `Infinity`, which the format does not have."""
+"""Valid JSON: Python writes `NaN` and `Infinity`, which the format does not have."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from mlet_tf.storage import read_text, written_aside
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """`json.dumps` with null in the place of each float that is not finite.
+    """`json.dumps` with null for each float that is not finite.
 
     Args:
         value: Dicts, lists, tuples and plain values.

@@ -1,1 +1,1 @@
-"""The TFX pipeline: configuration, graph, runners."""
+"""The TFX pipeline: graph, runners, command."""

@@ -1,4 +1,4 @@
-"""The version of a node's code, for TFX's cache: it sees arguments, not code."""
+"""The version of a node's code, for TFX's cache, which sees only arguments."""
 
 import ast
 import functools
@@ -16,9 +16,9 @@ _FOLDERS = {
 
 
 def code_version(*modules: str) -> str:
-    """Hash of the source of modules, and of all that they import of this library, directly or not.
+    """Hash of the source of modules and of everything they import from this library, directly or not.
 
-    The top of the library, which is everywhere and does nothing of its own, counts only through `__version__`.
+    `mlet_tf/__init__.py` counts only through `__version__`: every module imports it, and it only re-exports names.
 
     Args:
         modules: Dotted names; a package stands for all of its modules.
@@ -30,14 +30,14 @@ def code_version(*modules: str) -> str:
 
 
 def source_of(module: str) -> Path | None:
-    """The source file of a module or package of this library; None where there is none."""
+    """The source file of a module or package of this library, or None."""
     package = next(package for package in _FOLDERS if f"{module}.".startswith(f"{package}."))
     place = _FOLDERS[package].joinpath(*module.removeprefix(package).strip(".").split("."))
     return next((file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()), None)
 
 
 def imports(source: str) -> set[str]:
-    """What a source imports of this library, in functions too: dotted names of modules and of things in them."""
+    """What a source imports from this library, in functions too: dotted names of modules and of their members."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

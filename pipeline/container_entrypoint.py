@@ -1,4 +1,4 @@
-"""What a container of the pipeline runs on Kubeflow: TFX's own entry point, with two things mended.
+"""Entry point of the pipeline's containers on Kubeflow: TFX's own, with two fixes.
 
 `python -P -m mlet_tf.pipeline.container_entrypoint` takes the arguments of
 `tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor`.
@@ -6,7 +6,7 @@
 *   The types of input artifacts. Kubeflow's driver leaves them empty (an empty `instanceSchema`), and
     TFX cannot tell an Examples from a Model then. The component's own input definitions, which are
     among the arguments, have them.
-*   Mistakes of a user end with one line in the log of the pod, not with a traceback.
+*   A user's mistake ends with one line in the pod's log, not with a traceback.
 """
 
 import json
@@ -44,7 +44,7 @@ def main() -> None:
     invocation, inputs = (sys.argv.index(flag) + 1 for flag in (_INVOCATION, _INPUTS))
     mended = with_artifact_types(json.loads(sys.argv[invocation]), json.loads(sys.argv[inputs]))
     sys.argv[invocation] = json.dumps(mended)
-    add_file_systems()  # TFX opens artifacts by itself.
+    add_file_systems()  # TFX opens artifacts itself.
     try:
         runpy.run_module(_TFX_ENTRYPOINT, run_name="__main__", alter_sys=True)
     except (InputError, GateError) as error:

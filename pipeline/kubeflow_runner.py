@@ -1,7 +1,7 @@
 """Compiles the pipeline for Kubeflow Pipelines v2; see `docs/kubeflow.md`.
 
-TFX's KubeflowV2DagRunner makes the PipelineSpec. What it cannot say is added to the result: default
-values of the pipeline's parameters, resources, retries, caching by node and the pipeline root.
+TFX's KubeflowV2DagRunner makes the PipelineSpec. What it lacks is added to the result: default values of the
+pipeline's parameters, resources, retries, caching by node and the pipeline root.
 """
 
 import os
@@ -103,7 +103,7 @@ def _check(config: PipelineConfig) -> None:
 
 
 def _mistakes(config: PipelineConfig) -> Iterator[str]:
-    """What Kubeflow needs beyond what a run needs, a line for each key."""
+    """What Kubeflow needs in addition to a local run, a line for each key."""
     needed = {
         "kubeflow.image": config.kubeflow.image,
         "kubeflow.pipeline_root": config.kubeflow.pipeline_root,
@@ -143,9 +143,9 @@ def _check_nodes(named: dict[str, NodeConfig], known: list[str]) -> None:
 
 
 def _make_parameter(spec: dict[str, Any], name: str, node: str, key: str) -> None:
-    """Turns the constant value of an execution property into the default of a parameter of the pipeline.
+    """Makes an execution property a parameter of the pipeline, with its constant value as the default.
 
-    TFX's `RuntimeParameter` would do half of it: its default does not get into the PipelineSpec.
+    TFX's `RuntimeParameter` is not enough: its default does not reach the PipelineSpec.
     """
     definition = spec["components"][node]["inputDefinitions"]["parameters"][key]
     task_input = spec["root"]["dag"]["tasks"][node]["inputs"]["parameters"]
@@ -158,7 +158,7 @@ def _make_parameter(spec: dict[str, Any], name: str, node: str, key: str) -> Non
 
 
 def _make_image_parameter(spec: dict[str, Any], image: str) -> None:
-    """Lets a run choose the image, as `PipelineTask.set_container_image` of the KFP SDK does it."""
+    """Lets a run choose the image, like `PipelineTask.set_container_image` of the KFP SDK."""
     _add_parameter(spec, IMAGE, "STRING", image)
     for node, task in spec["root"]["dag"]["tasks"].items():
         executor = _executor(spec, node)
@@ -175,18 +175,18 @@ def _add_parameter(spec: dict[str, Any], name: str, kind: str, default: Any) -> 
 
 
 def _policy(config: PipelineConfig, node: str) -> NodeConfig:
-    """What holds for a node: its own keys, then the defaults, then what the pipeline says of caching."""
+    """The policy of a node: its own keys, then the defaults, then the pipeline's caching."""
     own = config.kubeflow.nodes.get(node, NodeConfig())
     policy = config.kubeflow.defaults.replace(**own.model_dump(exclude_none=True))
     if policy.cache is None:
-        # Kubeflow's cache sees the path of the log, not what is in it.
+        # Kubeflow's cache sees the path of the log, not its content.
         return policy.replace(cache=config.enable_cache and node != _EXAMPLE_GEN)
     return policy
 
 
 def _set_policy(spec: dict[str, Any], node: str, policy: NodeConfig) -> None:
     task, executor = spec["root"]["dag"]["tasks"][node], _executor(spec, node)
-    # Said for every node: what is not said is on, in some versions.
+    # Set for every node, because some versions have it on by default.
     task["cachingOptions"] = {"enableCache": policy.cache}
     if policy.retries:
         task["retryPolicy"] = {

@@ -23,13 +23,13 @@ from mlet_tf.storage import absolute, exists, file_stamp, is_remote, join, remov
 
 
 def run(config: PipelineConfig) -> dict[str, Any]:
-    """Runs the pipeline, or nothing if nothing has changed since the last run.
+    """Runs the pipeline, unless nothing has changed since the last run.
 
     Args:
         config: The resolved configuration; `data.train` must be set.
 
     Returns:
-        The content of `run.json`, and `unchanged`: whether the run was left out.
+        The content of `run.json`, and `unchanged`: whether the run was skipped.
 
     Raises:
         InputError: If the data or the output folder cannot be used.
@@ -64,9 +64,9 @@ def run(config: PipelineConfig) -> dict[str, Any]:
 
 
 def state_folder(config: PipelineConfig) -> Path:
-    """Where a run keeps what has to be local: SQLite metadata, log, `run.json`.
+    """Folder for the files of a run that must be local: SQLite metadata, log, `run.json`.
 
-    It is the output folder, or where that is remote a folder with the pipeline's name in `runs`.
+    It is the output folder or, if that is remote, a folder in `runs` with the pipeline's name.
     """
     return (Path("runs") / config.name if is_remote(config.output) else Path(config.output)).absolute()
 
@@ -106,18 +106,18 @@ def _still_there(last: dict[str, Any]) -> bool:
 
 
 def _use_model_server(config: PipelineConfig) -> bool:
-    """Whether TFX's InfraValidator has a docker to start a model server in."""
+    """Whether TFX's InfraValidator can start a model server, that is whether there is docker."""
     if config.serving.infra_validation != "auto":
         return config.serving.infra_validation == "model_server"
     return Path("/var/run/docker.sock").exists()
 
 
-# Libraries that print by themselves.
+# Libraries with their own log handlers.
 _OWN_HANDLERS = [logging.getLogger(name) for name in ("absl", "tensorflow")]
 
 
 class _Progress(logging.Handler):
-    """Shows a line a component and keeps TFX's own log in a file.
+    """Shows a line for each component and keeps TFX's own log in a file.
 
     It listens to the two lines that LocalDagRunner logs around each component.
     """

@@ -37,8 +37,8 @@ def create_pipeline(
     Args:
         config: The resolved configuration.
         pipeline_root: Where artifacts go.
-        work: Where the trainer keeps packed rows and checkpoints, found again by a run after a kill.
-        metadata_connection_config: ML Metadata store; None where the orchestrator brings its own.
+        work: Where the trainer keeps packed rows and checkpoints, from which an interrupted run resumes.
+        metadata_connection_config: ML Metadata store; None if the orchestrator has its own.
         use_model_server: Whether TFX's InfraValidator can start a model server with docker.
         last_blessed: Node whose output `model` the gate compares with; None compares with none.
 
@@ -61,7 +61,7 @@ def create_pipeline(
 
 
 def last_blessed_model() -> base_node.BaseNode:
-    """Looks the last blessed model up in ML Metadata, where the orchestrator can."""
+    """Finds the last blessed model in ML Metadata, if the orchestrator can."""
     return tfx.dsl.Resolver(
         strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
         model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),

@@ -1,4 +1,4 @@
-"""What a run did, gathered from its artifacts into `run.json`."""
+"""Gathers the results of a run from its artifacts into `run.json`."""
 
 from pathlib import Path
 from typing import Any

@@ -19,7 +19,7 @@ import pytest
 from tests_support import ROWS
 
 # The same examples in every run, and however busy the machine is.
-hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 CONFIG = """

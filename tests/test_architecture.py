@@ -1,37 +1,16 @@
 """The layout, read from the syntax trees of all modules: imports in functions count like any others."""
 
+import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
-from mlet_tf.pipeline.code_version import imports
-
-REPOSITORY = Path(__file__).parents[1]
-FOLDERS = {"mlet_tf": "mlet_tf", "pipeline": "mlet_tf.pipeline", "components": "mlet_tf.components"}
+import make_architecture
+from make_architecture import MODULES, imports_of
 
 # Who may import whom: a layer knows itself and what stands below.
 LAYERS = ("mlet_tf.pipeline", "mlet_tf.components", "mlet_tf")
 MAX_LINES = 400
-
-
-def modules() -> dict[str, Path]:
-    """Source files by dotted name."""
-    found = {}
-    for folder, package in FOLDERS.items():
-        for path in (REPOSITORY / folder).rglob("*.py"):
-            parts = path.relative_to(REPOSITORY / folder).with_suffix("").parts
-            found[".".join((package, *parts)).removesuffix(".__init__")] = path
-    return found
-
-
-MODULES = modules()
-
-
-@cache
-def imports_of(module: str) -> frozenset[str]:
-    """Modules of this library that a module imports; a name out of a module stands for that module."""
-    names = imports(MODULES[module].read_text())
-    return frozenset(name if name in MODULES else name.rpartition(".")[0] for name in names)
+REPOSITORY = Path(__file__).parents[1]
 
 
 def layer_of(module: str) -> int:
@@ -99,3 +78,19 @@ def test_all_imports_of_this_library_exist():
     """A misspelt import in a function would fail only when it is reached."""
     unknown = {module: imports_of(module) - MODULES.keys() for module in MODULES}
     assert not {module: names for module, names in unknown.items() if names}
+
+
+def test_the_picture_in_the_docs_shows_the_imports():
+    """Where it is stale: `python docs/make_architecture.py`."""
+    assert make_architecture.contents_of_picture() == make_architecture.contents()
+
+
+def test_all_files_that_the_docs_link_to_exist():
+    pages = [
+        REPOSITORY / "README.md",
+        *(REPOSITORY / "docs").glob("*.md"),
+        *(REPOSITORY / "components").rglob("*.md"),
+    ]
+    for page in pages:
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+        assert [link for link in links if not (page.parent / link).exists()] == [], page

@@ -1,4 +1,4 @@
-"""Raw click logs into sharded tf.Examples, a column at a time."""
+"""Raw click logs to sharded tf.Examples, a column at a time."""
 
 from mlet_tf.components.click_log_example_gen.component import ClickLogExampleGen
 

@@ -49,15 +49,15 @@ class ClickLogExampleGen(component.FileBasedExampleGen):
         Args:
             schema: Columns of the log.
             train: A file, a pattern or a folder; all rows, unless `method` is `"files"`.
-            eval: The same for the rows of `eval`, where `method` is `"files"`.
+            eval: The same for the rows of `eval`, if `method` is `"files"`.
             method: `"hash"`, `"time"` or `"files"`.
             eval_share: Share of rows for `eval`, for `hash` and for `time` without a `cut`.
             cut: For `time`: first value of the time column that belongs to `eval`.
             seed: Seed of the hash.
             max_reject_share: The run fails when a larger share of the rows is malformed.
             chunk_bytes: About how much of a file one worker reads at a time.
-            code_version: Changes when the code does, so that TFX's cache misses, as it does at another version
-                of this library.
+            code_version: Changes with the code, so that TFX's cache misses, as it does for another version of this
+                library.
 
         Raises:
             InputError: A value does not fit.
@@ -87,7 +87,7 @@ class ClickLogExampleGen(component.FileBasedExampleGen):
 
 
 def _output_config(eval_share: float) -> example_gen_pb2.Output:
-    """Names the splits for TFX; which row goes where is the executor's matter."""
+    """Names the splits for TFX; the executor decides which row goes where."""
     buckets = max(1, min(9999, round(eval_share * 10_000)))
     OutputSplit = example_gen_pb2.SplitConfig.Split
     return example_gen_pb2.Output(
@@ -101,7 +101,7 @@ def _output_config(eval_share: float) -> example_gen_pb2.Output:
 
 
 def _relative_to_common_folder(paths: list[str]) -> tuple[str, list[str]]:
-    """Divides paths into the folder that TFX wants and patterns below it."""
+    """Splits paths into a common folder, which TFX requires, and patterns below it."""
     if len({is_remote(path) for path in paths}) > 1:
         raise InputError(
             f"`train` and `eval` should be on one file system. Received: {paths[0]} and {paths[1]}"
@@ -113,5 +113,5 @@ def _relative_to_common_folder(paths: list[str]) -> tuple[str, list[str]]:
     base = "/".join(parts[0][:common])
     if paths[0].startswith("/") and base == "":
         base = "/"
-    # TFX's own driver on Kubeflow takes the fingerprint of what a pattern matches: of files, not of a folder.
+    # TFX's own driver on Kubeflow fingerprints the files that a pattern matches, not folders.
     return base or ".", ["/".join(p[common:]) or "*" for p in parts]

@@ -15,7 +15,7 @@ from mlet_tf.storage import join
 
 
 def to_proto(config: IngestConfig, code_version: str = "") -> example_gen_pb2.CustomConfig:
-    """Packs the values for TFX; versions of library and code are with them, so that an update misses the cache."""
+    """Packs the values for TFX, with the versions of library and code, so that an update misses the cache."""
     version = f"{__version__} {code_version}"
     values = {**dataclasses.asdict(config), "schema": config.schema.to_dict(), "version": version}
     proto = example_gen_pb2.CustomConfig()

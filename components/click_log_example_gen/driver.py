@@ -1,4 +1,4 @@
-"""The driver: which input files there are, and the fingerprint by which TFX's cache knows them."""
+"""The driver: lists the input files and computes their fingerprint for TFX's cache."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from mlet_tf.storage import file_stamp
 
 
 class Driver(driver.FileBasedDriver):
-    """TFX's driver with a fingerprint that notices more: names, sizes and times to the nanosecond."""
+    """TFX's driver with a stricter fingerprint: names, sizes, and times to the nanosecond."""
 
     def get_input_processor(
         self,
@@ -25,10 +25,10 @@ class Driver(driver.FileBasedDriver):
 
 class _InputProcessor(input_processor.FileBasedInputProcessor):
     def get_input_fingerprint(self, span: int, version: int | None) -> str:
-        """Hashes name, size and time of change of each file of each split.
+        """Hashes name, size and modification time of each file of each split.
 
         Raises:
-            InputError: Nothing is there.
+            InputError: There are no files.
         """
         digest, files, size = hashlib.sha256(), 0, 0
         for split in self._splits:

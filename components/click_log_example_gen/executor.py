@@ -1,4 +1,4 @@
-"""The executor: the log's chunks through Beam into one Examples artifact."""
+"""The executor: ingests the chunks of the log on Beam into one Examples artifact."""
 
 import functools
 import logging
@@ -29,7 +29,7 @@ class Executor(BeamExecutor):
 
         Args:
             input_dict: Nothing.
-            output_dict: `examples`: one Examples artifact; see `ingest` for what its folder gets.
+            output_dict: `examples`: one Examples artifact; see `ingest` for the content of its folder.
             exec_properties: `input_base` and `input_config`: the files; `output_config`: the names of the splits;
                 `custom_config`: an `IngestConfig`.
 

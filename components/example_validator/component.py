@@ -8,8 +8,8 @@ from tfx.dsl.components.base import executor_spec
 class GatedExampleValidator(ExampleValidator):
     """TFX's ExampleValidator that fails the run on an anomaly.
 
-    Beside each split against the schema it compares `eval` with `train` (drift), for the columns
-    whose schema has a drift comparator.
+    It checks each split against the schema, and compares `eval` with `train` (drift) in the columns whose schema has
+    a drift comparator.
     """
 
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)

@@ -17,7 +17,7 @@ from mlet_tf.features.validation import describe_anomalies, drift_anomalies
 
 
 class Executor(executor.Executor):
-    """TFX's executor, then drift of `eval` against `train`, then a verdict."""
+    """TFX's executor, followed by a check of drift between `train` and `eval` and a verdict."""
 
     def Do(  # noqa: N802 (TFX's name)
         self,
@@ -58,7 +58,7 @@ class Executor(executor.Executor):
 
 
 def _sampled(statistics: types.Artifact, split: str) -> str:
-    """Says so where the statistics are those of a sample."""
+    """A note if the statistics are of a sample."""
     total = statistics.get_int_custom_property(f"rows_{split}")
     (dataset,) = stats_artifact_utils.load_statistics(statistics, split).proto().datasets
     if not total or dataset.num_examples == total:

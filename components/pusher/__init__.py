@@ -1,1 +1,1 @@
-"""Push that no server can load half of."""
+"""Atomic push: no server loads half a version."""

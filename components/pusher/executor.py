@@ -16,7 +16,7 @@ from mlet_tf.storage import join, open_binary, tree
 
 
 class Executor(executor.Executor):
-    """TFX's Pusher with integer versions that count up, a rename as the last step and old versions removed."""
+    """TFX's Pusher with consecutive integer versions and a rename as the last step; old versions are removed."""
 
     def Do(  # noqa: N802 (TFX's name)
         self,
@@ -43,7 +43,7 @@ class Executor(executor.Executor):
         base, model = destination.filesystem.base_directory, self.GetModelPath(input_dict)
         newest = next(reversed(list_versions(base).values()), None)
         if newest and _digest(newest) == _digest(model):
-            # A gate that ran again over the same model is no reason to make servers swap.
+            # A repeated gate on the same model is no reason for servers to swap.
             logging.info("The newest version has this model already.")
             path = newest
         else:

@@ -15,10 +15,10 @@ class ClickLogSchemaGenSpec(component_spec.ComponentSpec):
 
 
 class ClickLogSchemaGen(base_component.BaseComponent):
-    """Writes the schema that the configuration stands for.
+    """Writes the schema that follows from the configuration.
 
-    TFX's ImportSchemaGen wants a file that every container can read; here the text itself travels, and
-    the cache sees what is in it.
+    TFX's ImportSchemaGen needs a file that every container can read; here the text itself is a parameter, so the
+    cache sees its content.
     """
 
     SPEC_CLASS = ClickLogSchemaGenSpec

@@ -1,1 +1,1 @@
-"""A look at the model from outside before it is pushed."""
+"""A check of the exported model, from outside, before it is pushed."""

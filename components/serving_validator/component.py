@@ -23,8 +23,8 @@ class ServingValidatorSpec(component_spec.ComponentSpec):
 class ServingValidator(base_component.BaseComponent):
     """Loads the SavedModel in a fresh process and answers real rows through all its signatures.
 
-    It stands in for TFX's InfraValidator where there is no docker or cluster to start a model server
-    in: that one then ends as a success which does not bless, and nothing is ever pushed.
+    It replaces TFX's InfraValidator where there is no docker or cluster to start a model server in: there
+    InfraValidator succeeds but does not bless, so nothing is ever pushed.
     """
 
     SPEC_CLASS = ServingValidatorSpec
@@ -37,9 +37,9 @@ class ServingValidator(base_component.BaseComponent):
 
         Args:
             model: The model to push.
-            examples: Examples whose `eval` split gives the rows.
+            examples: Examples; the rows are from their `eval` split.
             schema: JSON of `ClickLogSchema.to_dict()`.
-            code_version: Changes when the code of this component does, so that TFX's cache notices.
+            code_version: Changes with the code of this component, so that TFX's cache misses.
         """
         super().__init__(
             spec=ServingValidatorSpec(

@@ -26,9 +26,9 @@ class StatisticsGenSpec(ComponentSpec):
 
 
 class StatisticsGen(component.StatisticsGen):
-    """Statistics of the raw columns, by tensorflow-data-validation's own generators, a file a Beam element.
+    """Statistics of the raw columns by tensorflow-data-validation's generators, one Beam element per file.
 
-    Counts (rows, values, missing ones, means, extremes) are exact on the rows looked at. Distinct values and the
+    Counts of rows, values and missing values, means and extremes are exact for the sample. Distinct values and the
     most frequent ones come from sketches: exact below 16,384 distinct values; see the README for more.
 
     Component `outputs` contains:
@@ -51,9 +51,9 @@ class StatisticsGen(component.StatisticsGen):
         Args:
             examples: Examples of tf.Example in TFRecords.
             schema: Schema of their columns.
-            sample_rate: Share of the rows to look at.
-            min_rows: Of each split about so many are looked at whatever the share: all of a split that has no more.
-            code_version: Changes when the code does, so that TFX's cache misses.
+            sample_rate: Share of the rows in the sample.
+            min_rows: Smallest sample of a split, approximately: a split with fewer rows is used whole.
+            code_version: Changes with the code, so that TFX's cache misses.
         """
         super(component.StatisticsGen, self).__init__(
             spec=StatisticsGenSpec(

@@ -1,4 +1,4 @@
-"""Statistics of examples, a file a Beam element."""
+"""Statistics of examples, one Beam element per file."""
 
 import functools
 import itertools
@@ -31,10 +31,10 @@ class Executor(BeamExecutor):
 
         Args:
             input_dict: `examples` and `schema`.
-            output_dict: `statistics`; where only a sample was looked at, its custom property `rows_<split>` says
-                how many rows there are, while the statistics say how many were looked at.
-            exec_properties: `sample_rate`: share of the rows to look at; `min_rows`: but of each split about so many
-                at least. A sample needs ClickLogExampleGen's report of the rows.
+            output_dict: `statistics`; if they are of a sample, their custom property `rows_<split>` is the size of
+                the split, while the statistics have that of the sample.
+            exec_properties: `sample_rate`: share of the rows in the sample; `min_rows`: its smallest size per split.
+                A sample needs ClickLogExampleGen's report of the rows.
 
         Raises:
             RuntimeError: Beam lost a file.

@@ -1,1 +1,1 @@
-"""TFX's Trainer with settings that a pipeline run can change."""
+"""TFX's Trainer with settings that a run can change."""

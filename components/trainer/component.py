@@ -11,7 +11,7 @@ from tfx.utils import json_utils
 
 
 class TrainerSpec(standard_component_specs.TrainerSpec):
-    """TFX's, with a parameter a setting."""
+    """TFX's specification with a parameter for each setting."""
 
     PARAMETERS = {
         **standard_component_specs.TrainerSpec.PARAMETERS,
@@ -24,7 +24,7 @@ class TrainerSpec(standard_component_specs.TrainerSpec):
 
 
 class Trainer(base_component.BaseComponent):
-    """TFX's Trainer whose main settings are parameters of their own, so that a run can change them.
+    """TFX's Trainer with its main settings as parameters, so that a run can change them.
 
     Component `outputs` contains:
      - `model`: Channel of `standard_artifacts.Model`.
@@ -49,7 +49,7 @@ class Trainer(base_component.BaseComponent):
             examples: Examples with splits `train` and `eval`.
             transform_graph: Preprocessing.
             schema: Schema of the raw columns.
-            custom_config: What `run_fn` gets; the settings are in its groups `train` and `model`.
+            custom_config: Argument of `run_fn`; the settings are in its groups `train` and `model`.
         """
         super().__init__(
             spec=TrainerSpec(

@@ -1,4 +1,4 @@
-"""Puts the settings of a run into the training's configuration, then trains."""
+"""Writes the settings of a run into the training's configuration, then trains."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from tfx.utils import json_utils
 
 from mlet_tf.errors import InputError
 
-# Execution properties and where each one belongs in `custom_config`.
+# Execution properties and the place of each in `custom_config`.
 SETTINGS = {
     "max_steps": ("train", "max_steps"),
     "hidden_dim": ("model", "hidden_dim"),
@@ -33,7 +33,7 @@ class Executor(executor.GenericExecutor):
         Args:
             input_dict: `examples`, `transform_graph` and `schema`.
             output_dict: `model` and `model_run`.
-            exec_properties: The keys of `SETTINGS`, which take the place of what `custom_config` (JSON) has.
+            exec_properties: The keys of `SETTINGS`, which override `custom_config` (JSON).
 
         Raises:
             InputError: If a setting does not fit.
@@ -43,7 +43,7 @@ class Executor(executor.GenericExecutor):
 
 
 def settings_of(custom_config: Mapping[str, Any]) -> dict[str, int | float]:
-    """The settings that a configuration has; 0 stands for null, which a parameter of Kubeflow cannot be."""
+    """The settings in a configuration; 0 stands for null, which a parameter of Kubeflow cannot be."""
     settings = {}
     for name, path in SETTINGS.items():
         value: Any = custom_config

@@ -1,4 +1,4 @@
-"""TFX's Transform with vocabularies made from the counts that ClickLogExampleGen leaves."""
+"""TFX's Transform with vocabularies from the counts that ClickLogExampleGen writes."""
 
 from mlet_tf.components.transform.component import Transform
 

@@ -9,7 +9,7 @@ from tfx.dsl.components.base import executor_spec
 
 
 class Transform(component.Transform):
-    """TFX's Transform whose vocabularies come from counts: it never reads the examples.
+    """TFX's Transform with vocabularies from counts; it never reads the examples.
 
     Component `outputs` contains:
      - `transform_graph`: Channel of `standard_artifacts.TransformGraph`.
@@ -30,7 +30,7 @@ class Transform(component.Transform):
             examples: Examples of ClickLogExampleGen, with the counts of their values.
             schema: Schema of the raw columns.
             preprocessing_fn: Import path of a function without tensorflow-transform's analyzers.
-            custom_config: What the function gets, with the keys that the executor names.
+            custom_config: Argument of the function, with the keys that the executor names.
         """
         super().__init__(
             examples=examples,

@@ -1,4 +1,4 @@
-"""Vocabularies from counts, on Beam, and the graph that looks them up."""
+"""Makes vocabularies from counts, on Beam, and the graph that looks values up in them."""
 
 import functools
 from typing import Any
@@ -35,8 +35,8 @@ class Executor(BeamExecutor):
             output_dict: `transform_graph`: read by `tft.TFTransformOutput` like any other.
             exec_properties: `preprocessing_fn`: an import path; `custom_config`: JSON with `schema`
                 (`ClickLogSchema.to_dict()`), `min_count`, `max_size`, `rare_below` and `max_values_in_memory`.
-                The function gets it with one key more, `vocabularies`: of each feature `file`, `size` and
-                `rare_start`, see `mlet_tf.features.vocabulary`.
+                The function gets it with one more key, `vocabularies`: `file`, `size` and `rare_start` of each
+                feature, see `mlet_tf.features.vocabulary`.
 
         Raises:
             RuntimeError: The counts do not cover the examples, or Beam lost a vocabulary.

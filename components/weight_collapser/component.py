@@ -28,10 +28,10 @@ class WeightCollapserSpec(component_spec.ComponentSpec):
 
 
 class WeightCollapser(base_component.BaseComponent):
-    """Replaces every `W1 @ W2` of a trained model by its product `E` (arXiv 2006.05623), and quantises `E` if asked.
+    """Replaces every `W1 @ W2` of a trained model by its product `E`, quantised if `table_dtype` says so.
 
-    It fails the run if a weight is not finite or if collapsed and trained model differ on real rows by
-    more than float32 rounding. What quantisation costs is for the gate to judge.
+    It fails the run if a weight is not finite or if collapsed and trained model differ on real rows by more than
+    float32 rounding. The gate judges the cost of quantisation.
     """
 
     SPEC_CLASS = WeightCollapserSpec
@@ -52,11 +52,11 @@ class WeightCollapser(base_component.BaseComponent):
         Args:
             model: The trained model.
             transform_graph: Preprocessing, to export the collapsed model with.
-            examples: Examples whose `eval` split the two models are compared on.
+            examples: Examples; the two models are compared on their `eval` split.
             schema: JSON of `ClickLogSchema.to_dict()`.
             warmup_rows: Rows of the warm-up file inside the exported model.
-            table_dtype: `float32`, or what the tables are quantised to, see `mlet_tf.quantize_model`.
-            code_version: Changes when the code of this component does, so that TFX's cache notices.
+            table_dtype: `float32`, or the dtype to quantise tables to, see `mlet_tf.quantize_model`.
+            code_version: Changes with the code of this component, so that TFX's cache misses.
         """
         super().__init__(
             spec=WeightCollapserSpec(

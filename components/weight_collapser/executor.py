@@ -1,4 +1,4 @@
-"""Collapses the trained model on real rows, saves it and reports what was saved."""
+"""Collapses the trained model, compares it on real rows, saves it and reports the savings."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ class Executor(base_executor.BaseExecutor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Collapses, and quantises.
+        """Collapses the model, and quantises it if `table_dtype` says so.
 
         Args:
             input_dict: `model`, `transform_graph` and `examples`, one artifact each.

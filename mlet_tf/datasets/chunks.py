@@ -1,4 +1,4 @@
-"""Dividing the files of a click log into chunks that are read apart from each other."""
+"""Dividing the files of a click log into chunks that are read independently."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SEPARATORS = "\t,;| \x01"
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """A part of one file that is read by itself.
+    """A part of one file, read independently of the others.
 
     Args:
         path: The file.
@@ -78,10 +78,10 @@ class Block:
 
     Args:
         table: Good rows: the label and the wanted columns, typed.
-        positions: For each row of `table` where it is in the file: byte offset (uncompressed) or row number.
-            It does not depend on how the file was cut into chunks.
+        positions: The position of each row of `table` in the file: byte offset (uncompressed) or row number. It does
+            not depend on the chunks.
         rejects: Bad rows.
-        lines: Lines read, those with nothing on them included.
+        lines: Lines read, empty ones included.
         rejected: Places of `rejects` among all rows of the block, int64.
     """
 
@@ -100,21 +100,20 @@ class Block:
 def plan_chunks(
     files: Sequence[str], schema: ClickLogSchema, chunk_bytes: int = 32 << 20, label: bool = True
 ) -> list[Chunk]:
-    """Divides files into chunks and looks at the first lines of each file.
+    """Divides files into chunks and checks the first lines of each file.
 
     Args:
         files: Paths, as of `list_files`.
         schema: What the columns should be.
-        chunk_bytes: Wanted size of a chunk. A compressed file cannot be entered in the middle, so it is one
-            chunk, whatever its size (it is still read as a stream).
-        label: Whether the label has to be there. Files without a header may otherwise have one column less.
+        chunk_bytes: Wanted size of a chunk. A compressed file cannot be split, so it is one chunk of any size (read
+            as a stream).
+        label: Whether the label is required. Otherwise files without a header may have one column fewer.
 
     Returns:
         The chunks of each file in order.
 
     Raises:
-        InputError: A file is empty, not readable, of a format that is not read, has another separator or
-            lacks a column.
+        InputError: A file is empty, unreadable or of an unsupported format, has another separator, or lacks a column.
     """
     chunks: list[Chunk] = []
     for path in files:
@@ -128,7 +127,7 @@ def plan_chunks(
 
 
 def open_text(path: str, kind: str) -> BinaryIO | CompressedSource:
-    """Opens a text file at its first byte; of compressed text the uncompressed bytes are read."""
+    """Opens a text file at its first byte; compressed text is decompressed."""
     return storage.open_binary(path) if kind == "text" else CompressedSource(path, kind)
 
 
@@ -210,7 +209,7 @@ def _text_head(path: str, kind: str) -> bytes:
 
 
 def _check_compressed(path: str, kind: str, head: bytes) -> None:
-    """Raises where something else than text was compressed."""
+    """Raises if something other than text was compressed."""
     if not head:
         raise InputError(f"{path} is empty (0 bytes when uncompressed): expected rows of a click log")
     inside = refused_format(head)
@@ -298,7 +297,7 @@ def _field_counts(lines: Sequence[bytes], separator: str, quoting: str) -> set[i
 def _check_fields(
     path: str, lines: list[bytes], columns: Sequence[str], schema: ClickLogSchema, quoting: str
 ) -> None:
-    """Raises where the first lines of a file show that it is not written as the schema says."""
+    """Raises if the first lines of a file show that it does not follow the schema."""
     lines, expected = lines[:_PEEK_LINES], len(columns)
     counts = _field_counts(lines, schema.separator, quoting)
     if not counts or expected in counts:
@@ -309,7 +308,7 @@ def _check_fields(
                 f"{path}: with the separator {schema.separator!r} of schema {schema.name!r} the first rows "
                 f"have {_join(counts)} column(s) instead of {expected}; the separator {other!r} would fit"
             )
-    # Of a few lines all may be bad, but not all for lack of just the label.
+    # A few first lines may all be bad, but not all because of the label alone.
     if len(counts) == 1 and (len(lines) >= 10 or counts == {expected - 1}):
         raise InputError(
             f"{path}: each of the first {len(lines)} rows should have {expected} columns (schema "

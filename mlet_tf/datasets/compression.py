@@ -19,10 +19,10 @@ _READ_BYTES = 1 << 18
 
 
 class CompressedSource:
-    """The uncompressed bytes of a file; damage is an `InputError` that says where.
+    """The uncompressed bytes of a file; damage is an `InputError` that names the place.
 
-    Several members (streams, frames) one after the other are read as one. A file that ends inside a member, or has
-    something else than a member after one, is damaged.
+    Consecutive members (streams, frames) are read as one. A file is damaged if it ends inside a member, or if
+    something other than a member follows one.
 
     Args:
         path: The file.
@@ -61,7 +61,7 @@ class CompressedSource:
         )
 
     def seek(self, offset: int) -> None:
-        """Goes forward to an uncompressed offset."""
+        """Moves forward to an uncompressed offset."""
         while (left := offset - self._position) > 0:
             if not self.read(min(left, _SKIP_BYTES)):
                 return
@@ -78,7 +78,7 @@ def _open(raw: Any, codec: str) -> Any:
     if codec == "bz2":
         return io.BufferedReader(_Members(raw, bz2.BZ2Decompressor, OSError), _READ_BYTES)
     if codec == "xz":
-        import lzma  # Not every Python has it.
+        import lzma  # Some builds of Python lack it.
 
         return io.BufferedReader(_Members(raw, lzma.LZMADecompressor, lzma.LZMAError), _READ_BYTES)
     return pa.CompressedInputStream(raw, codec)
@@ -87,8 +87,8 @@ def _open(raw: Any, codec: str) -> Any:
 class _Members(io.RawIOBase):
     """Streams of .bz2, .xz or .lzma, one after the other.
 
-    Python's own readers end without an error where something else follows a stream, and Arrow's reader of .bz2
-    fails at a stream of 0 bytes.
+    Python's own readers stop without an error if something else follows a stream, and Arrow's reader of .bz2 fails on
+    an empty stream.
 
     Args:
         raw: The compressed file.
@@ -124,7 +124,7 @@ class _Members(io.RawIOBase):
                 return len(data)
 
     def _next_stream(self) -> bool:
-        """Goes to the next stream, over zeros; whether there is anything more."""
+        """Moves to the next stream, skipping zeros; returns whether there is one."""
         self._held = self._decompressor.unused_data.lstrip(b"\0")
         while not self._held:
             block = self._raw.read(_READ_BYTES)

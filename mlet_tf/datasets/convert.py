@@ -1,4 +1,4 @@
-"""Typed columns out of raw ones, with a reason for each value that does not fit; `values` does it to one."""
+"""Typed columns from raw ones, with a reason for each invalid value; `values` does the same for single values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def arrow_schema(schema: ClickLogSchema, columns: Sequence[str] | None = None) -
 
 
 def text_types(schema: ClickLogSchema, wanted: pa.Schema) -> pa.Schema:
-    """The types that text is parsed to before `convert_column` makes the types wanted of it."""
+    """The types that text is parsed to before `convert_column` converts it to the wanted types."""
     texts = {schema.label} if schema.positive else set()
     if schema.time is not None and schema.time.format == "iso8601":
         texts.add(schema.time.name)
@@ -52,10 +52,10 @@ def text_types(schema: ClickLogSchema, wanted: pa.Schema) -> pa.Schema:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What the numbers of a column must be.
+    """A condition on the numbers of a column.
 
     Args:
-        valid: Says of each int64 whether it fits.
+        valid: Whether each int64 is valid.
         expected: The same in words.
     """
 
@@ -64,7 +64,7 @@ class Check:
 
 
 def row_checks(schema: ClickLogSchema) -> dict[str, Check]:
-    """Columns in which a missing value, or one that does not pass, makes a row bad."""
+    """Columns in which a missing or invalid value makes a row bad."""
     texts = "0 or 1"
     if schema.positive:
         others = " or ".join(map(repr, schema.negative)) or "any other text"
@@ -90,12 +90,12 @@ def convert(
     """Converts columns to the wanted types.
 
     Args:
-        table: The raw columns: text of any kind, integers, floats, truth values or, for the time, timestamps.
+        table: The raw columns: text of any kind, integers, floats, booleans or, for the time, timestamps.
         wanted: Names and types wanted, as of `arrow_schema`.
         schema: Says what is missing and what must hold.
 
     Returns:
-        The columns, and for each row with a value that does not fit the reason.
+        The columns, and the reason for each row with an invalid value.
     """
     columns: list[pa.Array] = []
     reasons: dict[int, str] = {}
@@ -125,7 +125,7 @@ def convert_column(raw: pa.Array, name: str, schema: ClickLogSchema) -> tuple[pa
         schema: Says what it should hold.
 
     Returns:
-        int64 or binary, null where a value is missing, and which values do not fit, bool.
+        int64 or binary, null where a value is missing, and a bool mask of invalid values.
     """
     time = schema.time if schema.time is not None and name == schema.time.name else None
     raw = _plain(raw)
@@ -157,7 +157,7 @@ def is_convertible(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether it is a type of text or bytes."""
+    """Whether a type is text or bytes."""
     checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
     return any(check(kind) for check in checks)
 
@@ -171,7 +171,7 @@ def _shown(value: Any, schema: ClickLogSchema) -> str:
 
 
 def _plain(raw: pa.Array) -> pa.Array:
-    """The same values as binary, integers, floats, truth values or timestamps."""
+    """The same values as binary, integers, floats, booleans or timestamps."""
     if pa.types.is_dictionary(raw.type):
         raw = raw.cast(raw.type.value_type)
     if pa.types.is_null(raw.type) or is_text(raw.type):
@@ -182,7 +182,7 @@ def _plain(raw: pa.Array) -> pa.Array:
 
 
 def _whole_numbers(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Floats as int64, and which of them are not whole, or so large that they may have been other numbers."""
+    """Floats as int64, and a mask of those that are not whole or too large to be exact."""
     if not pa.types.is_floating(raw.type):
         return raw, np.zeros(len(raw), bool)
     numbers = raw.fill_null(np.nan).to_numpy().astype(np.float64)
@@ -192,7 +192,7 @@ def _whole_numbers(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _without_missing(raw: pa.Array, marks: Sequence[str]) -> pa.Array:
-    """The column with null for the marks; a number is missing where its text is a mark."""
+    """The column with null for the marks of missing values; a number is missing if its text is a mark."""
     if pa.types.is_binary(raw.type):
         return _null_where(_canonical(raw), [mark.encode() for mark in marks])
     if not pa.types.is_integer(raw.type):
@@ -217,7 +217,7 @@ def _holds(kind: pa.DataType, number: int) -> bool:
 
 
 def _canonical(raw: pa.Array) -> pa.Array:
-    """Text in which `5.0` is `5`; almost every column has no such text and is passed on as it is."""
+    """Text in which `5.0` is `5`; columns without such text, which are most, are returned unchanged."""
     data = raw.buffers()[2]
     if data is None or not may_hold_whole(data.to_pybytes()):
         return raw
@@ -248,7 +248,7 @@ def _to_categories(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _to_int64(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Converts to int64; values that are no such integer become null and are marked."""
+    """Converts to int64; values that are not such integers become null and are marked."""
     present = np.asarray(raw.is_valid())
     if pa.types.is_binary(raw.type):
         return _only_utf8(raw, _parse_integers)
@@ -287,7 +287,7 @@ def _only_utf8(
 
 
 def is_int64(text: bytes) -> bool:
-    """Whether a text is an integer of 64 bits, as columns are converted."""
+    """Whether a text is a 64-bit integer, by the rules for columns."""
     try:
         parse_int64(text)
     except ValueError:

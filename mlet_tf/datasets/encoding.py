@@ -1,7 +1,7 @@
-"""Serialised `tf.train.Example`s out of typed tables, a column at a time.
+"""Serialising typed tables as `tf.train.Example`s, a column at a time.
 
-The wire format is put together by Arrow's string kernels: no Python object per row, and a fraction of the
-time of building one protocol buffer message after another.
+Arrow's string kernels compose the wire format: no Python object per row, and a fraction of the time of building
+protocol buffer messages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 
 def dictionary_columns(table: pa.Table | pa.RecordBatch) -> pa.Table:
-    """The table with its columns as dictionaries: whoever looks at each distinct value once is quick."""
+    """The table with dictionary columns, so that later steps handle each distinct value once."""
     columns = []
     for column in table.columns:
         values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -27,10 +27,10 @@ def encode_examples(table: pa.Table | pa.RecordBatch) -> pa.Array:
 
     Args:
         table: Columns of int64 (an `int64_list` of one value) or binary (a `bytes_list` of one value), or
-            dictionaries of these. Where a value is null the feature is absent.
+            dictionaries of these. A null means that the feature is absent.
 
     Returns:
-        A binary array with one message a row; features come in the order of the columns.
+        A binary array with one message per row; features are in the order of the columns.
     """
     parts: list[pa.Array] = []
     sizes = np.zeros(table.num_rows, np.int64)
@@ -74,7 +74,7 @@ def _head(name: bytes, size: int, is_bytes: bool) -> bytes:
 
 
 def _distinct(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct sizes, and for each row which one it has; counting, as sizes are few and small."""
+    """The distinct sizes, and the index of each row's size; by counting, as sizes are few and small."""
     if sizes.max(initial=0) > 1 << 20:
         return np.unique(sizes, return_inverse=True)
     used = np.flatnonzero(np.bincount(sizes))

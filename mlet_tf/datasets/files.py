@@ -1,4 +1,4 @@
-"""Finding the files of a click log, local or remote: every one that is there, or an error that names it."""
+"""Finding the files of a click log, local or remote; a file that cannot be used is an error that names it."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def list_files(data: str) -> list[str]:
 
     Args:
         data: A file, a folder or a pattern. `*`, `?` and `[...]` match within a name, `**` any number of folders.
-            A folder, also one that a pattern matches, stands for all files in it and in the folders inside it.
-            As in Spark, Hadoop and Beam names that begin with `.` or `_` are left out, and so are `*.json`, unless
-            the pattern asks for them; a warning says so once.
+            A folder, also one that a pattern matches, stands for all files in it, at any depth. As in Spark, Hadoop
+            and Beam, names that begin with `.` or `_` are left out, and so are `*.json`, unless the pattern asks for
+            them; a warning says so once.
 
     Returns:
         Sorted paths, at least one.
 
     Raises:
-        InputError: Nothing is there, a folder cannot be read, a link leads nowhere or in a circle, two links lead to
-            one file, or there is something that is neither a file nor a folder.
+        InputError: There is no file, a folder cannot be read, a link is dangling or circular, two links lead to one
+            file, or something is neither a file nor a folder.
     """
     data = str(data)
     if not data:  # Such as a variable of the shell that is not set.
@@ -58,13 +58,13 @@ def list_files(data: str) -> list[str]:
 
 
 def file_kind(path: str) -> str:
-    """Tells by its first bytes how a file is read.
+    """Recognises the format of a file by its first bytes.
 
     Returns:
         `"parquet"`, `"text"`, or for compressed text `"gzip"`, `"bz2"`, `"xz"`, `"zstd"` or `"lz4"`.
 
     Raises:
-        InputError: The file cannot be read, is empty or of a format that is not read.
+        InputError: The file cannot be read, is empty, or has an unsupported format.
     """
     with storage.open_binary(path) as file:
         head = file.read(HEAD_BYTES)
@@ -76,19 +76,19 @@ def file_kind(path: str) -> str:
         return codec
     if refused := refused_format(head):
         raise InputError(f"{path} is {refused}")
-    # The name says that it should be something else than text: reading it as that tells what is wrong.
+    # The name promises something other than text: reading it as that explains what is wrong.
     ending = os.path.splitext(path)[1]  # noqa: PTH122 (may be remote)
     return "parquet" if ending == ".parquet" else _ENDINGS.get(ending, "text")
 
 
 def plain_name(path: str) -> str:
-    """The name of a file without its folder and the ending of a compression."""
+    """The name of a file without its folder and the suffix of a compression."""
     name, ending = os.path.splitext(path.rsplit("/", 1)[-1])  # noqa: PTH122 (may be remote)
     return name if ending in _ENDINGS else name + ending
 
 
 class _Search:
-    """One search for files; remembers the folders that it has listed, and what it has left out."""
+    """One search for files; remembers the folders it listed and the files it left out."""
 
     def __init__(self) -> None:
         self._listed: dict[str, list[storage.Entry]] = {}
@@ -110,7 +110,7 @@ class _Search:
         return found
 
     def _at(self, path: str, is_folder: bool) -> Iterator[str]:
-        """The file at a path, or all below the folder."""
+        """The file at a path, or all files below a folder."""
         if is_folder:
             yield from self._below(path)
         elif storage.exists(path) or _is_link(path):
@@ -156,12 +156,12 @@ class _Search:
             if is_folder:
                 yield path
             elif _is_link(path):
-                _regular(path)  # One to nowhere may have been a folder.
+                _regular(path)  # A dangling link may have been a folder.
 
     def _children(
         self, folder: str, pattern: str = "*", *, only_folders: bool = False
     ) -> Iterator[tuple[str, bool]]:
-        """Paths of the children that match a pattern, and which are folders; those left out are noted."""
+        """Paths of the children that match a pattern, and whether each is a folder; notes the ones left out."""
         if folder not in self._listed:
             try:
                 self._listed[folder] = storage.entries(folder or ".")
@@ -188,7 +188,7 @@ def _is_link(path: str) -> bool:
 
 
 def _regular(path: str) -> str:
-    """The path, if a file is there."""
+    """The path, if it is a file."""
     local = storage.local_path(path)
     if local is None:
         return path
@@ -208,7 +208,7 @@ def _refuse_circle(folder: str, above: tuple[str, ...]) -> None:
 
 
 def _refuse_twice(files: list[str]) -> None:
-    """Raises where two of the files are one."""
+    """Raises if two of the paths are the same file."""
     seen: dict[str, str] = {}
     for path in files:
         other = seen.setdefault(_real(path), path)

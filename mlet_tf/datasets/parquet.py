@@ -58,9 +58,9 @@ def read_parquet(
 def _small_dictionaries(
     metadata: pq.FileMetaData, groups: list[int], names: list[str], limit: int
 ) -> list[str]:
-    """Columns to be read as dictionaries, so that a value that a file holds once is held once, not in each row.
+    """Columns to read as dictionaries, so that a value stored once is held once and not in each row.
 
-    Not the large ones: Arrow then keeps all distinct values of a row group.
+    Large dictionaries are excluded: Arrow would keep all distinct values of a row group.
     """
     large: set[str] = set()
     for group in map(metadata.row_group, groups):
@@ -71,14 +71,14 @@ def _small_dictionaries(
 
 
 def _batch_rows(metadata: pq.FileMetaData, groups: list[int], block_bytes: int) -> int:
-    """So many rows that a batch of the widest of some row groups has about the bytes wanted."""
+    """The number of rows with which a batch of the widest row group has about the wanted bytes."""
     sizes = [(metadata.row_group(i).total_byte_size, metadata.row_group(i).num_rows) for i in groups]
     row_bytes = max((size / rows for size, rows in sizes if rows), default=0)
     return int(np.clip(block_bytes / max(row_bytes, 1), 1, _BLOCK_ROWS))
 
 
 def _text_bytes(batch: pa.RecordBatch) -> np.ndarray:
-    """How many bytes of text each row has, `[rows]` int64."""
+    """Bytes of text in each row, `[rows]` int64."""
     sizes = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
         if is_text(column.type):
@@ -91,7 +91,7 @@ def _text_bytes(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def _ranges(sizes: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows, each with at most so many bytes or of one row."""
+    """Ranges of rows, each with at most `limit` bytes or a single row."""
     ends, start, before = np.cumsum(sizes), 0, 0
     while start < len(sizes):
         stop = max(start + 1, int(np.searchsorted(ends, before + limit, side="right")))

@@ -1,4 +1,4 @@
-"""Opening Parquet files, and telling a damaged one from one that this version of Arrow cannot read."""
+"""Opening Parquet files, and telling damaged files from those that this version of Arrow cannot read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow_hotfix  # noqa: F401 (pyarrow below 14.0.1 runs code that a Parqu
 from mlet_tf import storage
 from mlet_tf.errors import InputError, reason
 
-# What Arrow raises; memory that is short is no fault of the file.
+# Errors of Arrow; lack of memory is not the fault of the file.
 PARQUET_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError)
 
 # Every version of Arrow reads these.
@@ -32,7 +32,7 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     """Opens a Parquet file and reads its footer.
 
     Raises:
-        InputError: The file cannot be read, is no Parquet, or needs what this Arrow does not have.
+        InputError: The file cannot be read, is not Parquet, or needs a feature that this Arrow lacks.
     """
     with storage.open_binary(path) as source:
         try:
@@ -51,14 +51,14 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
 def rows_error(
     path: str, error: Exception, groups: Sequence[int], columns: Sequence[str], row: int
 ) -> InputError:
-    """What to tell the user about rows that cannot be read.
+    """The error for rows that cannot be read.
 
     Args:
         path: The file.
-        error: What Arrow said.
+        error: Arrow's error.
         groups: The row groups that were read.
         columns: The columns that were read.
-        row: About where it was.
+        row: The approximate row.
 
     Returns:
         The error to be raised.
@@ -71,7 +71,7 @@ def rows_error(
 
 
 def _is_signed(source: BinaryIO, metadata: pq.FileMetaData) -> bool:
-    """Whether the footer is readable and columns are encrypted: Arrow ends the process when it looks at these."""
+    """Whether the footer is readable but columns are encrypted: reading these makes Arrow end the process."""
     source.seek(-8, io.SEEK_END)
     (size,) = struct.unpack("<I", source.read(4))
     return size == metadata.serialized_size + _SIGNATURE_BYTES
@@ -89,7 +89,7 @@ def _footer_error(path: str, error: Exception) -> InputError:
 
 
 def _lacking_column(path: str, groups: Sequence[int], columns: Sequence[str]) -> str | None:
-    """The first column that cannot be read though it is not damaged, in words."""
+    """The first column that is not damaged but cannot be read, in words."""
     with open_parquet(path) as file:
         for group in groups:
             metadata = file.metadata.row_group(group)

@@ -1,4 +1,4 @@
-"""The built-in schemas, and those in YAML files."""
+"""The built-in schemas, and loading schemas from YAML files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlet_tf.storage import read_text
 
 
 def load_schema(name_or_path: str) -> ClickLogSchema:
-    """Returns a built-in schema, or the one written in a YAML file.
+    """Returns a built-in schema, or one from a YAML file.
 
     Args:
         name_or_path: `"criteo"`, `"avazu"`, or the path of a `.yaml` / `.yml` file in UTF-8 whose keys are those
@@ -21,7 +21,7 @@ def load_schema(name_or_path: str) -> ClickLogSchema:
         The schema.
 
     Raises:
-        InputError: No such schema or file, or the file does not hold a schema.
+        InputError: There is no such schema or file, or the file does not hold a schema.
     """
     text = str(name_or_path)
     if text in PRESETS:

@@ -1,4 +1,4 @@
-"""Quoted fields of text files, as of RFC 4180; a field with a line break in its quotes is refused."""
+"""Quoted fields of text files, as in RFC 4180, but without line breaks inside quotes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ UNEXPECTED = (
 
 
 def resolve(schema: ClickLogSchema, lines: Iterable[bytes]) -> str:
-    """Says how a file is quoted, by its first lines.
+    """Tells by its first lines how a file is quoted.
 
     Args:
         schema: Says how its files may be quoted.
         lines: The first lines of the file, its header included.
 
     Returns:
-        `"rfc4180"`, `"none"`, or `"auto"` where quotes may be expected and none were seen.
+        `"rfc4180"`, `"none"`, or `"auto"` if quotes are possible but none were seen.
     """
     if schema.quoting != "auto":
         return schema.quoting
@@ -45,7 +45,7 @@ def resolve(schema: ClickLogSchema, lines: Iterable[bytes]) -> str:
 
 
 def split(line: bytes, separator: str, quoting: str) -> list[bytes] | None:
-    """The fields of one line without its line end, out of their quotes; None where the quotes do not fit."""
+    """The unquoted fields of one line without its line end; None if quotes are misplaced."""
     if quoting != "rfc4180" or b'"' not in line:
         return line.split(separator.encode())
     field = re.compile(rf'({_QUOTED})|([^"{re.escape(separator)}][^{re.escape(separator)}]*|)'.encode())
@@ -74,21 +74,21 @@ def field(text: str, schema: ClickLogSchema) -> str:
 
 
 def lines_fit(data: bytes, separator: str, quoting: str) -> bool:
-    """Whether the quotes of all lines of a block are as they should be."""
+    """Whether no line of a block has misplaced quotes."""
     starts = np.flatnonzero(np.frombuffer(data, np.uint8) == 10) + 1
     lines = lines_array(data, np.concatenate([[0], starts[starts < len(data)]]))
     return not misquoted(lines, separator, quoting).any()
 
 
 def lines_array(data: bytes, starts: np.ndarray) -> pa.Array:
-    """Lines as a binary array that shares the block's memory; each goes on to the start of the next."""
+    """Lines as a binary array that shares the block's memory; each extends to the start of the next."""
     offsets = np.append(starts, len(data)).astype(np.int32)
     buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(data)]
     return pa.Array.from_buffers(pa.binary(), len(starts), buffers)
 
 
 def misquoted(lines: pa.Array, separator: str, quoting: str) -> np.ndarray:
-    """Which lines have quotes that they should not have, bool."""
+    """Mask of the lines with misplaced quotes, bool."""
     if quoting == "auto":
         return np.asarray(pc.match_substring_regex(lines, _quoted_field(separator)))
     sep = re.escape(separator)
@@ -97,14 +97,14 @@ def misquoted(lines: pa.Array, separator: str, quoting: str) -> np.ndarray:
 
 
 def field_counts(lines: pa.Array, separator: str) -> np.ndarray:
-    """How many fields lines of RFC 4180 have, int64."""
+    """The number of fields of each line by RFC 4180, int64."""
     sep = re.escape(separator)
     bare = pc.replace_substring_regex(lines, rf"(^|{sep}){_QUOTED}", r"\1")
     return pc.count_substring(bare, separator).to_numpy().astype(np.int64) + 1
 
 
 def reason(line: bytes, separator: str, quoting: str) -> str:
-    """Why a line is among those of `misquoted`."""
+    """Why the quotes of a line are misplaced."""
     if quoting == "auto":
         return UNEXPECTED
     sep = re.escape(separator)

@@ -1,12 +1,10 @@
 """Columnar reading of raw click logs: text, compressed text and Parquet into Arrow tables, bad rows set aside.
 
-A log is planned into chunks (`plan_chunks`) that can be read apart from each other, on one machine or many;
-a chunk is read as a stream of blocks (`read_chunk`), each a typed table and the rows that were rejected.
-Blocks without a bad row never touch a row in Python; only a block with one takes the slower way that finds
-it.
+`plan_chunks` divides a log into chunks that can be read independently, on one machine or many. `read_chunk` reads a
+chunk as a stream of blocks, each a typed table and the rejected rows. Rows are handled in Python only in a block with
+a bad row, to find it.
 
-Text rules: quotes are as the schema says (see `ClickLogSchema.quoting`), lines end in LF or CRLF, a line with
-nothing on it is no row.
+Rules for text: quotes are as in `ClickLogSchema.quoting`, lines end in LF or CRLF, empty lines are ignored.
 """
 
 from __future__ import annotations
@@ -55,8 +53,8 @@ def read_chunk(
         columns: Columns wanted; by default the label and all of `schema.raw_features`. Only these are
             checked.
         block_bytes: About how much text is held at a time.
-        max_line_bytes: Longer lines (in Parquet: rows with more text) are rejected, and read over without being
-            held.
+        max_line_bytes: Longer lines (in Parquet: rows with more text) are rejected, and skipped without being held in
+            memory.
 
     Yields:
         Blocks in file order.
@@ -91,15 +89,15 @@ def read_log(
         data: A file, a pattern or a folder.
         schema: What the columns should be.
         columns: Columns wanted; by default the label and all of `schema.raw_features`.
-        max_reject_share: Largest share of bad rows that is passed over.
+        max_reject_share: Largest share of bad rows that is tolerated.
         block_bytes: About how much text is held at a time.
-        on_rejects: Called at the end with a line on the rows that were passed over, if there were any.
+        on_rejects: Called at the end with a line on the rejected rows, if there are any.
 
     Yields:
         Tables with the good rows.
 
     Raises:
-        InputError: Nothing is there, a file is damaged, or (at the end) too many rows are bad.
+        InputError: There is no file, a file is damaged, or (at the end) too many rows are bad.
     """
     rows, rejected = 0, 0
     shown: list[Reject] = []
@@ -128,7 +126,7 @@ def lines_before(chunks: Sequence[Chunk], lines: Sequence[int], schema: ClickLog
         schema: Says whether text files begin with a header line.
 
     Returns:
-        A number for each chunk it is known of: one more than `lines` has, where there are so many chunks.
+        A number for each chunk for which it is known: up to one more than `lines` has.
     """
     before: list[int] = []
     for i, chunk in enumerate(chunks[: len(lines) + 1]):
@@ -140,7 +138,7 @@ def lines_before(chunks: Sequence[Chunk], lines: Sequence[int], schema: ClickLog
 
 
 def check_reject_share(rows: int, rejected: int, first: Sequence[Reject], max_reject_share: float) -> None:
-    """Raises an `InputError` with the first rejected rows where there are too many.
+    """Raises an `InputError` with the first rejected rows if there are too many.
 
     Args:
         rows: Rows read, good and bad.

@@ -63,17 +63,17 @@ class ClickLogSchema:
         categoricals: Columns of categories: text, kept as the bytes in the file, or whole numbers. `5.0` is the
             category `5`.
         time: The time column, if there is one.
-        drop: Columns that are read over.
-        columns: All columns in file order. Where the file has a header (and in Parquet) the columns are
-            found by name instead, in whatever order they are; others beside them are read over.
+        drop: Columns to ignore.
+        columns: All columns in file order. In Parquet and in text with a header, columns are found by name instead,
+            in any order; further columns are ignored.
         separator: One character between the fields of a text file.
         header: Whether the first line of each text file names the columns.
-        missing: Field texts that mean "no value" in integer and categorical columns, beside the empty text.
-        quoting: How text files quote: `"rfc4180"` (double quotes around a field, doubled inside of it, no line
-            break), `"none"` (a quote is part of the value), or `"auto"`: as RFC 4180 where a quoted field is among
-            the first lines of a file. Files separated by TAB or `\x01` are never quoted under `"auto"`.
-        positive: Label texts that mean a click, where they are not 0 and 1.
-        negative: Label texts that mean no click; where none are given, all others than those of `positive`.
+        missing: Texts that mean "no value" in integer and categorical columns, besides the empty text.
+        quoting: How text files quote: `"rfc4180"` (double quotes around a field, doubled inside it, no line break),
+            `"none"` (a quote is part of the value), or `"auto"`: RFC 4180 if there is a quoted field in the first
+            lines of a file. Files separated by TAB or `\x01` are never quoted under `"auto"`.
+        positive: Label texts that mean a click, if labels are not 0 and 1.
+        negative: Label texts that mean no click; by default all texts not in `positive`.
 
     Example:
         >>> CRITEO.raw_features[:2], CRITEO.sparse_features[:2]
@@ -214,7 +214,7 @@ class ClickLogSchema:
 
     @property
     def raw_features(self) -> tuple[str, ...]:
-        """Columns of the tf.Example beside the label: integers, then time, then categoricals."""
+        """Columns of the tf.Example besides the label: integers, then time, then categoricals."""
         return self.integers + self._roles()["time"] + self.categoricals
 
     @property
@@ -230,14 +230,14 @@ class ClickLogSchema:
 
     @property
     def label_texts(self) -> tuple[str, str]:
-        """How a file writes no click and a click."""
+        """The texts of no click and of a click in a file."""
         if not self.positive:
             return "0", "1"
         free = (text for text in ("0", "-1", "no") if text not in (*self.positive, *self.missing))
         return self.negative[0] if self.negative else next(free, "none"), self.positive[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for YAML or JSON; `from_dict` is the way back."""
+        """Plain values for YAML or JSON; `from_dict` is the inverse."""
         values = dataclasses.asdict(self)
         if self.time is not None:
             values["time"]["derive"] = list(self.time.derive)
@@ -316,7 +316,7 @@ def _check_text(key: str, value: Any) -> None:
 
 
 def _check_name(key: str, name: Any) -> None:
-    """Checks a column name; the rest of what a name may hold every stage from the file to the server carries."""
+    """Checks a column name; every stage from the file to the server can handle all other characters."""
     if not isinstance(name, str):
         raise InputError(f"`{key}` should hold column names (texts). Received: {_shown(name)}")
     if not name:

@@ -24,7 +24,7 @@ from mlet_tf.datasets.truth import Score, TeacherReport
 from mlet_tf.datasets.writing import log_writer
 from mlet_tf.errors import InputError, reason
 
-# Rows are drawn in batches of this size, each from a generator of its own: the file depends on nothing else.
+# Rows are drawn in batches of this size, each from its own generator: the file depends on nothing else.
 _BATCH_ROWS = 16_384
 _CALIBRATION_BATCH = 1 << 40
 _SMALLEST_VOCABULARY = 4
@@ -38,8 +38,8 @@ class Teacher:
     """The model behind a synthetic log.
 
     The logit of a click is the sum of an intercept, an effect of each category, a product `<u, v>` of rank
-    `rank` for each pair of categories, and a linear effect of each integer's logarithm; missing values have
-    effects of their own. A share `noise` of the rows ignores all that and clicks at the rate `ctr`.
+    `rank` for each pair of categories, and a linear effect of each integer's logarithm; missing values have their own
+    effects. A share `noise` of the rows ignores all this and clicks at the rate `ctr`.
 
     Args:
         schema: Columns of the log.
@@ -48,9 +48,9 @@ class Teacher:
         ctr: Click-through rate.
         vocabulary: Categories of the largest feature; the others are smaller, down to 4, by equal factors.
         power: The category of rank r has a share in proportion to `r ** -power`.
-        missing: Average share of missing values in integer and categorical columns; none where the schema has no
-            mark for them.
-        strength: Standard deviation of the logit, about.
+        missing: Average share of missing values in integer and categorical columns; none if the schema has no mark
+            for them.
+        strength: Approximate standard deviation of the logit.
         noise: Share of rows with a click that no feature explains.
     """
 
@@ -115,7 +115,7 @@ class Teacher:
         """Draws the log.
 
         Args:
-            rows: Rows of the whole log. They come in order of time; but for the time column, a shorter log is the
+            rows: Rows of the whole log. They are in order of time; except for the time column, a shorter log is the
                 beginning of a longer one.
 
         Yields:
@@ -148,7 +148,7 @@ class Teacher:
         return self._probabilities(ids, integers, table[time.name].to_numpy() if time else None)
 
     def _calibrate(self) -> float:
-        """Finds the intercept that gives the click-through rate wanted, on rows of its own."""
+        """Finds the intercept for the wanted click-through rate, on separate rows."""
         ids, integers, _ = self._draw(np.random.default_rng([self._seed, _CALIBRATION_BATCH]))
         logits = self._logits(ids, integers, self._times(np.arange(_BATCH_ROWS), _BATCH_ROWS))
         low, high = -50.0, 50.0
@@ -242,10 +242,9 @@ def write_log(
     progress: Callable[[int], None] | None = None,
     **teacher: Any,
 ) -> TeacherReport:
-    """Writes a synthetic click log and, beside it, what is known of it.
+    """Writes a synthetic click log and its `TeacherReport`.
 
-    The rows depend on nothing but the arguments. Memory does not grow with `rows`. The file appears when it is
-    whole.
+    The rows depend on the arguments alone. Memory does not grow with `rows`. The file appears when it is complete.
 
     Args:
         path: Where to write: Parquet if it ends in `.parquet`, compressed if in `.gz`, else plain text.

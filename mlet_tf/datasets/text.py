@@ -1,4 +1,4 @@
-"""Blocks of whole lines of a text chunk, and tables out of them."""
+"""Reading a text chunk: blocks of whole lines, parsed to tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def line_blocks(
         source: The chunk's file, uncompressed; needs `read` and `seek` forwards.
         chunk: The chunk.
         block_bytes: About how much is held at a time.
-        max_line_bytes: Longer lines that do not fit into a block are read over.
+        max_line_bytes: Longer lines that do not fit into a block are skipped.
 
     Yields:
         Offset in the file, and the lines or None for a line too long to be held.
@@ -58,9 +58,9 @@ def line_blocks(
 
 
 def _end_of_lines(held: bytes, own: float) -> int:
-    """Where the whole lines in `held` end that begin within its first `own` bytes; 0 if there is none."""
+    """The end of the whole lines in `held` that begin within its first `own` bytes; 0 if there is none."""
     if len(held) >= own:
-        # The last of them is the one that holds byte `own - 1`.
+        # The last one contains byte `own - 1`.
         last = held.find(b"\n", int(own) - 1)
         if last >= 0:
             return last + 1
@@ -107,7 +107,7 @@ class TextParser:
         return block
 
     def _parse_good(self, data: bytes, lines: _Lines) -> pa.Table | None:
-        """Parses a block in which nothing is wrong; None where something is."""
+        """Parses a block without bad rows; None if there are any."""
         if b"\0" in data or lines.longest > self._max_line_bytes or not is_utf8(data):
             return None
         if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
@@ -122,7 +122,7 @@ class TextParser:
         return table
 
     def _read_good(self, data: bytes, lines: _Lines, types: pa.Schema) -> pa.Table | None:
-        """Reads columns as they are or, where their type is not the wanted one, as texts to be converted."""
+        """Reads columns in their wanted types or, if Arrow cannot, as texts to be converted."""
         try:
             table = self._read_csv(data, types, self._schema.missing_marks)
         except pa.ArrowInvalid:
@@ -136,7 +136,7 @@ class TextParser:
         return self._chunk.quoting != "none" and b'"' in data
 
     def _convert_texts(self, data: bytes, table: pa.Table) -> pa.Table | None:
-        """Converts what Arrow's reader has not: times and labels in text, and whole numbers such as `5.0`."""
+        """Converts what Arrow's reader does not: times and labels in text, and whole numbers such as `5.0`."""
         if table.schema == self._wanted and not may_hold_whole(data):
             return table
         for place, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
@@ -156,7 +156,7 @@ class TextParser:
         return True
 
     def _parse_bad(self, offset: int, data: bytes, lines: _Lines) -> Block:
-        """Parses a block with a bad row in it: bad lines are cut out, then bad values found by column."""
+        """Parses a block with bad rows: removes bad lines, then finds bad values by column."""
         reasons = self._bad_lines(data, lines)
         good = np.setdiff1d(np.arange(len(lines.starts)), list(reasons))
         texts = self._read_csv(lines.without(data, reasons), _all_binary(self._wanted), ())

@@ -1,4 +1,4 @@
-"""Times of a click log: those in text, which numbers are times, and the categories derived from them."""
+"""Times of a click log: parsing texts, checking numbers, deriving categories."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from mlet_tf.datasets.schema import TimeColumn
 
-# What `iso8601` takes: a date, then perhaps a time, then perhaps a zone. `re`, RE2 and Arrow all take it.
+# Format `iso8601`: a date, perhaps a time, perhaps a zone. `re`, RE2 and Arrow all accept the pattern.
 ISO_8601 = (
     r"^(?P<year>[0-9]{4})-(?P<month>[0-9]{2})-(?P<day>[0-9]{2})"
     r"(?:[Tt ](?P<hour>[0-9]{2})(?::(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:[.,][0-9]+)?)?)?"
@@ -22,13 +22,13 @@ _ISO_FIELDS = ("year", "month", "day", "hour", "minute", "second", "zone_hour", 
 _ISO_BYTES = re.compile(ISO_8601.encode())
 _UNITS = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
 
-# The last second of the year 9999; milliseconds of our days lie beyond it.
+# The last second of the year 9999; milliseconds since 1970 would be larger today.
 _LAST_SECOND = 253402300799
 _HOUR = 3600
 
 
 def valid_times(values: np.ndarray, time: TimeColumn) -> np.ndarray:
-    """Says of each int64 of `values` whether it is a time in the column's format."""
+    """Whether each int64 of `values` is a time in the column's format."""
     if time.format != "yymmddhh":
         return (values >= 0) & (values <= _LAST_SECOND)
     year, month, day, hour = _yymmddhh(values)
@@ -83,7 +83,7 @@ def unix_seconds(year: Any, month: Any, day: Any, hour: Any, minute: Any, second
 
 
 def iso_seconds(texts: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Converts ISO 8601 times to Unix seconds; texts that are none become null and are marked.
+    """Converts ISO 8601 times to Unix seconds; other texts become null and are marked.
 
     Args:
         texts: Strings or bytes in UTF-8, with nulls.
@@ -106,7 +106,7 @@ def parse_iso(text: bytes) -> int:
     """One text as `iso_seconds` converts it.
 
     Raises:
-        ValueError: It is no ISO 8601 time.
+        ValueError: It is not an ISO 8601 time.
     """
     found = _ISO_BYTES.fullmatch(text)
     if not found:
@@ -145,7 +145,7 @@ def from_timestamps(column: pa.Array, time: TimeColumn) -> pa.Array:
     valid = np.asarray(numbers.is_valid())
     seconds = numbers.fill_null(0).to_numpy() // _UNITS[column.type.unit]
     if time.format == "yymmddhh":
-        # A year outside of 2000 to 2099 gives a number that is no time.
+        # A year outside 2000 to 2099 gives an invalid number.
         seconds = yymmddhh(seconds // _HOUR)
     return pa.array(seconds, pa.int64(), mask=~valid)
 

@@ -1,4 +1,4 @@
-"""What is known of a synthetic log, because the probability of each of its clicks is."""
+"""What is known about a synthetic log from the true probabilities of its clicks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BINS = 1 << 14
 
 @dataclasses.dataclass(frozen=True)
 class TeacherReport:
-    """What is known of a synthetic log; stored beside it as `<path>.teacher.json`.
+    """What is known about a synthetic log; stored next to it as `<path>.teacher.json`.
 
     Args:
         schema: Name of the schema.

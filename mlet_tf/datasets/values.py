@@ -1,4 +1,4 @@
-"""One value of a click log, wherever it comes from; `convert` does the same to columns.
+"""Reading single values of a click log from any source; `convert` does the same for columns.
 
 Values that mean the same are one category: `5`, `5.0` (as pandas holds a 5 where the column has a missing
 value), `"5"` and `"5.0"` are all the text `5`.
@@ -14,9 +14,9 @@ from numbers import Integral, Real
 from typing import Any
 
 CATEGORY = "UTF-8 text without a NUL byte"
-# A whole number written as a float, and what it is rewritten to; `re`, RE2 and Arrow all take both.
+# A whole number written as a float, and its replacement; `re`, RE2 and Arrow all accept both.
 WHOLE, WHOLE_REWRITE = r"^(?:-(0)|(-?[0-9]+))\.0+$", r"\1\2"
-# What Arrow's own conversion of text takes, so that both ways through a block of text agree.
+# What Arrow's own conversion of text accepts, so that both ways of parsing agree.
 INTEGER = r"^(-?[0-9]{1,100}|0[xX][0-9a-fA-F]{1,16})$"
 SPACES = " \t"
 
@@ -34,8 +34,8 @@ def canonical_text(text: bytes) -> bytes:
 
 
 def may_hold_whole(data: bytes) -> bool:
-    """Whether there may be a whole number written as a float; almost no block of a log has one."""
-    return b"." in data and b".0" in data  # One byte is found many times faster than two.
+    """Whether there may be a whole number written as a float, which is rare."""
+    return b"." in data and b".0" in data  # Searching for one byte is many times faster than for two.
 
 
 def is_missing(value: Any, marks: Collection[bytes]) -> bool:
@@ -50,7 +50,7 @@ def is_missing(value: Any, marks: Collection[bytes]) -> bool:
         return text in marks or canonical_text(text) in marks
     if value is None or type(value).__name__ in _MISSING_TYPES or _is_nan(value):
         return True
-    if len(marks) == 1:  # The empty text alone is no number.
+    if len(marks) == 1:  # Only the empty text is not a number.
         return False
     try:
         return str(whole_number(value)).encode() in marks
@@ -62,7 +62,7 @@ def whole_number(value: Any) -> int:
     """A number as an integer.
 
     Raises:
-        ValueError: It is not whole, so large a float that it may have been another number before, or no number.
+        ValueError: It is not a number, not whole, or a float too large to be exact.
     """
     kind = _kind(value)
     if kind == "b":
@@ -97,7 +97,7 @@ def to_category(value: Any) -> bytes:
     """A value of a categorical column as its text.
 
     Raises:
-        ValueError: It is neither text without a NUL byte nor a whole number; truth values are not either.
+        ValueError: It is neither text without a NUL byte nor a whole number; booleans are refused too.
     """
     if isinstance(value, str | bytes):
         text = as_bytes(value)
@@ -110,7 +110,7 @@ def to_category(value: Any) -> bytes:
 
 
 def parse_int64(text: bytes) -> int:
-    """A text of an integer column: decimal or hexadecimal, with spaces and TABs around it, `260.0` as 260.
+    """Parses a text of an integer column: decimal or hexadecimal, spaces and TABs around it allowed, `260.0` as 260.
 
     Raises:
         ValueError: It is no integer of 64 bits.
@@ -154,5 +154,5 @@ def _is_nan(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """NumPy's kind of a scalar (`b` truth value, `m` and `M` times), without importing NumPy."""
+    """NumPy's kind of a scalar (`b` boolean, `m` and `M` times), without importing NumPy."""
     return getattr(getattr(value, "dtype", None), "kind", "")

@@ -1,4 +1,4 @@
-"""Writing tables of raw columns as the files that a schema describes."""
+"""Writing tables of raw columns to files in the format of a schema."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def log_writer(path: Path, target: Path, schema: ClickLogSchema) -> Iterator[Cal
     """Opens a log to be written.
 
     Args:
-        path: Its name says the format: Parquet if it ends in `.parquet`, compressed if in `.gz`, else plain text.
+        path: Its suffix decides the format: `.parquet` is Parquet, `.gz` compressed text, all others plain text.
         target: Where to write.
         schema: Columns and format.
 
@@ -37,7 +37,7 @@ def log_writer(path: Path, target: Path, schema: ClickLogSchema) -> Iterator[Cal
                 _with_label_texts(table, schema, schema.label_texts).cast(types)
             )
         return
-    # The name is left out of the gzip header and the time is 0: same rows, same bytes.
+    # No name and no time in the gzip header: same rows, same bytes.
     with target.open("wb") as raw:
         file = gzip.GzipFile("", "wb", 3, raw, mtime=0) if path.suffix == ".gz" else raw
         with file:

@@ -1,6 +1,6 @@
-"""Training by several processes: who they are, how they exchange tensors, tables divided by rows.
+"""Training by several processes: the cluster, exchange of tensors, tables divided by rows.
 
-A group of processes is what `TF_CONFIG` names. `Workers.join` starts it; every process then runs the same program
+`TF_CONFIG` names the processes. `Workers.join` starts it; every process then runs the same program
 on its part of each batch. Dense gradients are averaged (`AveragingOptimizer`); tables are divided by rows
 (`RowShardedEmbeddings`).
 """

@@ -31,7 +31,7 @@ class Cluster:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process writes what all of them have trained."""
+        """Whether this process writes the results."""
         return self.rank == 0
 
     @classmethod

@@ -14,7 +14,7 @@ from mlet_tf.replace import layers_of, replace_layers
 def build_sharded_dlrm(
     num_dense: int, features: Sequence[EmbeddingFeature], workers: Workers, *args: Any, **kwargs: Any
 ) -> DLRM:
-    """Makes what `build_dlrm` makes, of the same initial values, with this process's share of the tables.
+    """Builds the model of `build_dlrm`, with the same initial values, but only this process's share of the tables.
 
     Args:
         num_dense: Width of `dense_features`.
@@ -24,21 +24,21 @@ def build_sharded_dlrm(
         **kwargs: Further arguments of `build_dlrm`; embedding options are those of `RowShardedEmbeddings`.
 
     Returns:
-        The model, not compiled. It is not saved as it is: see `gather_model`.
+        The model, not compiled. To save it, gather it first: see `gather_model`.
     """
     embeddings = functools.partial(RowShardedEmbeddings, workers=workers)
     return build_dlrm(num_dense, features, *args, embedding_class=embeddings, **kwargs)
 
 
 def gather_model(sharded: DLRM) -> DLRM | None:
-    """Makes a model of whole tables from one whose tables are divided; every process has to call it.
+    """Gathers divided tables into a model of whole tables; every process must call it.
 
     Args:
-        sharded: The model as `build_sharded_dlrm` made it.
+        sharded: A model that `build_sharded_dlrm` made.
 
     Returns:
-        The model that `build_dlrm` makes of the same arguments, with the trained weights and not compiled, in the
-        chief; None in the other processes.
+        In the chief, the model that `build_dlrm` makes of the same arguments, with the trained weights, not compiled;
+        None in the other processes.
     """
     divided = [layer for layer in layers_of(sharded) if isinstance(layer, RowShardedEmbeddings)]
     whole = {id(layer): layer.gather() for layer in divided}

@@ -13,9 +13,9 @@ from mlet_tf.optimizers.split import SplitOptimizer
 class AveragingOptimizer(SplitOptimizer):
     """A `SplitOptimizer` for a model whose tables are divided over processes; made by `averaged`.
 
-    The loss of a batch is the mean of the losses of its parts, one a process. The gradient of a divided table is
-    there in whole already, as the sum over the parts. The gradients of all other variables are summed first, as
-    one tensor, so that there is one exchange a step. Then everything is divided by the number of processes.
+    The loss of a batch is the mean of the losses of its parts, one per process. The gradient of a divided table is
+    already the sum over the parts. The gradients of all other variables are summed in one exchange per step, as one
+    tensor. Then all are divided by the number of processes.
 
     Args:
         optimizer_map: See `SplitOptimizer`.
@@ -24,7 +24,6 @@ class AveragingOptimizer(SplitOptimizer):
     """
 
     def __init__(self, optimizer_map: Any, workers: Workers, **kwargs: Any) -> None:
-        """See the class."""
         super().__init__(optimizer_map, **kwargs)
         self._workers = workers
 
@@ -45,7 +44,7 @@ class AveragingOptimizer(SplitOptimizer):
 
 
 def averaged(optimizer: SplitOptimizer, workers: Workers) -> SplitOptimizer:
-    """The same optimizer, not yet built, for a model whose tables are divided over `workers`."""
+    """The equivalent optimizer, not yet built, for a model whose tables are divided over `workers`."""
     return optimizer if workers.size == 1 else AveragingOptimizer(optimizer._optimizer_map, workers)
 
 

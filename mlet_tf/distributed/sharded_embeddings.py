@@ -19,14 +19,14 @@ from mlet_tf.layers.initializers import RowScaledUniform
 class RowShardedEmbeddings(keras.layers.Layer):
     """An `EmbeddingCollection` of which each of N processes holds every N-th row.
 
-    Row r of a feature lives in process `r % N`, as row `r // N` of its table there; frequent ids, which are the
-    first ones, so spread evenly. A process looks up, and projects, the rows it holds for the batches of all, and only
-    the d-wide results travel: per step and process `N * B * F` ids and `N * B * F * d` floats come in, for a batch of B
-    rows a process, and the same number of floats in the backward pass. The memory of tables and optimizer
-    state falls N-fold; the projections are everywhere.
+    Row r of a feature is in process `r % N`, as row `r // N` of its table there, so that frequent ids, the first
+    ones, are spread evenly. Each process looks up and projects the rows it holds for the batches of all, and only the
+    d-wide results are sent: with B rows per process, a process receives `N * B * F` ids and `N * B * F * d` floats
+    per step, and the same number of floats in the backward pass. Tables and optimizer state take 1/N of the memory in
+    each process; projections are replicated.
 
-    It starts from the values that an `EmbeddingCollection` made under the same seed has, and is trained as that would
-    be on the batches of all processes together. Each process draws all initial values and keeps its own.
+    It starts from the values of an `EmbeddingCollection` made under the same seed, and trains like one on the batches
+    of all processes together. Each process draws all initial values and keeps its own.
 
     Args:
         features: The features, as for `EmbeddingCollection`, without combiners.
@@ -38,7 +38,7 @@ class RowShardedEmbeddings(keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
-        Integer ids `[B, F]`; B has to be the same in all processes.
+        Integer ids `[B, F]`; B must be the same in all processes.
 
     Output shape:
         `[B, F, output_dim]`.
@@ -65,15 +65,15 @@ class RowShardedEmbeddings(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.autocast = False  # Ids which arrive as floats would lose digits.
+        self.autocast = False  # Ids that arrive as floats would lose digits.
         if bags := [feature.name for feature in features if feature.combiner]:
             raise ValueError(f"`features` of divided tables should have no combiner. Received: {bags}")
         self.features = tuple(features)
         self._workers = workers
         self._rows = np.asarray([feature.input_dim for feature in features], "int64")
-        # One more: where the ids of other processes go.
+        # One more row, for the ids of other processes.
         self._local_rows = -(-self._rows // workers.size) + 1
-        # Without weights: it says which features are direct, and what `gather` fills.
+        # Without weights: it knows which features are direct, and what `gather` fills.
         whole = EmbeddingCollection(
             features,
             output_dim,
@@ -106,7 +106,7 @@ class RowShardedEmbeddings(keras.layers.Layer):
         before = random.getstate()
         self._local.build()
         after = random.getstate()
-        # The seeds that the tables have just drawn, drawn again to draw the values of whole tables.
+        # Draws the same seeds again, now for the values of whole tables.
         random.setstate(before)
         for table, names in self._tables():
             whole_rows = [int(self._rows[self._index(name)]) for name in names]
@@ -144,7 +144,7 @@ class RowShardedEmbeddings(keras.layers.Layer):
         return dict(self._whole_config)
 
     def gather(self, block_rows: int = BLOCK_ROWS) -> EmbeddingCollection | None:
-        """Gathers all rows in one collection; every process has to call it.
+        """Gathers all rows in one collection; every process must call it.
 
         Args:
             block_rows: Rows of each process that are sent at a time.
@@ -179,7 +179,7 @@ class RowShardedEmbeddings(keras.layers.Layer):
         return next(i for i, feature in enumerate(self.features) if feature.name == name)
 
     def _tables(self) -> Iterator[tuple[keras.Variable, list[str]]]:
-        """Yields each table of this process, in the order of their making, and the features in it, top to bottom."""
+        """Yields each table of this process, in order of creation, and the features in it, top to bottom."""
         for table in self._local.tables:
             offsets: dict[int, str] = {}
             for feature in self.features:

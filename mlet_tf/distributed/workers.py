@@ -9,17 +9,17 @@ import tensorflow as tf
 from mlet_tf.distributed.cluster import Cluster
 from mlet_tf.network import bypass_proxy_for_loopback
 
-# Any number that TensorFlow's own strategies, which count up from 1, do not come to.
+# A number that TensorFlow's own strategies, which count up from 1, do not reach.
 _GROUP_KEY = 1_000_003
 _FIRST_INSTANCE = 2_000_003
 
 
 class Workers:
-    """The processes of a training, joined: TensorFlow's collective operations among them.
+    """The joined processes of a training, with TensorFlow's collective operations among them.
 
-    A collective waits until every process calls it. All must therefore call the same ones in the same order, which
-    a program does that runs everywhere alike. When a process is lost, the others fail with
-    `tf.errors.UnavailableError` some 20 s later.
+    A collective waits until every process calls it, so all must call the same ones in the same order, which they do
+    if they run the same program. When a process is lost, the others fail with `tf.errors.UnavailableError` about 20 s
+    later.
 
     Args:
         cluster: The processes.
@@ -29,11 +29,10 @@ class Workers:
     def __init__(
         self, cluster: Cluster, strategy: tf.distribute.MultiWorkerMirroredStrategy | None = None
     ) -> None:
-        """See the class."""
         self.size, self.rank, self.is_chief = cluster.size, cluster.rank, cluster.is_chief
         self.strategy = strategy
         self._instances = itertools.count(_FIRST_INSTANCE)
-        # In graphs, since some collectives have no eager kernel.
+        # In graphs, because some collectives have no eager kernel.
         self._gather_array = tf.function(self.gather, autograph=False)
         self._total_number = tf.function(self.total, autograph=False)
 
@@ -41,7 +40,7 @@ class Workers:
     def join(cls, cluster: Cluster | None = None) -> "Workers":
         """Starts this process's server and waits for the others.
 
-        It has to come before any other use of TensorFlow: collectives are configured when its runtime starts.
+        Call it before any other use of TensorFlow: collectives are configured when its runtime starts.
 
         Args:
             cluster: The processes; by default those of `TF_CONFIG`.
@@ -75,7 +74,7 @@ class Workers:
         return self._gather_array(tf.constant(array)).numpy()
 
     def agree(self, numbers: list[int]) -> list[int]:
-        """Numbers that all processes hold; each may give up to eight, none of them negative."""
+        """The numbers that all processes hold; each may pass up to eight, none negative."""
         padded = np.full(8, -1, np.int64)
         padded[: len(numbers)] = numbers
         of_all = self.gather_now(padded).reshape(self.size, -1)
@@ -90,7 +89,7 @@ class Workers:
         self.mean(0.0)
 
     def _keys(self) -> dict[str, Any]:
-        # Every process traces the same collectives in the same order, and so gives them the same keys.
+        # Every process traces the same collectives in the same order, so they get the same keys.
         return {
             "group_size": self.size,
             "group_key": _GROUP_KEY,

@@ -1,1 +1,1 @@
-"""From raw columns to what a model takes: vocabularies, the transform graph, packed rows."""
+"""From raw columns to model inputs: vocabularies, the transform graph, packed rows."""

@@ -1,9 +1,9 @@
 """Counts of the values of all categories, exact and bounded in memory.
 
-Whoever reads the rows counts them a block at a time (`ValueCounter`) and writes what has come together as a
-run: for each feature the values found, sorted, and how often, in blocks of limited size. A run is small, so
-counting needs little memory however many distinct values there are, and any number of workers write runs side
-by side. `merge_counts` adds up the runs of a feature in the way of an external merge sort.
+Each reader counts its rows a block at a time (`ValueCounter`) and writes the counts as runs: for each feature the
+sorted values and their counts, in blocks of limited size. A run is small, so counting needs little memory for any
+number of distinct values, and any number of workers can write runs in parallel. `merge_counts` adds up the runs of a
+feature like an external merge sort.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from mlet_tf.datasets.schema import ClickLogSchema
 from mlet_tf.datasets.times import derive
 from mlet_tf.storage import create_binary, open_binary
 
-# What a counter gathers before it should go out as a run: rows, and bytes of their counted values.
+# Size of a run: rows, and bytes of their counted values.
 _RUN_ROWS = 1 << 18
 _RUN_BYTES = 1 << 27
 
-# A block has at most so many values, and so many bytes of them; a longer value has a block of its own.
+# Largest block: values, and their bytes; a longer value has its own block.
 _BLOCK_VALUES = 1 << 10
 _BLOCK_BYTES = 1 << 20
 
-# What is added up at a time at most: so many files, and so many bytes of their values.
+# Added up at a time, at most: files, and bytes of their values.
 _MAX_FILES = 64
 _MAX_BYTES = 1 << 28
 
@@ -71,7 +71,6 @@ class ValueCounter:
     """
 
     def __init__(self, schema: ClickLogSchema) -> None:
-        """See the class."""
         self._schema = schema
         self._clear()
 
@@ -95,11 +94,11 @@ class ValueCounter:
 
     @property
     def full(self) -> bool:
-        """Whether enough was counted for a run."""
+        """Whether there are enough counts for a run."""
         return self.rows >= _RUN_ROWS or self._bytes >= _RUN_BYTES
 
     def take_run(self, path: str) -> Run:
-        """Writes what was counted since the last run.
+        """Writes the counts since the last run.
 
         Args:
             path: The file to be written.
@@ -120,7 +119,7 @@ class ValueCounter:
 
 
 def open_run(path: str) -> Run:
-    """Looks at a file of counts."""
+    """Opens a file of counts."""
     with open_binary(path) as file:
         meta = json.loads(pa.ipc.open_file(file).schema.metadata[_META])
     return Run(path, meta["rows"], tuple(meta["blocks"]))
@@ -132,12 +131,12 @@ def merge_counts(runs: Sequence[Run], feature: int, max_values: int, folder: str
     Args:
         runs: The runs.
         feature: Its number in the order of `ClickLogSchema.sparse_features`.
-        max_values: About how many values of runs to hold in memory at a time, fewer where they are long; not
-            less than a few blocks.
-        folder: Where sums of a part of the runs are put, if there are too many runs to read side by side.
+        max_values: About how many values of runs to hold in memory at a time, fewer if they are long, but at least a
+            few blocks.
+        folder: Folder for partial sums, if there are too many runs to read side by side.
 
     Yields:
-        Tables of `value` (binary) and `count` (int64), each of a range of values that no other one has.
+        Tables of `value` (binary) and `count` (int64), over disjoint ranges of values.
     """
     firsts = [sum(run.blocks[:feature]) for run in runs]
     files = [
@@ -145,7 +144,7 @@ def merge_counts(runs: Sequence[Run], feature: int, max_values: int, folder: str
         for run, first in zip(runs, firsts, strict=True)
         if run.blocks[feature]
     ]
-    # A block of each file waits in memory; these are to be half of the values at most.
+    # A block of each file is held in memory; together they may be half of the values.
     at_once = min(_MAX_FILES, max(2, max_values // (2 * _BLOCK_VALUES)))
     names = (f"{folder}/{number}.arrow" for number in itertools.count())
     while len(files) > at_once:
@@ -232,7 +231,7 @@ def _last(block: pa.RecordBatch) -> bytes:
 
 
 class _Values:
-    """An Arrow array as a sequence of Python's objects, for `bisect`."""
+    """An Arrow array as a sequence of Python objects, for `bisect`."""
 
     def __init__(self, array: pa.Array) -> None:
         self._array = array

@@ -1,4 +1,4 @@
-"""tf.Examples of raw rows: which columns they have, and what a model gets of them."""
+"""tf.Examples of raw rows: their columns, and the model inputs made from them."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,7 +13,7 @@ Transform = Callable[[Mapping[str, tf.SparseTensor]], Mapping[str, tf.Tensor]]
 
 
 def raw_feature_spec(schema: ClickLogSchema, with_label: bool = False) -> dict[str, tf.io.VarLenFeature]:
-    """How the raw columns stand in a tf.Example: int64 or string, none or one value a row."""
+    """Parsing specification of the raw columns in a tf.Example: int64 or string, at most one value."""
     integers = {*schema.integers, schema.label, *([schema.time.name] if schema.time else [])}
     names = (*schema.raw_features, *([schema.label] if with_label else []))
     return {name: tf.io.VarLenFeature(tf.int64 if name in integers else tf.string) for name in names}
@@ -22,7 +22,7 @@ def raw_feature_spec(schema: ClickLogSchema, with_label: bool = False) -> dict[s
 def model_inputs(
     serialized: Sequence[bytes] | tf.Tensor, schema: ClickLogSchema, transform: Transform
 ) -> dict[str, tf.Tensor]:
-    """Inputs of a model for serialised tf.Examples `[B]`."""
+    """Model inputs for serialised tf.Examples `[B]`."""
     outputs = transform(tf.io.parse_example(serialized, raw_feature_spec(schema)))
     return {name: outputs[name] for name in MODEL_INPUTS}
 

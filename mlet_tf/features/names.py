@@ -1,4 +1,4 @@
-"""Names of what `preprocessing_fn` gives and models take, for a batch of B rows."""
+"""Names of the outputs of `preprocessing_fn`, which are the inputs of models, for a batch of B rows."""
 
 DENSE = "dense_features"  # float32 `[B, D]`
 SPARSE = "sparse_features"  # Ids `[B, F]`

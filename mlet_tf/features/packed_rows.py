@@ -69,13 +69,13 @@ class PackedRows:
         return self.words[:, 1 + self.dense :]
 
     def blocks(self, size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Model inputs of all rows in file order, `size` rows at a time, the last block as short as it is."""
+        """Model inputs of all rows in file order, `size` rows at a time; the last block may be shorter."""
         for start in range(0, self.rows, size):
             rows = slice(start, start + size)
             yield {DENSE: self.dense_features[rows], SPARSE: self.sparse_features[rows]}
 
     def batches(self, batch_size: int) -> Batches:
-        """All rows in file order, the last batch as short as it is."""
+        """All rows in file order; the last batch may be smaller."""
         records = tf.data.FixedLengthRecordDataset(self.path, self.record_bytes)
         return records.batch(batch_size).map(self._decode, num_parallel_calls=1).prefetch(2)
 
@@ -89,13 +89,13 @@ class PackedRows:
     ) -> Batches:
         """One epoch in an order that depends on `seed` alone, in batches of one fixed size.
 
-        The file is read in runs, so that it may be much larger than the memory.
+        The file is read in pieces, so that it may be much larger than memory.
 
         Args:
             batch_size: Rows a batch; the rest of the last one is left to other epochs.
             seed: Order of the rows.
             shuffle_rows: Rows held in memory to draw from.
-            first_step: Batches to leave out at the start, to go on after an interruption.
+            first_step: Batches to skip at the start, to resume after an interruption.
             part: Which of how many equal parts of each batch to give.
         """
         starts = np.linspace(0, self.rows, min(_RANGES, self.rows) + 1).astype(np.int64)

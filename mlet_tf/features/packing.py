@@ -43,8 +43,8 @@ def pack_examples(
 ) -> PackedRows:
     """Preprocesses all rows of tf.Example shards into one packed file, in the order of the sorted shards.
 
-    Resumes after the last packed shard if interrupted. A folder that an earlier call finished is used as it is, unless
-    the examples have changed.
+    Resumes after the last packed shard if interrupted. A folder that is complete is used again, unless the examples
+    have changed.
 
     Args:
         patterns: `<uri>/Split-<split>/*` of artifacts of ClickLogExampleGen.
@@ -78,7 +78,7 @@ def pack_examples(
 
 @dataclasses.dataclass
 class _Packed:
-    """How far a folder is packed.
+    """How far packing has come.
 
     Attributes:
         examples: Digest of what is packed.
@@ -94,13 +94,13 @@ class _Packed:
 
     @classmethod
     def read(cls, folder: Path, examples: str) -> "_Packed":
-        """What the folder says, or nothing where it is of other examples."""
+        """Reads the progress in a folder; none if it is of other examples."""
         if not (folder / _PACKED).exists():
             return cls(examples)
         packed = cls(**json.loads((folder / _PACKED).read_text()))
         if packed.examples == examples:
             return packed
-        (folder / _PACKED).unlink()  # What it says will not be true once the first rows are written.
+        (folder / _PACKED).unlink()  # It becomes false when the first rows are written.
         return cls(examples)
 
     def write(self, folder: Path) -> None:
@@ -111,7 +111,7 @@ class _Packed:
 def _pack_rest(
     files: list[str], total: int, schema: ClickLogSchema, transform: Transform, folder: Path, packed: _Packed
 ) -> None:
-    """Packs the files that are left, and keeps `packed` and the folder up to date, a file at a time."""
+    """Packs the remaining files, and updates `packed` and the folder after each."""
     preprocess = _preprocessor(schema, transform)
 
     def pack(path: str) -> list[np.ndarray]:
@@ -124,11 +124,11 @@ def _pack_rest(
         return f"packing {folder.name}: {packed.rows:,} of {total:,} rows, {rate:,.0f} rows/s"
 
     with (folder / _ROWS).open("r+b" if packed.files else "wb") as file:
-        # What a killed call wrote after this is written again.
+        # Rows that a killed call wrote after this are overwritten.
         file.seek(4 * packed.words * packed.rows)
         for batches in _in_order(pack, files[packed.files :]):
             for words in batches:
-                file.write(words)  # `tofile` is silent where the last few bytes do not fit on the disk.
+                file.write(words)  # `tofile` does not report if the last few bytes do not fit on the disk.
                 packed.rows, packed.words = packed.rows + len(words), words.shape[1]
             file.flush()
             os.fsync(file.fileno())
@@ -143,14 +143,14 @@ def _preprocessor(schema: ClickLogSchema, transform: Transform) -> Callable[[tf.
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def preprocess(serialized: tf.Tensor) -> tf.Tensor:
-        with tf.device("CPU"):  # A GPU would get texts to look up, and the few floats.
+        with tf.device("CPU"):  # A GPU gains nothing from looking up texts and a few floats.
             return pack_words(transform(tf.io.parse_example(serialized, spec)))
 
     return preprocess.get_concrete_function()
 
 
 def _in_order(function: Callable[[str], Any], items: Sequence[str]) -> Iterator[Any]:
-    """What a function gives for each item, in their order; threads work on the next few items meanwhile."""
+    """Results of a function for each item, in order; threads work on the next few items meanwhile."""
     threads = min(len(os.sched_getaffinity(0)), _MAX_THREADS)
     waiting: collections.deque[futures.Future] = collections.deque()
     with futures.ThreadPoolExecutor(threads) as pool:
@@ -163,7 +163,7 @@ def _in_order(function: Callable[[str], Any], items: Sequence[str]) -> Iterator[
 
 
 def _split_report(pattern: str) -> tuple[int, dict[str, Any]]:
-    """Rows that ClickLogExampleGen says are in the files of one split, and all that it says."""
+    """Rows of a split according to the report of ClickLogExampleGen, and the report."""
     uri, split, _ = pattern.rsplit("/", 2)
     report = read_ingest_report(uri)
     return report["rows"][split.removeprefix("Split-")], report

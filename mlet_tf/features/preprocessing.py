@@ -108,7 +108,7 @@ def time_part(values: tf.Tensor, time: TimeColumn, part: str) -> tf.Tensor:
 
 
 def _to_dense(columns: Sequence[tf.SparseTensor], default: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Puts n columns with at most one value a row side by side.
+    """Puts n columns with at most one value per row side by side.
 
     Few operations for all columns together keep the graph small, which is built and loaded many times.
 
@@ -149,5 +149,5 @@ def _look_up(values: tf.Tensor, file: str, num_oov_buckets: int) -> tf.Tensor:
         )
         return tf.lookup.StaticVocabularyTable(initializer, num_oov_buckets)
 
-    # Made outside of the graph, so that the served model fills each table once.
+    # Made outside the graph, so that the served model fills each table once.
     return tft.make_and_track_object(make_table, name=os.path.basename(file)).lookup(values)  # noqa: PTH119

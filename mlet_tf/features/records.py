@@ -18,7 +18,7 @@ GZIP = 31  # `wbits` of zlib for gzip.
 
 
 def example_batches(files: Sequence[str], batch_size: int) -> Iterator[list[bytes]]:
-    """Batches of serialised tf.Examples, in the order of the files; the last one is as short as it is.
+    """Batches of serialised tf.Examples, in the order of the files; the last batch may be smaller.
 
     Raises:
         InputError: A file is damaged or cannot be read.
@@ -51,7 +51,7 @@ def frame(records: Sequence[bytes]) -> bytes:
 
 
 def _checksum(data: bytes) -> bytes:
-    """CRC32C, masked as TFRecord wants it."""
+    """CRC32C, masked as TFRecord requires."""
     crc = google_crc32c.value(data)
     return _CHECKSUM.pack(((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 

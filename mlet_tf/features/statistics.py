@@ -21,7 +21,7 @@ from tensorflow_metadata.proto.v0 import statistics_pb2
 from mlet_tf.features.records import example_batches
 
 _BATCH_ROWS = 16_384
-# Up to so many distinct values of a column the sketches are exact.
+# The sketches are exact up to this number of distinct values of a column.
 _SKETCH_VALUES = 16_384
 
 
@@ -60,9 +60,9 @@ def summarize_file(task: FileSample, spec: dict[str, tf.io.VarLenFeature]) -> li
 
 
 def merge_statistics(results: Iterable[list[Any]]) -> statistics_pb2.DatasetFeatureStatisticsList:
-    """Statistics out of the accumulators of several files.
+    """Statistics from the accumulators of several files.
 
-    A file's accumulators have tens of megabytes, so they are merged one after the other as they come.
+    The accumulators of a file take tens of megabytes, so they are merged one after the other.
     """
     generators = _generators()
 
@@ -90,7 +90,7 @@ def _generators() -> list[Any]:
 
 
 def _record_batches(task: FileSample, spec: dict[str, tf.io.VarLenFeature]) -> Iterator[pa.RecordBatch]:
-    # The draw depends on nothing but the file, however it is run.
+    # The draw depends on the file alone.
     rng = np.random.default_rng(zlib.crc32(task.path.rsplit("/", 1)[-1].encode()))
     parse = _parser(tuple(spec.items()))
     for records in example_batches([task.path], _BATCH_ROWS):

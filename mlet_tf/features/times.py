@@ -12,15 +12,15 @@ _ISO_GROUPS = re.compile(ISO_8601).groupindex
 def iso_seconds(texts: tf.Tensor) -> tf.Tensor:
     """ISO 8601 times, string `[N]`, as Unix seconds, int64 `[N]`, with operations that TF Serving has.
 
-    It reads what `mlet_tf.datasets.times.iso_seconds` does and refuses what does not look so, but lets days pass
-    that a month does not have.
+    It reads the same texts as `mlet_tf.datasets.times.iso_seconds` and refuses others, except for days that a month
+    does not have, such as February 30.
     """
     fits = tf.reduce_all(tf.strings.regex_full_match(texts, ISO_8601))
     with tf.control_dependencies([tf.debugging.Assert(fits, ["Expected ISO 8601 times. Received:", texts])]):
         texts = tf.identity(texts)
 
     def part(name: str) -> tf.Tensor:
-        # A zero in front makes a number of an absent part.
+        # A leading zero makes an absent part a number.
         return tf.strings.to_number(
             tf.strings.regex_replace(texts, ISO_8601, rf"0\{_ISO_GROUPS[name]}"), tf.int64
         )

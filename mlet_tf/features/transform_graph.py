@@ -23,10 +23,10 @@ def write_transform_graph(
 ) -> None:
     """Writes what `TransformGraph` and `tft.TFTransformOutput` read.
 
-    TFX's own executor would do the same, but takes lookups for analyzers and builds the graph nine times.
+    TFX's own executor does the same, but mistakes lookups for analyzers and builds the graph nine times.
 
     Args:
-        preprocess: From raw sparse columns to outputs; it may use no analyzer of tensorflow-transform.
+        preprocess: From raw sparse columns to outputs; it may not use analyzers of tensorflow-transform.
         schema: Schema of the raw columns.
         folder: Folder to write.
     """
@@ -40,9 +40,8 @@ def write_transform_graph(
 class TransformGraph(tf.Module):
     """A transform graph as a callable: raw sparse columns to the outputs of `preprocessing_fn`.
 
-    It is traced once for each set of columns (with and without the label), however many signatures and
-    datasets call it. AutoGraph would convert the Keras 2 inside of it at a cost of half a minute, so
-    that is kept away.
+    It is traced once for each set of columns (with and without the label), for any number of signatures and datasets.
+    AutoGraph is off, because it would spend half a minute on converting the Keras 2 inside.
 
     Args:
         folder: Folder of the graph, the URI of a TransformGraph artifact.
@@ -51,7 +50,7 @@ class TransformGraph(tf.Module):
     def __init__(self, folder: str | Path) -> None:
         super().__init__(name="transform")
         self._layer = tft.TFTransformOutput(str(folder)).transform_features_layer()
-        # Behind a cache rather than in a dict, which saving would take for a part of the model.
+        # A cache, because saving would track a dict as part of the model.
         self._function = functools.cache(self._trace)
 
     def __call__(self, columns: Mapping[str, tf.SparseTensor]) -> dict[str, tf.Tensor]:

@@ -1,4 +1,4 @@
-"""Validation of a click log: its tensorflow-metadata schema, and what is wrong with statistics of it."""
+"""Validation of a click log: its tensorflow-metadata schema, and anomalies in its statistics."""
 
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_pb2
@@ -9,14 +9,14 @@ from mlet_tf.features.examples import raw_feature_spec
 
 
 def schema_proto(schema: ClickLogSchema, validation: ValidationConfig) -> schema_pb2.Schema:
-    """What StatisticsGen's numbers are checked against.
+    """The schema that statistics are checked against.
 
     Args:
         schema: Columns of the log.
         validation: Bounds on missing values and drift.
 
     Returns:
-        A schema with a feature a column: its type, at most one value a row, and how many rows must have it.
+        A schema with a feature for each column: its type, at most one value per row, and how many rows must have it.
     """
     proto = schema_pb2.Schema()
     for name, spec in raw_feature_spec(schema, with_label=True).items():
@@ -47,7 +47,7 @@ def drift_anomalies(
 ) -> anomalies_pb2.Anomalies:
     """What differs between `eval` and `train`, in the columns whose schema has a drift comparator.
 
-    Each split alone is not checked here.
+    Anomalies within a split are not checked here.
     """
     import tensorflow_data_validation as tfdv  # Slow to import, and not needed for the schema.
 

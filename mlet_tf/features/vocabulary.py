@@ -1,4 +1,4 @@
-"""Vocabularies out of counts: which values have an id, and in which order."""
+"""Vocabularies from counts: which values get an id, and in which order."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ import pyarrow.compute as pc
 from mlet_tf.features.counts import Run, merge_counts
 from mlet_tf.storage import join, remove
 
-# What an empty vocabulary holds instead of nothing: TensorFlow's tables refuse an empty file. No row can
-# have it, because a row with a NUL byte is rejected when it is read.
+# Content of an empty vocabulary, as TensorFlow's tables refuse an empty file. No row can have it, because a row
+# with a NUL byte is rejected when it is read.
 EMPTY = b"\0empty vocabulary"
 
-# A vocabulary is a text file with a value a line: as in tensorflow-transform, these have no id.
+# A vocabulary is a text file with a value per line: as in tensorflow-transform, these have no id.
 _NO_VALUE = r"^$|[\r\n]"
 _WRITE_ROWS = 1 << 20
 _PLAIN_NAME, _NOT_PLAIN = re.compile(r"[A-Za-z0-9_]{1,100}"), re.compile(r"[^A-Za-z0-9_]+")
 
-# A column of Arrow's `binary` would end at 2 GB.
+# Arrow's `binary` is limited to 2 GB per column.
 _RANKED = pa.schema([("value", pa.large_binary()), ("count", pa.int64())])
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What is known of a vocabulary beside its values.
+    """Size and frequency boundary of a vocabulary.
 
     Args:
         size: Lines of its file.
@@ -45,7 +45,7 @@ class Vocabulary:
 def vocabulary_file(feature: str) -> str:
     """File name of a feature's vocabulary, also among the assets of the transform graph.
 
-    A name that is no plain word becomes one with a hash after it, so that any two features have files of their own.
+    A name that is not a plain word becomes one, followed by a hash, so that no two features share a file.
     """
     if not _PLAIN_NAME.fullmatch(feature):
         readable = _NOT_PLAIN.sub("_", feature)[:40]
@@ -75,7 +75,7 @@ def make_vocabulary(
         max_values_in_memory: See `merge_counts`.
 
     Returns:
-        What `preprocessing_fn` has to know: `file`, `size` and `rare_start`.
+        What `preprocessing_fn` needs: `file`, `size` and `rare_start`.
     """
     import tensorflow as tf
 
@@ -99,8 +99,8 @@ def rank(counts: Iterable[pa.Table], min_count: int, max_size: int | None) -> pa
         max_size: At most this many values are kept; None keeps all.
 
     Returns:
-        `value` (large_binary) and `count` (int64) of the values kept. Held on the way are up to twice
-        `max_size` values and one of `counts`.
+        `value` (large_binary) and `count` (int64) of the values kept. Memory holds up to twice `max_size` values and
+        one of `counts`.
     """
     kept: list[pa.Table] = []
     for table in counts:
@@ -115,7 +115,7 @@ def rank(counts: Iterable[pa.Table], min_count: int, max_size: int | None) -> pa
 
 
 def write_vocabulary(ranked: pa.Table, rare_below: int, file: BinaryIO) -> Vocabulary:
-    """Writes the values of `rank`, one a line.
+    """Writes the values of `rank`, one per line.
 
     Args:
         ranked: `value` and `count` by falling count.

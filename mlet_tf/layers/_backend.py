@@ -23,7 +23,7 @@ def in_compiled_code(tensor: Any) -> bool:
     if backend != "tensorflow":
         return False
     import tensorflow as tf
-    from tensorflow.python.ops import control_flow_util  # No public name tells an XLA scope.
+    from tensorflow.python.ops import control_flow_util  # There is no public way to detect an XLA scope.
 
     if tf.executing_eagerly():
         return False
@@ -31,10 +31,10 @@ def in_compiled_code(tensor: Any) -> bool:
 
 
 def gather_rows(table: Any, ids: Any) -> Any:
-    """Reads the rows of a table: a variable, a tensor, or a layer that widens what it has.
+    """Reads rows of a table: a variable, a tensor, or a layer that dequantises its rows.
 
-    On TensorFlow this is a ResourceGather on the variable. `keras.ops.take` would read the variable whole,
-    and copy it in every step once sparse updates have begun.
+    On TensorFlow this is a ResourceGather on the variable. `keras.ops.take` would read the whole variable, and copy
+    it in every step once there are sparse updates.
     """
     if isinstance(table, keras.layers.Layer):
         return table(ids)
@@ -53,8 +53,8 @@ def wide_enough_to_sum(rows: Any) -> Any:
 def spread(rows: Any, positions: Any) -> Any:
     """Gathers rows of a tensor back to where they occur in the batch (TensorFlow).
 
-    The gradient sums the occurrences of each row before anything else is done with them; the stock one
-    hands on IndexedSlices, which the product before it would have to make dense.
+    The gradient first sums the occurrences of each row. TensorFlow's own gradient is IndexedSlices, which the matrix
+    product before it would make dense.
     """
     import tensorflow as tf
 
@@ -71,17 +71,17 @@ def spread(rows: Any, positions: Any) -> Any:
 
 
 class SliceTracker:
-    """Tells the optimizer whether the row gradients of a table have no row twice (TensorFlow).
+    """Tells the optimizer whether the rows in a table's gradient are unique (TensorFlow).
 
-    The note is `variable.mlet_unique_slices`. It is only true for a graph that looks the table up once, with
-    de-duplicated ids, on one replica: gradients of several look-ups are concatenated, not summed.
+    It sets `variable.mlet_unique_slices`, which is true only for a graph that looks the table up once, with
+    de-duplicated ids, on one replica: gradients of several lookups are concatenated, not summed.
     """
 
     def __init__(self) -> None:
         self._graph: weakref.ref | None = None
 
     def note(self, variable: keras.Variable, unique: bool) -> None:
-        """Sets the note for the graph that is being traced."""
+        """Sets the attribute for the graph being traced."""
         import tensorflow as tf
 
         unique = unique and not tf.executing_eagerly()

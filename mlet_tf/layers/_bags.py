@@ -34,7 +34,7 @@ def columns_of(plan: Plan, inputs: Mapping[str, Any]) -> list[Any]:
 
 
 def is_bag(feature: EmbeddingFeature, column: Any) -> bool:
-    """Whether the rows of a column are lists of ids, which may be padded even where they have one entry."""
+    """Whether the rows of a column are lists of ids; padded ones may have a single entry."""
     return len(column.shape) == 2 and (feature.combiner is not None or column.shape[1] != 1)
 
 
@@ -67,7 +67,7 @@ def _padded_bag(lookup: FusedLookup, slot: int, column: Any) -> Any:
 
 
 def _unique_bags(lookup: FusedLookup, columns: list[Any]) -> Any:
-    """Embeds columns, ragged and sparse ones too, after making their ids distinct (TensorFlow)."""
+    """Embeds columns, ragged and sparse ones included, after de-duplicating their ids (TensorFlow)."""
     import tensorflow as tf
 
     features = lookup.plan.features
@@ -82,7 +82,7 @@ def _unique_bags(lookup: FusedLookup, columns: list[Any]) -> Any:
             for slot in block.slots
         ]
         unique, where = tf.unique(tf.concat(ids, 0))
-        # Numbered in the order of the blocks, so the blocks of the distinct ids come sorted.
+        # Numbered in the order of the blocks, so that the distinct ids are sorted by block.
         block_of = tf.searchsorted(starts, unique, side="right")
         ends = tf.searchsorted(block_of, np.arange(1, len(starts) + 1, dtype="int32"), side="right")
         rows = wide_enough_to_sum(spread(lookup.project_distinct(number, unique, ends), where))
@@ -102,7 +102,7 @@ def _batch_size(column: Any) -> Any:
 
 
 def _flatten(feature: EmbeddingFeature, column: Any) -> tuple[Any, Any | None]:
-    """Returns the ids of a column in one line, and the row of each where rows have several."""
+    """Returns the ids of a column as one vector, and the row of each if rows have several."""
     import tensorflow as tf
 
     if isinstance(column, tf.RaggedTensor):

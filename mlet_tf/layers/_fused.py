@@ -1,4 +1,4 @@
-"""The look-up of a collection: all ids of a batch in one gather a variable."""
+"""The lookup of a collection: one gather per variable for all ids of a batch."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ class FusedLookup:
         projections: The stacks of projections, chain by chain.
         slices: A note on the row gradients of each table.
         compute_dtype: Dtype of the embeddings.
-        oov: What an out-of-range id does, see `guard_ids`.
-        deduplicate: Whether ids are made distinct first; None decides by the batch size.
+        oov: What happens to an out-of-range id, see `guard_ids`.
+        deduplicate: Whether ids are de-duplicated first; None decides by the batch size.
     """
 
     plan: Plan
@@ -61,7 +61,7 @@ class FusedLookup:
         return ops.where(invalid[..., None], ops.cast(float("nan"), result.dtype), result)
 
     def guard(self, ids: Any, slots: Sequence[int]) -> tuple[Any, Any | None]:
-        """Keeps ids of some features inside of their tables, see `guard_ids`."""
+        """Keeps ids of some features inside their tables, see `guard_ids`."""
         features = [self.plan.features[slot] for slot in slots]
         return guard_ids(ids, [f.input_dim for f in features], [f.name for f in features], self.oov)
 
@@ -122,7 +122,7 @@ class FusedLookup:
         return ids.shape[-1] is None or ids.shape[-1] > _SMALL_BATCH
 
     def _plain_matrix(self, ids: Any) -> Any:
-        """Embeds `[F, B]` ids, in the order of the plan, without making them distinct."""
+        """Embeds `[F, B]` ids, in the order of the plan, without de-duplication."""
         results, low = [], 0
         for number, group in enumerate(self.plan.groups):
             count = len(group.slots)
@@ -136,14 +136,14 @@ class FusedLookup:
         return results[0] if len(results) == 1 else ops.concatenate(results, axis=0)
 
     def _unique_matrix(self, ids: Any) -> Any:
-        """Embeds `[F, B]` ids, in the order of the plan, after making them distinct (TensorFlow)."""
+        """Embeds `[F, B]` ids, in the order of the plan, after de-duplication (TensorFlow)."""
         import tensorflow as tf
 
         results, positions, low, seen = [], [], 0, 0
         batch = tf.shape(ids)[1]
         for number, group in enumerate(self.plan.groups):
             count = len(group.slots)
-            # The ids of each block move to a range of its own.
+            # The ids of each block move to their own range.
             starts = group.per_slot(group.starts).astype("int32")
             unique, where = tf.unique(tf.reshape(ids[low : low + count] + starts[:, None], [-1]))
             where = tf.reshape(where, [count, batch])

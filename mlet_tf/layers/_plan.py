@@ -27,7 +27,7 @@ class EmbeddingFeature:
         combiner: `"sum"` or `"mean"` for multi-valued features, None for single values.
 
     Raises:
-        ValueError: A value is not what it should be.
+        ValueError: A value is invalid.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Plan:
         return slice(low, low + len(chain))
 
     def shared_tables(self) -> dict[int, str]:
-        """Names tables that features share with their projections, by slot; once collapsed, only those are one."""
+        """Names of tables shared together with their projection, by slot: only these stay shared when collapsed."""
         shared = [block for group in self.groups for block in group.blocks if len(block.slots) > 1]
         return {slot: f"shared_{i}" for i, block in enumerate(shared) for slot in block.slots}
 
@@ -158,13 +158,13 @@ def make_plan(
     direct_threshold: int | None,
     max_rows_per_table: int,
 ) -> Plan:
-    """Lays features out over variables: direct ones last, each chain of widths by itself.
+    """Assigns features to variables: one per chain of widths, direct ones last.
 
     Args:
         features: The features.
-        hidden_dims: Hidden dimensions of features that do not say their own, None for direct ones.
+        hidden_dims: Hidden dimensions of features without their own, None for direct ones.
         direct_threshold: Largest vocabulary that stays direct, None for the first hidden dimension.
-        max_rows_per_table: Rows after which another variable is begun.
+        max_rows_per_table: Most rows of one variable.
 
     Returns:
         The plan.
@@ -190,7 +190,7 @@ def make_plan(
 
 
 class _Planner:
-    """The plan as far as it has come."""
+    """A plan under construction."""
 
     def __init__(self, max_rows_per_table: int) -> None:
         self.groups: list[TableGroup] = []
@@ -223,7 +223,7 @@ class _Planner:
         group.blocks.append(block)
 
     def _place(self, chain: Chain, feature: EmbeddingFeature) -> tuple[TableGroup, int]:
-        """Appends a table to the last variable of its width, or begins another one."""
+        """Appends a table to the last variable of its width, or to a new one."""
         if feature.input_dim > INT32_ROWS:
             raise ValueError(
                 f"`input_dim` of feature '{feature.name}' should be at most {INT32_ROWS}. "
@@ -248,7 +248,7 @@ def _require_same(feature: EmbeddingFeature, what: str, same: bool) -> None:
 
 def _require_int32(group: TableGroup, features: Sequence[EmbeddingFeature]) -> None:
     rows = sum(block.rows for block in group.blocks)
-    if rows > INT32_ROWS:  # Blocks number their distinct rows side by side, in int32.
+    if rows > INT32_ROWS:  # The distinct rows of all blocks are numbered consecutively, in int32.
         raise ValueError(
             f"Features that share a table through different projections should have at most "
             f"{INT32_ROWS} rows together; a smaller `max_rows_per_table` parts them from other "

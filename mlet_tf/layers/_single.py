@@ -1,4 +1,4 @@
-"""Base of the embeddings of one feature, whatever their tables are made of."""
+"""Base class of embeddings of a single feature."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ class SingleEmbedding(keras.layers.Layer):
         self.output_dim = positive_int("output_dim", output_dim)
         self.mask_zero = bool(mask_zero)
         self.supports_masking = self.mask_zero
-        self.autocast = False  # Ids which arrive as floats would lose digits.
+        self.autocast = False  # Ids that arrive as floats would lose digits.
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer, see `keras.layers.Layer`."""

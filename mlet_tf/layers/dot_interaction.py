@@ -116,7 +116,7 @@ def _pick_gather(products: Any, count: int, self_interaction: bool) -> Any:
 def _symmetric_gather(gradient: Any, count: int, self_interaction: bool) -> Any:
     """Puts the gradient of each pair at (i, j) and (j, i) of `[B, N, N]`, so twice at (i, i)."""
     rows, columns = _pairs(count, self_interaction)
-    # Cells without a pair take a zero which is appended after the last pair.
+    # Cells without a pair take a zero that is appended after the last pair.
     source = np.full((count, count), len(rows), dtype="int32")
     source[rows, columns] = source[columns, rows] = np.arange(len(rows), dtype="int32")
     padded = ops.pad(gradient, ((0, 0), (0, 1)))

@@ -33,20 +33,20 @@ class EmbeddingCollection(keras.layers.Layer):
     """Embeddings of many categorical features with one gather and few variables.
 
     The tables of all features that have the same hidden dimension are rows of one variable; their projections
-    are one stack. Ids are taken feature by feature, made distinct, gathered and projected once each, and the
-    `d`-wide results are spread over the batch. Features with a vocabulary of at most `direct_threshold` rows,
-    and all of them with `hidden_dim=None`, are direct: rows of a `[V, d]` table.
+    are one stack. Ids are de-duplicated feature by feature, each is gathered and projected once, and the `d`-wide
+    results are spread over the batch. Features with a vocabulary of at most `direct_threshold` rows are direct, that
+    is rows of a `[V, d]` table; with `hidden_dim=None` all are.
 
     Args:
         features: The features, as `EmbeddingFeature` or as dicts of its arguments.
         output_dim: Embedding dimension `d`.
-        hidden_dim: Hidden dimension `k` of features which do not say their own, a sequence for a deeper
-            chain, None for direct tables.
+        hidden_dim: Hidden dimension `k` of features without their own, a sequence for a deeper chain, None for direct
+            tables.
         direct_threshold: Largest vocabulary that stays direct; None means `V <= k` of the feature.
         initialization: As in `MLETEmbedding`. Direct tables start from `U(+-1/sqrt(V))`.
-        table_regularizer: Regulariser of each table, direct ones included, by itself. It reads the tables whole and
-            makes their gradients dense: every step then costs as much as the tables are large. `l2` and
-            `weight_decay` of the optimizers of `mlet_tf.optimizers` cost only the rows of the batch.
+        table_regularizer: Regulariser of each single table, direct ones included. It reads whole tables and makes
+            their gradients dense, so the cost of a step grows with the tables. `l2` and `weight_decay` of
+            `mlet_tf.optimizers` act on the rows of the batch only.
         projection_regularizer: Regulariser of each projection.
         table_constraint: Constraint of each table, direct ones included, applied to all rows in every step.
         projection_constraint: Constraint of each projection.
@@ -55,25 +55,25 @@ class EmbeddingCollection(keras.layers.Layer):
         table_learning_rate_multiplier: Factor on the learning rate of the factorised tables (see
             `MLETEmbedding`).
         projection_learning_rate_multiplier: The same for the projections.
-        oov: What an out-of-range id does: `"error"` names the feature (NaN in compiled code), `"last"` reads
+        oov: What happens to an out-of-range id: `"error"` names the feature (NaN in compiled code), `"last"` reads
             the feature's last row. No id can reach another feature's rows.
-        deduplicate: Whether ids are made distinct first (TensorFlow); None does so unless the batch size is
-            known to be at most 256.
-        max_rows_per_table: Rows after which another variable is begun. One feature is never split.
+        deduplicate: Whether ids are de-duplicated first (TensorFlow); None does so unless the batch size is known to
+            be at most 256.
+        max_rows_per_table: Most rows of one variable; further features go into another. A feature is never split.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
         Integer ids `[B, F]` in the order of `features`, or a dict from feature names to `[B]`, `[B, 1]` or,
         where the feature has a combiner, `[B, L]` (negative ids are padding) or, on TensorFlow, a ragged
         `[B, None]`. Padded ids train to the same weights as ragged ones; Keras has no ragged tensors on JAX and
-        torch. Sparse tensors are taken too: a bag has the ids that are there, and elsewhere 0 stands for
-        what is absent, as in `keras.layers.Embedding`. For ids on JAX see `MLETEmbedding`.
+        torch. Sparse tensors work too: the entries of a row are its bag; without a combiner an absent entry is id 0,
+        as in `keras.layers.Embedding`. For ids on JAX see `MLETEmbedding`.
 
     Output shape:
         `[B, F, output_dim]`; the embedding of an empty bag is zero.
 
     Raises:
-        ValueError: An argument or input is not what it should be, or an id is out of range.
+        ValueError: An argument or input is invalid, or an id is out of range.
         tf.errors.InvalidArgumentError: An id is out of range, in a TensorFlow graph.
 
     Example:
@@ -131,7 +131,7 @@ class EmbeddingCollection(keras.layers.Layer):
         self.oov = validate_oov(oov)
         self.deduplicate = deduplicate
         self.max_rows_per_table = min(positive_int("max_rows_per_table", max_rows_per_table), INT32_ROWS)
-        self.autocast = False  # Ids which arrive as floats would lose digits.
+        self.autocast = False  # Ids that arrive as floats would lose digits.
         self.supports_jit = not on_tensorflow()  # XLA scatters into whole tables.
         names = [feature.name for feature in self.features]
         if not names or len(set(names)) < len(names):
@@ -212,7 +212,7 @@ class EmbeddingCollection(keras.layers.Layer):
         return next(factorization for slots, factorization in self._factorizations() if slot in slots)
 
     def factorizations(self) -> list[Factorization]:
-        """Returns the factors of all features; those that share everything are one."""
+        """Returns the factors of all features; features that share everything have one entry."""
         return [factorization for _, factorization in self._factorizations()]
 
     def effective_table(self, name: str, block_rows: int = BLOCK_ROWS) -> np.ndarray:
@@ -232,7 +232,7 @@ class EmbeddingCollection(keras.layers.Layer):
         return chain_of(self.features[self._slot(name)], self.hidden_dims, self.direct_threshold)
 
     def assign_factors(self, name: str, table: np.ndarray, projections: Sequence[np.ndarray] = ()) -> None:
-        """Overwrites the factors of a feature, and of those that it shares them with.
+        """Overwrites the factors of a feature, and so of all features that share them.
 
         Args:
             name: Name of the feature.
@@ -247,7 +247,7 @@ class EmbeddingCollection(keras.layers.Layer):
             stack.assign(values)
 
     def collapse(self, block_rows: int = BLOCK_ROWS) -> "EmbeddingCollection":
-        """Returns a collection of direct tables, of the same name, that computes the same; this one stays.
+        """Returns an equivalent collection of direct tables with the same name; this one is not changed.
 
         Args:
             block_rows: Rows of `E` that are computed at once.
@@ -265,7 +265,7 @@ class EmbeddingCollection(keras.layers.Layer):
                 **self.get_config(),
                 "features": [dataclasses.asdict(feature) for feature in features],
                 "hidden_dim": None,
-                # They were about the factors.
+                # These concern the factors.
                 "table_regularizer": None,
                 "projection_regularizer": None,
                 "table_constraint": None,

@@ -116,7 +116,7 @@ def read_rows(table: Any, low: int, high: int) -> np.ndarray:
 def write_rows(
     table: keras.Variable, blocks: Iterable[np.ndarray], low: int = 0, rows: int | None = None
 ) -> None:
-    """Overwrites rows of a variable, in place wherever that can be done.
+    """Overwrites rows of a variable, in place if the backend can.
 
     Args:
         table: The variable.
@@ -141,7 +141,7 @@ def _write_tensorflow(table: keras.Variable, blocks: Iterable[np.ndarray], low: 
         rows = tf.range(low, low + len(block))
         table.value.scatter_update(tf.IndexedSlices(tf.cast(block, table.dtype), rows))
         low += len(block)
-    # Else every later read of the whole would copy it.
+    # Otherwise every later read of the whole table would copy it.
     tf.raw_ops.DisableCopyOnRead(resource=table.value.handle)
 
 
@@ -166,7 +166,7 @@ def _stack(blocks: Iterable[np.ndarray], rows: int) -> np.ndarray:
 
 
 def writes_in_place() -> bool:
-    """Whether rows of a variable can be overwritten: on torch, and on TensorFlow eagerly and on a single device."""
+    """Whether rows can be overwritten in place: on torch, and on TensorFlow eagerly and on a single device."""
     if not on_tensorflow():
         return keras.backend.backend() == "torch"
     import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Integer ids: their dtype, and what happens to those outside of a table."""
+"""Integer ids: their dtype, and what happens to out-of-range ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,17 +13,17 @@ OOV_POLICIES = ("error", "last")
 
 
 def validate_oov(oov: str) -> str:
-    """Returns the policy, or raises ValueError for one that is not known."""
+    """Returns the policy, or raises ValueError if it is unknown."""
     if oov not in OOV_POLICIES:
         raise ValueError(f"`oov` should be one of {', '.join(OOV_POLICIES)}. Received: {oov!r}")
     return oov
 
 
 def without_wrapping(inputs: Any) -> Any:
-    """Clips NumPy ids to int32 on JAX, which would wrap wider ones into the table; what is clipped is out of range.
+    """Clips NumPy ids to int32 on JAX, which would wrap wider ones into the table; clipped ones are out of range.
 
-    Layers call this before Keras makes tensors of their inputs. Ids that were JAX arrays before that, as those of
-    a whole model are, have already been wrapped.
+    Layers call this before Keras converts their inputs to tensors. Ids that are JAX arrays by then, such as those of
+    a whole model, have already been wrapped.
     """
     if keras.backend.backend() != "jax":
         return inputs
@@ -55,7 +55,7 @@ def as_ids(inputs: Any, absent: int = 0) -> Any:
 
     Args:
         inputs: Ids of any dtype; dense or sparse.
-        absent: What stands where a sparse tensor has nothing, as `keras.layers.Embedding` reads 0.
+        absent: Id of absent entries of a sparse tensor; `keras.layers.Embedding` reads 0.
 
     Returns:
         A dense tensor, int32 or int64.
@@ -78,7 +78,7 @@ def _dense(inputs: Any, absent: int) -> Any:
 
 
 def guard_ids(ids: Any, row_counts: Sequence[int], names: Sequence[str], oov: str) -> tuple[Any, Any | None]:
-    """Keeps ids inside of their tables.
+    """Keeps ids inside their tables.
 
     Args:
         ids: Integer ids; the last axis runs over the features, unless there is only one of them.
@@ -141,6 +141,6 @@ def _assert_inside(ids: Any, outside: Any, row_counts: Sequence[int], names: Seq
             return tf.constant(False)
 
     inside = tf.cond(tf.reduce_any(outside), fail, lambda: tf.constant(True))
-    # The gather has to wait, or its own message, without a name, may come first.
+    # The gather must wait, or its own error, which names no feature, may come first.
     with tf.control_dependencies([inside]):
         return tf.identity(ids)

@@ -1,8 +1,8 @@
 """Initial values of the factors.
 
 With a table of `U(-1/sqrt(V), 1/sqrt(V))`, whose variance is `1 / (3 V)`, the product has entries of variance
-`k * var(projection) / (3 V)`. A projection of fixed variance, `N(0, 0.25^2)` as the MLET paper's code has it, makes
-that `k / 16` times the variance of a direct table; the other two leave it as it is.
+`k * var(projection) / (3 V)`. A projection of fixed variance, `N(0, 0.25^2)` as in the MLET paper's code, makes that
+`k / 16` times the variance of a direct table; the other two keep it.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from mlet_tf.names import INITIALIZATIONS, RENAMED_INITIALIZATIONS
 
 
 def validate_initialization(initialization: str) -> str:
-    """Returns the name, today's for an older one; raises ValueError for one that is not known."""
+    """Returns the current name of an initialisation, or raises ValueError if it is unknown."""
     initialization = RENAMED_INITIALIZATIONS.get(initialization, initialization)
     if initialization not in INITIALIZATIONS:
         raise ValueError(
@@ -31,7 +31,7 @@ def validate_initialization(initialization: str) -> str:
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
 class RowScaledUniform(keras.initializers.Initializer):
-    """Uniform values of `+-1/sqrt(V)`, where each block of rows has a `V` of its own.
+    """Uniform values in `+-1/sqrt(V)`, with another `V` for each block of rows.
 
     Args:
         row_counts: Rows of each block, top to bottom. A single block is the plain DLRM initialiser.
@@ -116,9 +116,8 @@ def projection_initializer(initialization: str, rows: int) -> keras.initializers
 class DistinctInitializers:
     """Hands out an initialiser for each weight of a layer, so that no two weights start equal.
 
-    A Keras initialiser gives the same values each time it is called. Those without a seed are cloned; where an
-    earlier weight has the seed already, the next free one is taken, so that the layer still starts the same in
-    every run.
+    A Keras initialiser gives the same values each time it is called. Unseeded ones are cloned. If an earlier weight
+    already uses the seed, the next free one is taken, so that the layer still starts the same in every run.
     """
 
     def __init__(self) -> None:
@@ -128,8 +127,8 @@ class DistinctInitializers:
         """Returns the initialiser of the next weight.
 
         Args:
-            initializer: What the user gave. Without a `seed` in its configuration, as constants and plain functions
-                are, and with a `keras.random.SeedGenerator`, which moves on by itself, it is returned as it is.
+            initializer: The user's initialiser. It is returned unchanged if its configuration has no `seed`
+                (constants, plain functions) or a `keras.random.SeedGenerator`, which advances by itself.
         """
         if not isinstance(initializer, keras.initializers.Initializer):
             return initializer
@@ -146,7 +145,7 @@ class DistinctInitializers:
 
 
 def _draw_seed() -> int:
-    """Draws from Python's generator, as Keras does, so that `keras.utils.set_random_seed` rules."""
+    """Draws from Python's generator, as Keras does, so that `keras.utils.set_random_seed` applies."""
     return random.randint(1, 10**9)
 
 
@@ -157,7 +156,7 @@ def add_table(
 
     Args:
         layer: The layer, in its `build()`.
-        initializer: Initialiser of the weight. Any but `RowScaledUniform` makes its values in one piece.
+        initializer: Initialiser of the weight. All but `RowScaledUniform` make their values in one piece.
         **options: Arguments of `layer.add_weight`.
 
     Returns:
@@ -174,7 +173,7 @@ def add_table(
 
 
 class _ZerosAtFirst(keras.initializers.Initializer):
-    """Gives zeros while the weight is added, and the real values to a weight that is initialised later."""
+    """Gives zeros while the weight is added, and the real values if it is initialised later."""
 
     def __init__(self, initializer: RowScaledUniform) -> None:
         self.initializer = initializer

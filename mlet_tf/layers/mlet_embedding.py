@@ -25,16 +25,16 @@ from mlet_tf.layers.roles import mark, validate_multiplier
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
 class MLETEmbedding(SingleEmbedding):
-    """Embedding whose table is a product of matrices while it is trained.
+    """Embedding whose table is trained as a product of matrices.
 
     The embedding of id `i` is `W1[i] @ W2`, with a table `W1: [V, k]` and a projection `W2: [k, d]`. Only
-    the gathered rows are multiplied, never `W1 @ W2`. After training, `collapse()` returns a
-    `keras.layers.Embedding` with the table `E = W1 @ W2: [V, d]`, which computes the same. A sequence of hidden
-    dimensions makes a longer chain, `W1[i] @ P1 @ P2 ...`, without non-linearities, which collapses alike.
+    the gathered rows are multiplied, never `W1 @ W2`. After training, `collapse()` returns an equivalent
+    `keras.layers.Embedding` with the table `E = W1 @ W2: [V, d]`. A sequence of hidden dimensions makes a longer
+    chain, `W1[i] @ P1 @ P2 ...`, without non-linearities, which collapses in the same way.
 
-    Weights are kept in the variable dtype; rows are cast to the compute dtype after they are gathered. On
-    TensorFlow the gradient of the table is IndexedSlices, without duplicate rows where ids are de-duplicated.
-    Use an optimizer of `mlet_tf.optimizers`: those of Keras make the gradient dense.
+    Weights are kept in the variable dtype; rows are cast to the compute dtype after they are gathered. On TensorFlow
+    the gradient of the table is IndexedSlices, without duplicate rows if ids are de-duplicated. Use an optimizer from
+    `mlet_tf.optimizers`: Keras's own make the gradient dense.
 
     Args:
         input_dim: Vocabulary size `V`.
@@ -42,43 +42,42 @@ class MLETEmbedding(SingleEmbedding):
         hidden_dim: Hidden dimension `k`, or a sequence of them for a deeper chain.
         initialization: `"fixed_variance"` (table `U(+-1/sqrt(V))`, projection `N(0, 0.25^2)` whatever `k` is),
             `"variance_preserving"` (projection `N(0, 1/k)`: entries of the product vary like those of a
-            direct table) or `"orthogonal"` (semi-orthogonal projections, same variance). The first is the
-            default by measurement: each tuned, it is 0.003 AUC better than the others on the Avazu sample, 0.003
-            behind the last on one generated log and level on another (docs/results.md). As its product moves
-            faster, tune the learning rate of each before comparing.
+            direct table) or `"orthogonal"` (semi-orthogonal projections, same variance). The first is the default
+            because of measurements with tuned learning rates: it was 0.003 AUC better than the others on the Avazu
+            sample, 0.003 worse than the last on one generated log and equal on another (docs/results.md). Its product
+            moves faster, so tune each learning rate before you compare.
         table_initializer: Keras initialiser of `W1` to use instead of the named one.
         projection_initializer: Keras initialiser of the projections to use instead of the named one. No two weights
-            start equal: where one with a seed serves several, each further one takes the next seed.
-        table_regularizer: Regulariser of `W1`. It reads the whole table and makes its gradient dense: every step
-            then costs as much as the table is large. `l2` and `weight_decay` of the optimizers of
-            `mlet_tf.optimizers` cost only the rows of the batch.
+            start equal: if a seeded initialiser serves several, each gets another seed.
+        table_regularizer: Regulariser of `W1`. It reads the whole table and makes its gradient dense, so the cost of
+            a step grows with the table. `l2` and `weight_decay` of `mlet_tf.optimizers` act on the rows of the batch
+            only.
         projection_regularizer: Regulariser of the projections.
         table_constraint: Constraint of `W1`, applied to the whole table in every step.
         projection_constraint: Constraint of the projections.
         table_trainable: Whether `W1` is trained.
         projection_trainable: Whether the projections are trained.
-        table_learning_rate_multiplier: Factor on the learning rate of `W1`, honoured by the optimizers of
-            `mlet_tf.optimizers` (it is noted on the variable as `mlet_lr_multiplier`).
+        table_learning_rate_multiplier: Factor on the learning rate of `W1`, applied by the optimizers of
+            `mlet_tf.optimizers` (stored on the variable as `mlet_lr_multiplier`).
         projection_learning_rate_multiplier: The same for the projections.
-        mask_zero: Whether id 0 is padding which later layers should mask.
-        oov: What an id outside of `0 ... V - 1` does, alike on CPU and GPU. `"error"` raises; in code that is
-            compiled (XLA, `jax.jit`), where nothing can be raised, its embedding is NaN. `"last"` reads the
-            last row.
-        deduplicate: Whether each distinct id of a batch is gathered and multiplied once (TensorFlow). None
-            decides by size: not up to 256 ids.
+        mask_zero: Whether id 0 is padding that later layers should mask.
+        oov: What happens to an id outside `0 ... V - 1`, on CPU and GPU alike. `"error"` raises; in compiled code
+            (XLA, `jax.jit`), which cannot raise, its embedding is NaN. `"last"` reads the last row.
+        deduplicate: Whether each distinct id of a batch is gathered and multiplied only once (TensorFlow). None does
+            so for more than 256 ids.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
-        Integer ids of any rank (float ids are cast); ragged tensors on TensorFlow, the only backend for which
-        Keras has them: elsewhere pad with 0 and set `mask_zero`. Sparse tensors are read as
-        `keras.layers.Embedding` reads them, with id 0 where nothing is. On JAX ids have 32 bits: wider ones in a NumPy
-        array that the layer itself is called with are out of range, elsewhere JAX wraps them.
+        Integer ids of any rank (float ids are cast); ragged tensors on TensorFlow, the only backend for which Keras
+        has them; elsewhere pad with 0 and set `mask_zero`. Sparse tensors are read as `keras.layers.Embedding` reads
+        them: id 0 where there is no entry. On JAX ids have 32 bits: wider ones are out of range in a NumPy array
+        passed to the layer itself; anywhere else JAX wraps them.
 
     Output shape:
         Input shape with `output_dim` appended.
 
     Raises:
-        ValueError: An argument is not what it should be, or an id is out of range.
+        ValueError: An argument is invalid, or an id is out of range.
         tf.errors.InvalidArgumentError: An id is out of range, in a TensorFlow graph.
 
     Example:
@@ -205,7 +204,7 @@ class MLETEmbedding(SingleEmbedding):
         """Returns `E = W1 @ W2`, computed in blocks of rows.
 
         Args:
-            block_rows: Rows of a block; a few times `block_rows * (k + d)` numbers are needed beside the result.
+            block_rows: Rows of a block; a few times `block_rows * (k + d)` numbers are needed besides the result.
 
         Returns:
             Array `[input_dim, output_dim]` of the variable dtype.
@@ -216,7 +215,7 @@ class MLETEmbedding(SingleEmbedding):
         return self.factorization().effective_table(block_rows)
 
     def collapse(self, block_rows: int = BLOCK_ROWS) -> keras.layers.Embedding:
-        """Returns a `keras.layers.Embedding` of the same name that computes the same; this layer stays.
+        """Returns an equivalent `keras.layers.Embedding` of the same name; this layer is not changed.
 
         Args:
             block_rows: Rows of `E` that are computed at once.

@@ -19,17 +19,17 @@ TABLE_DTYPES = ("float16", "bfloat16", "int8")
 
 _LEVELS = 127
 _FLOAT16_MAX = float(np.finfo("float16").max)
-# Scales and offsets are float16 in a unit in which the largest value is near to 2^15: no float16 is larger
-# than 2^16, and small rows keep as many digits as can be had.
+# Scales and offsets are float16 in a unit in which the largest value is close to 2^15: float16 ends below 2^16,
+# and small rows keep as many digits as possible.
 _UNIT_EXPONENT = 15
 _SMALLEST_EXPONENT = -126  # Smaller floats are flushed to zero by TensorFlow.
 
-# Blocks of rows of a table, from the top each time it is called.
+# Yields blocks of rows of a table, from the top at each call.
 Blocks = Callable[[], Iterator[np.ndarray]]
 
 
 def validate_table_dtype(dtype: str) -> str:
-    """Returns the dtype, or raises ValueError for one that tables cannot have."""
+    """Returns the dtype, or raises ValueError if tables cannot have it."""
     if dtype not in TABLE_DTYPES:
         raise ValueError(f"`table_dtype` should be one of {', '.join(TABLE_DTYPES)}. Received: {dtype!r}")
     return dtype
@@ -37,26 +37,26 @@ def validate_table_dtype(dtype: str) -> str:
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
 class QuantizedEmbedding(SingleEmbedding):
-    """Embedding that is not trained, with a table in a narrow dtype.
+    """Embedding for serving, not trained, with a table in a narrow dtype.
 
     Only gathered rows are widened. `"float16"` and `"bfloat16"` tables are rounded. `"int8"` tables have a
     scale and an offset for each row, float16 in a unit of the whole table (a power of two):
 
         row = (integers * scale + offset) * unit
 
-    where the integers run from -127 to 127, so that no value is off by more than half of `scale * unit`
-    (and float32 rounding). A row takes `2 d` bytes, or `d + 4` with int8.
+    with integers from -127 to 127, so that no value is off by more than half of `scale * unit` (and float32
+    rounding). A row takes `2 d` bytes, or `d + 4` with int8.
 
     Args:
         input_dim: Vocabulary size `V`.
         output_dim: Embedding dimension `d`.
         table_dtype: `"float16"`, `"bfloat16"` or `"int8"`.
-        mask_zero: Whether id 0 is padding which later layers should mask.
+        mask_zero: Whether id 0 is padding that later layers should mask.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
         Integer ids of any rank (float ids are cast); ragged tensors on TensorFlow, sparse ones as in
-        `keras.layers.Embedding`. Ids out of range do what they do there.
+        `keras.layers.Embedding`. Out-of-range ids are treated as there.
 
     Output shape:
         Input shape with `output_dim` appended.
@@ -89,7 +89,7 @@ class QuantizedEmbedding(SingleEmbedding):
 
     @property
     def embeddings(self) -> Any:
-        """The whole table, widened, `[V, d]`: for models that read it, as those with tied weights do."""
+        """The whole table, widened, `[V, d]`: for models that read it, such as those with tied weights."""
         return self._embed(ops.arange(self.input_dim))
 
     @property
@@ -122,8 +122,8 @@ class QuantizedEmbedding(SingleEmbedding):
 
         Args:
             name: Name of the table, for messages.
-            blocks: Gives the rows in blocks, finite, top to bottom. It is called up to three times, so that
-                no more than a block of wide rows is in memory.
+            blocks: Gives the rows in blocks, finite, top to bottom. It is called up to three times, so that only one
+                block of wide rows is in memory.
 
         Raises:
             InputError: A value is too large for float16.
@@ -148,7 +148,7 @@ class QuantizedEmbedding(SingleEmbedding):
                 f"Table {name}: expected values of at most {_FLOAT16_MAX:g} for float16; bfloat16 and int8 have "
                 f"no such limit. Received: {largest:g}"
             )
-        return block  # Written, it is rounded to the nearest.
+        return block  # Writing rounds to the nearest.
 
     def _embed(self, ids: Any) -> Any:
         ids = as_ids(ids)
@@ -228,7 +228,7 @@ class QuantizedEmbeddingCollection(EmbeddingCollection):
 
 
 def _unit(largest: float) -> float:
-    """The power of two in which the largest value is at most 2^15, and near to it."""
+    """The power of two in whose units the largest value is at most 2^15, and close to it."""
     if largest == 0.0:
         return 1.0
     exponent = int(np.ceil(np.log2(largest))) - _UNIT_EXPONENT
@@ -238,8 +238,8 @@ def _unit(largest: float) -> float:
 def _quantize(block: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the integers, int8 `[rows, d]`, and scale and offset, float16 `[rows, 2]`.
 
-    The offset is the middle of the row as float16 has it, and the scale is rounded up, so that the integers
-    reach both ends of the row whatever these two have lost.
+    The offset is the middle of the row, rounded to float16, and the scale is rounded up, so that the integers reach
+    both ends of the row in spite of the rounding.
     """
     rows = block.astype("float64") / unit
     low, high = rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)

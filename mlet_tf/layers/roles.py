@@ -16,7 +16,7 @@ def variable_role(variable: keras.Variable) -> Role:
 
     The role is read from the last part of the variable's path: factors of `V` rows and direct tables are
     named `table...` or `direct_table...` by this package (and `embeddings` by Keras), the small factors
-    `projection...`. Whatever else is `"dense"`.
+    `projection...`. All others are `"dense"`.
 
     Args:
         variable: A Keras variable or a `tf.Variable`.
@@ -38,7 +38,7 @@ def validate_multiplier(which: str, value: object) -> float:
 
     Args:
         which: `"table"` or `"projection"`.
-        value: What `{which}_learning_rate_multiplier` was given.
+        value: Value of `{which}_learning_rate_multiplier`.
     """
     if not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
         raise ValueError(

@@ -22,9 +22,9 @@ class DLRM(tfrs.experimental.models.Ranking):
 
     With dense features `x` and embeddings `e_1 ... e_F`, the click probability is
     `top([bottom(x), interaction(e_1, ..., e_F, bottom(x))])`. The parts are those of
-    `tfrs.experimental.models.Ranking` and can be exchanged alike. Unlike it, this model works for batches of
-    one row and of none, takes fused embeddings `[B, F, d]`, saves and loads, scales the loss for
-    float16, and reports the mean loss of an epoch.
+    `tfrs.experimental.models.Ranking` and can be exchanged in the same way. Unlike it, this model works for batches
+    of one row and of none, takes fused embeddings `[B, F, d]`, can be saved and loaded, scales the loss for float16,
+    and reports the mean loss of an epoch.
 
     Loss and metrics belong to the task, so `compile` takes an optimizer but no `loss` or `metrics`.
 
@@ -35,13 +35,13 @@ class DLRM(tfrs.experimental.models.Ranking):
         feature_interaction: Layer on the list of all `[B, d]` vectors; by default `DotInteraction`.
         top_stack: Layer to probabilities `[B, 1]`; by default an MLP of 512, 256 and 1 units.
         task: Loss and metrics; by default binary cross-entropy with streaming `auc` and `logloss`.
-        jit_compile_dense: Whether XLA compiles all but the embeddings in training. Fixed batch sizes are
-            needed, as it compiles for each of them.
+        jit_compile_dense: Whether XLA compiles everything but the embeddings in training. Keep the batch size fixed:
+            it compiles for each size.
         **kwargs: Arguments of `keras.Model`.
 
     Input shape:
-        Dict of `dense_features` `[B, D]`, where D may be 0, and `sparse_features`, ids `[B, F]` or whatever
-        else the embedding layer takes.
+        Dict of `dense_features` `[B, D]`, where D may be 0, and `sparse_features`, ids `[B, F]` or other inputs of
+        the embedding layer.
 
     Output shape:
         `[B]`, click probabilities.
@@ -68,7 +68,7 @@ class DLRM(tfrs.experimental.models.Ranking):
     ) -> None:
         # Ranking's own constructor takes neither name nor dtype, and its default task needs Keras 2.
         super(tfrs.experimental.models.Ranking, self).__init__(**kwargs)
-        self.autocast = False  # Ids which arrive as floats would lose digits.
+        self.autocast = False  # Ids that arrive as floats would lose digits.
         self._embedding_layer = embedding_layer
         self._bottom_stack = bottom_stack or mlp([256, 64, 16], "relu", self.dtype_policy)
         self._feature_interaction = feature_interaction or DotInteraction(dtype=self.dtype_policy)
@@ -183,8 +183,8 @@ class DLRM(tfrs.experimental.models.Ranking):
             seed: Seed of the generator.
 
         Returns:
-            Standard normal `dense_features` and uniform ids; None where the embedding layer is no
-            `EmbeddingCollection`, as only that one tells the ranges of its ids.
+            Standard normal `dense_features` and uniform ids; None if the embedding layer is not an
+            `EmbeddingCollection`, whose ranges of ids alone are known.
         """
         if not isinstance(self._embedding_layer, EmbeddingCollection):
             return None
@@ -242,7 +242,7 @@ class DLRM(tfrs.experimental.models.Ranking):
     def _bottom(self, dense_features: Any, embeddings: Any, training: bool | None) -> Any:
         if dense_features.shape[-1] != 0:
             return _call(self._bottom_stack, dense_features, training)
-        # Without dense features their place is taken by a learned constant.
+        # Without dense features a learned constant takes their place.
         constant = _call(self._bottom_stack, ops.ones((1, 1)), training)
         return constant + ops.zeros_like(embeddings[:, 0, :])
 
@@ -270,7 +270,7 @@ def build_dlrm(
     embedding_class: Callable[..., keras.layers.Layer] = EmbeddingCollection,
     **embedding_options: Any,
 ) -> DLRM:
-    """Makes a DLRM, with its weights, from dimensions.
+    """Builds a DLRM from dimensions.
 
     Args:
         num_dense: Width of `dense_features`.

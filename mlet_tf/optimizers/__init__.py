@@ -1,4 +1,4 @@
-"""Optimizers that update only the rows of a table that a batch touched.
+"""Optimizers that update only the rows of a table that a batch touches.
 
 On TensorFlow a `tf.IndexedSlices` gradient changes its rows in place, at a cost that does not grow with the
 table; Keras's own Adagrad and Adam make such a gradient dense first. On the JAX and torch backends the

@@ -27,12 +27,12 @@ def is_slices(gradient: object) -> bool:
 
 
 def in_xla() -> bool:
-    """Tells whether the graph being traced is compiled by XLA, which has no kernels for the fused sparse ops."""
+    """Whether the graph being traced is compiled by XLA, which has no kernels for the fused sparse ops."""
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def has_unique_rows(slices: tf.IndexedSlices, promised: bool) -> bool:
-    """Tells whether no row occurs twice, from the op that made the indices.
+    """Whether no row occurs twice, judged by the op that made the indices.
 
     Args:
         slices: The gradient.

@@ -48,8 +48,8 @@ class SparseAdagrad(_AdagradBase):
         accumulator += g ** 2
         row -= learning_rate * g / (sqrt(accumulator) + epsilon)
 
-    This is TensorFlow's `ResourceSparseApplyAdagradV2`, which it uses. `keras.optimizers.Adagrad` has epsilon
-    inside the root, and makes sparse gradients dense.
+    It uses TensorFlow's `ResourceSparseApplyAdagradV2`. `keras.optimizers.Adagrad` has epsilon inside the root, and
+    makes sparse gradients dense.
 
     Args:
         learning_rate: Float, schedule, or callable.
@@ -113,7 +113,7 @@ class RowWiseAdagrad(_AdagradBase):
     The mean is over the row, as in FBGEMM's `EXACT_ROWWISE_ADAGRAD` and torchrec's `RowWiseAdagrad`, and so are
     the defaults of epsilon and of the starting value. The state of a `[V, k]` table is `[V]`, k times smaller
     than Adagrad's. A row is an entry of the first axis: for a vector this is plain Adagrad, and a matrix
-    `[m, n]` gets m accumulators. It is meant for tables; see `split_optimizer` for the rest of the model.
+    `[m, n]` gets m accumulators. Use it for tables, and `split_optimizer` for the rest of the model.
 
     Args:
         learning_rate: Float, schedule, or callable.

@@ -19,8 +19,8 @@ class LazyAdam(SparseOptimizer):
         v = beta_2 * v + (1 - beta_2) * g ** 2
         row -= learning_rate * sqrt(1 - beta_2 ** t) / (1 - beta_1 ** t) * m / (sqrt(v) + epsilon)
 
-    Untouched rows keep their moments and weights, where Adam would decay the moments and go on moving the
-    rows. For variables that are not tables this is `keras.optimizers.Adam`.
+    Untouched rows keep their moments and weights; Adam would decay the moments and keep moving the rows. For
+    variables that are not tables this is `keras.optimizers.Adam`.
 
     Args:
         learning_rate: Float, schedule, or callable.

@@ -1,4 +1,4 @@
-"""What the sparse optimizers share: which rows to update, decay, clipping, learning-rate multipliers."""
+"""Common code of the sparse optimizers: rows to update, decay, clipping, learning-rate multipliers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     A row is touched if the gradient names it (`tf.IndexedSlices`) or, for a dense gradient of a table, if its
     gradient is not zero. Weight decay and L2 act on the touched rows of a table, and on every element of the
-    other variables. Table means `variable_role(variable) == "table"`.
+    other variables. A table is a variable with `variable_role(variable) == "table"`.
 
     A variable's attribute `mlet_lr_multiplier` (default 1) scales its learning rate. If a variable carries
     `mlet_unique_slices = True`, its layer promises slices without repeated rows and summing them is skipped.

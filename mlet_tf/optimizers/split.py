@@ -24,7 +24,7 @@ class RoleOptimizerMap:
         return self._optimizers.values()
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the distinct optimizers and which role has which, so that a shared one stays shared."""
+        """Returns the distinct optimizers and the one of each role, so that a shared one stays shared."""
         distinct = list(dict.fromkeys(self._optimizers.values()))
         return {
             "optimizers": [keras.saving.serialize_keras_object(o) for o in distinct],
@@ -42,8 +42,8 @@ class RoleOptimizerMap:
 class SplitOptimizer(keras.optimizers.MultiOptimizer):
     """A `keras.optimizers.MultiOptimizer` whose file holds the state once; made by `split_optimizer`.
 
-    Keras's own writes the state of its parts twice: as its variables and as its children's; and
-    `tf.train.Checkpoint` does not find the parts, so that it loses their state without a word.
+    Keras's own class writes the state of its parts twice, as its variables and as its children's, and
+    `tf.train.Checkpoint` does not find the parts, so it silently loses their state.
     """
 
     def __init__(self, optimizer_map: RoleOptimizerMap, **kwargs: Any) -> None:
@@ -68,11 +68,11 @@ def split_optimizer(
     dense: str | keras.optimizers.Optimizer,
     projections: str | keras.optimizers.Optimizer | None = None,
 ) -> SplitOptimizer:
-    """Gives tables, projections and the dense network optimizers and learning rates of their own.
+    """Combines an optimizer each for tables, projections and the dense network.
 
     The groups are those of `mlet_tf.layers.variable_role`. Each optimizer keeps its schedule, weight decay and
-    clipping, which act on its group alone (`global_clipnorm` too). The result has no `learning_rate`: set
-    those of `result.optimizers`. A step counter of its own is in `result.iterations`.
+    clipping, which act on its group alone (`global_clipnorm` too). The result has no `learning_rate`: set those of
+    `result.optimizers`. It has its own step counter, `result.iterations`.
 
     Args:
         tables: Optimizer, or its name, of the factors with a row per id, direct tables included.

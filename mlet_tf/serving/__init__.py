@@ -1,6 +1,6 @@
-"""Getting a model to a server and answers from it: push, client, and a stand-in server for development.
+"""Pushing models, querying servers, and a stand-in server for development.
 
-Importing this brings neither TensorFlow nor gRPC; what needs them imports them when it is used.
+Importing this package imports neither TensorFlow nor gRPC; functions that need them import them when called.
 """
 
 from mlet_tf.serving.client import AsyncCTRClient, CTRClient

@@ -1,4 +1,4 @@
-"""Checks of the client's arguments, before any connection is opened."""
+"""Checks of the client's arguments before any connection is opened."""
 
 from numbers import Integral, Real
 
@@ -17,7 +17,7 @@ def seconds(name: str, value: float, *, zero: bool = False) -> float:
         zero: Whether 0 is allowed.
 
     Raises:
-        InputError: It is no number, or out of range.
+        InputError: It is not a number, or out of range.
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= _LONGEST_WAIT or (value == 0 and not zero):
@@ -29,7 +29,7 @@ def seconds(name: str, value: float, *, zero: bool = False) -> float:
 
 
 def whole(name: str, value: int, least: int) -> int:
-    """An integer of at least `least` that 64 bits hold.
+    """A 64-bit integer of at least `least`.
 
     Raises:
         InputError: It is something else.

@@ -39,7 +39,7 @@ def check(model: str, files: list[str], schema: ClickLogSchema) -> int:
         Rows answered.
 
     Raises:
-        ValueError: If a signature is missing, an answer is no probability or two signatures disagree.
+        ValueError: If a signature is missing, an answer is not a probability, or two signatures disagree.
     """
     signatures = tf.saved_model.load(model).signatures
     missing = set(SIGNATURES) - set(signatures)
@@ -94,7 +94,7 @@ def check_with_server(server: ModelServer, model: str, files: list[str], schema:
 
 
 def _bring(model: str, folder: str) -> None:
-    """Makes a model stand in a local folder."""
+    """Links a local model into a folder, or copies a remote one."""
     if not is_remote(model):
         Path(folder).symlink_to(Path(model).absolute())
         return
@@ -109,7 +109,7 @@ def _free_port() -> int:
 
 
 def _rows(serialized: tf.Tensor, schema: ClickLogSchema) -> list[dict[str, Any]]:
-    """tf.Examples as rows of the values that they have."""
+    """tf.Examples as rows of their values."""
     rows: list[dict[str, Any]] = [{} for _ in range(len(serialized))]
     for name, sparse in tf.io.parse_example(serialized, raw_feature_spec(schema)).items():
         for row, value in zip(sparse.indices.numpy()[:, 0], sparse.values.numpy(), strict=True):
@@ -145,7 +145,7 @@ def _compare(answers: dict[str, np.ndarray], rows: int) -> None:
 
 
 def main() -> None:
-    """Reads the task, checks and says so."""
+    """Reads the task, checks, and prints the result."""
     task: dict[str, Any] = json.load(sys.stdin)
     arguments = task["model"], task["files"], ClickLogSchema.from_dict(task["schema"])
     print(f"{check(*arguments)} rows answered through {', '.join(SIGNATURES)}")

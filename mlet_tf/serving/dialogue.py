@@ -1,4 +1,4 @@
-"""What a client asks a server and in which order. Nothing is sent here, so that blocking and asyncio share it.
+"""The sequence of requests behind each method of a client. Nothing is sent here, so blocking and asyncio share it.
 
 Each method is a generator. It yields a `Request` to send or a `Pause` to make, receives the answer to the request, or
 its `ServingError` as an exception, and returns the result.
@@ -42,7 +42,7 @@ class Pause:
     seconds: float
 
 
-# What is sent in is the answer to the request that was yielded; its type follows from the request's kind.
+# The value sent in is the answer to the yielded request; its type follows from the request's kind.
 Steps = Generator[Request | Pause, Any, _T]
 
 
@@ -152,7 +152,7 @@ class Dialogue:
             if begin == len(examples):
                 return None
         if begin == 0:
-            # Nothing was answered so far: what is said of the last row and of an empty one is no row's fault.
+            # Nothing was answered so far: an error that the last row and an empty one get too is no row's fault.
             for other in ([examples[-1:]] if len(examples) > 1 else []) + [[b""]]:
                 error = yield from self._refusal(other, version)
                 if error is None or error.details != reason.details:

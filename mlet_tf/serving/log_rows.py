@@ -1,4 +1,4 @@
-"""The first rows of a log to be predicted, and which of them are malformed."""
+"""Reading the first rows of a log for prediction, malformed ones marked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LogRows:
 
     Args:
         good: The well-formed rows, as the client takes them.
-        is_good: Which of all rows they are, bool `[rows]`.
+        is_good: Mask of the well-formed rows, bool `[rows]`.
         rejects: The malformed rows, with the numbers of their lines.
     """
 
@@ -29,11 +29,11 @@ class LogRows:
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> LogRows:
-        """Rows of which none is malformed."""
+        """Rows without malformed ones."""
         return cls(rows, np.ones(len(rows), bool), [])
 
     def align(self, answers: np.ndarray) -> np.ndarray:
-        """The answers of `good` in the places of their rows: float32 `[rows]`, NaN for a malformed one."""
+        """The answers of `good` at the positions of their rows: float32 `[rows]`, NaN for malformed ones."""
         aligned = np.full(len(self.is_good), np.nan, np.float32)
         aligned[self.is_good] = answers
         return aligned
@@ -48,7 +48,7 @@ def read_rows(source: str, schema: ClickLogSchema, limit: int) -> LogRows:
         limit: How many rows to read, malformed ones included.
 
     Raises:
-        InputError: Nothing is there, or a file is damaged or not as the schema says.
+        InputError: There is no file, or one is damaged or does not follow the schema.
     """
     wanted = schema.raw_features
     tables, places, rejects = [arrow_schema(schema, wanted).empty_table()], [np.zeros(0, bool)], []

@@ -1,14 +1,14 @@
-"""Pushing a SavedModel to where a model server looks for it, so that no server can ever load half of it.
+"""Pushing a SavedModel to the folder of a model server, so that no server ever loads half of it.
 
 A model server takes every child of the base path whose name is an integer for a version, and the largest for
-the one to serve. It looks each second, and it does not wait for a copy to end: a `saved_model.pb` that
-lands before its variables is loaded, replaces the good version, and then answers every request with an error.
+the one to serve. It looks every second and does not wait for a copy to end: a `saved_model.pb` that arrives before
+its variables is loaded, replaces the good version, and then answers every request with an error.
 
 On local folders the version is copied under a name that is not a number, flushed to disk, and renamed:
-it appears whole or not at all, whatever kills the push. Object stores cannot rename a folder. There the
-files are copied under such a name too, then moved one by one, `saved_model.pb` last, and taken away with
-`saved_model.pb` first: a server that looks meanwhile cannot load the version, but it never loads half. So
-a folder without that file is no version to keep or to go back to; its number is taken all the same.
+it appears whole or not at all, even if the push is killed. Object stores cannot rename a folder. There the files are
+copied under such a name too, then moved one by one, `saved_model.pb` last; a version is removed with that file first.
+A server that looks meanwhile cannot load the version, and never loads half of one. So a folder without that file does
+not count as a version to keep or to return to, but its number is taken.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ _LARGEST = 2**63 - 1
 _VERSION = re.compile(r"\s*[+-]?[0-9]+\s*")
 _UNFINISHED = re.compile(r"mlet-(?:push|remove)-(?P<version>[0-9]+)-(?P<time>[0-9]+)-[0-9a-f]+")
 _ROLLED_BACK = re.compile(r"rolled-back-(?P<version>[0-9]+)")
-# Without a lock, an attempt this old is taken for dead.
+# Without a lock, an attempt of this age counts as dead.
 _STALE_SECONDS = 3600
 
 
 def version_number(name: str) -> int | None:
-    """The version that a model server reads in a folder's name (`00000005` is 5); None if it is none."""
+    """The version that a model server reads from a folder's name (`00000005` is 5); None if there is none."""
     if not _VERSION.fullmatch(name):
         return None
     number = int(name)
@@ -47,7 +47,7 @@ def version_number(name: str) -> int | None:
 def list_versions(base_path: str | Path) -> dict[int, str]:
     """The versions under `base_path`, smallest first, and their paths, as a model server sees them.
 
-    A server goes by the names alone, so folders that cannot be loaded are among them.
+    A server looks at names only, so this includes folders that cannot be loaded.
     """
     return _versions(storage.without_slash(base_path))
 
@@ -62,18 +62,17 @@ def push(
 ) -> str:
     """Copies a SavedModel to `base_path/<version>`, whole or not at all.
 
-    Attempts that were killed earlier are cleared away first; versions beyond the `keep` newest (and folders
-    left by `rollback`) after the new one is in place. On local folders pushes to one base path wait
+    It first removes what killed pushes left and, once the new version is in place, versions beyond the `keep` newest
+    and folders left by `rollback`. On local folders pushes to one base path wait
     for each other; to an object store, push from one place at a time.
 
     Args:
-        saved_model_dir: the SavedModel to push; it stays as it is.
+        saved_model_dir: the SavedModel to push; it is not changed.
         base_path: the folder that the model server watches: local, or a `tf.io.gfile` or fsspec address.
-        keep: how many whole versions to keep, the new one among them. With 1 there is nothing to roll
-            back to.
+        keep: how many whole versions to keep, including the new one. With 1 there is nothing to roll back to.
         version: the version's number. It must be larger than any used before; left out, it is the next one.
         warmup: serialised tf.Examples to put into the new version as warm-up requests, see `write_warmup`;
-            left out, it has those that the SavedModel has.
+            by default those of the SavedModel.
 
     Returns:
         The path of the new version.
@@ -120,17 +119,17 @@ def push(
 
 
 def rollback(base_path: str | Path) -> str:
-    """Takes the newest whole version out of service, so that servers go back to the whole one before it.
+    """Takes the newest whole version out of service, so that servers return to the whole one before it.
 
     The version is set aside as `rolled-back-<version>` until the next push, and its number is not used again.
-    So are folders without a `saved_model.pb` that are newer than the version to go back to, for which a
-    server would wait in vain.
+    Folders without a `saved_model.pb` that are newer than the version to return to are set aside too: a server would
+    wait for them in vain.
 
     Args:
         base_path: the folder that the model server watches.
 
     Returns:
-        The path of the version that servers go back to.
+        The path of the version that servers return to.
 
     Raises:
         InputError: if there is no earlier version.
@@ -145,7 +144,7 @@ def rollback(base_path: str | Path) -> str:
                 f"{base}: expected at least two versions with a {MODEL_FILE} to roll back, found {held}"
             )
         *_, earlier, newest = whole
-        # The newest last: until then servers have it.
+        # The newest last: servers keep it until then.
         for number in sorted((n for n in versions if n > earlier), key=lambda n: n == newest):
             aside = f"{base}/rolled-back-{number}"
             storage.remove(aside)
@@ -206,7 +205,7 @@ def _move_folder(source: str, target: str, *, model_file_first: bool) -> None:
 
 
 def _discard(staging: str, final: str) -> None:
-    """Clears an attempt away; one that got as far as its `saved_model.pb` is whole and stays."""
+    """Removes an attempt, unless it has its `saved_model.pb` and is whole."""
     with contextlib.suppress(Exception):
         if storage.local_path(final) is None and not _is_whole(final):
             storage.remove(final)
@@ -217,7 +216,7 @@ def _clear_unfinished(base: str, locked: bool) -> None:
     """Removes what killed pushes and removals left, and ends killed rollbacks."""
     half = {n: path for n, path in _versions(base).items() if not _is_whole(path)}
     if storage.local_path(base) is not None:
-        half = {}  # Local versions come and go at once: such a folder is somebody else's.
+        half = {}  # Local versions appear and vanish in one step: such a folder is somebody else's.
     for name in storage.names(base):
         if match := _UNFINISHED.fullmatch(name):
             if locked or time.time() - int(match["time"]) > _STALE_SECONDS:
@@ -250,7 +249,7 @@ def _only_pusher(base: str, *, create: bool = True) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _explained(doing: str, base: str) -> Iterator[None]:
-    """Turns what the operating system says into one line for the user."""
+    """Turns an error of the operating system into one line for the user."""
     try:
         yield
     except OSError as error:
@@ -264,7 +263,7 @@ def _explained(doing: str, base: str) -> Iterator[None]:
         where = f" at {error.filename}" if error.filename else ""
         raise InputError(f"{doing}: {reason}{where}") from error
     except Exception as error:
-        # TensorFlow's errors, of writing warm-up requests, are no OSErrors; naming their class would import it.
+        # TensorFlow's errors on writing warm-up requests are not OSErrors; naming their class would import TensorFlow.
         if not hasattr(error, "error_code"):
             raise
         raise InputError(f"{doing}: {error}") from error

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from mlet_tf.serving.transport import ServingError
 
 _LONGEST_PAUSE = 2.0
-_MAX_DOUBLINGS = 60  # More would not fit into a float.
+_MAX_DOUBLINGS = 60  # A higher power would overflow a float.
 
 
 @dataclass(frozen=True)
 class Backoff:
     """Pauses between the attempts of one request.
 
-    A pause is drawn evenly from 0 to its bound, so that callers who were refused together do not come back together.
+    A pause is drawn uniformly from 0 to its bound, so that callers refused together do not return together.
 
     Attributes:
         retries: How often a request is sent again.

@@ -1,4 +1,4 @@
-"""Rows in any of the forms that callers have them in, as serialised tf.Examples of raw columns."""
+"""Rows in any form, converted to serialised tf.Examples of raw columns."""
 
 import codecs
 import datetime
@@ -31,9 +31,9 @@ _FEW = 100
 class Rows:
     """Rows to be predicted.
 
-    A missing value is None, NaN (pandas' and decimal's too), an empty text, the schema's marks for it, or an absent
-    key: the feature is then absent. With a schema, all values are read as the pipeline reads its logs, so a value that
-    means the same is the same category in any form: the integer 5, the float 5.0, the texts `5` and `5.0`.
+    A missing value is None, NaN (pandas' and decimal's too), an empty text, one of the schema's marks, or an absent
+    key; its feature is left out. With a schema, values are read as the pipeline reads its logs, so the integer 5, the
+    float 5.0 and the texts `5` and `5.0` are the same category.
 
     Args:
         rows: A list of dicts (column to value), a pandas frame, an Arrow table or batch, or, with a
@@ -41,7 +41,7 @@ class Rows:
         schema: The log's columns. Without one, integers are sent as int64 and texts as bytes.
 
     Raises:
-        InputError: A value does not fit its column, or a column is none of the schema's.
+        InputError: A value does not fit its column, or the schema does not have a column.
     """
 
     def __init__(self, rows: Any, schema: ClickLogSchema | None = None) -> None:
@@ -56,7 +56,7 @@ class Rows:
         self.examples = self._encode_few(columns) if self.count <= _FEW else self._encode_many(columns)
 
     def describe(self, row: int) -> str:
-        """The row as the caller gave it, for an error text."""
+        """The row as the caller passed it, for error messages."""
         rows = self._rows
         if hasattr(rows, "iloc"):
             found = rows.iloc[row].to_dict()
@@ -67,7 +67,7 @@ class Rows:
         return _shown(found)
 
     def _encode_few(self, columns: Mapping[str, Any]) -> list[bytes]:
-        """Row by row, which for few rows is quicker than a column at a time."""
+        """Encodes row by row, which is faster for few rows."""
         names = [name.encode() for name in columns]
         values = [self._values(name, _as_list(column)) for name, column in columns.items()]
         return [
@@ -152,14 +152,14 @@ class Rows:
         return pa.array(found, kind)
 
     def _quick(self, name: str, values: pa.Array) -> pa.Array | None:
-        """The column where no look at each value is needed; None otherwise."""
+        """The column, if it can be converted without looking at each value; None otherwise."""
         if self._schema is None:
             return _without_schema(values, self._marks)
         if not is_convertible(values.type):
             return None
         try:
             found, bad = convert_column(values, name, self._schema)
-        except pa.ArrowInvalid:  # Text of a type whose values are no UTF-8.
+        except pa.ArrowInvalid:  # Text type, but the values are not UTF-8.
             return None
         return None if bad.any() else found
 
@@ -218,7 +218,7 @@ def _shown(value: Any) -> str:
     try:
         text = repr(value)
     except ValueError:
-        # Python writes no integer of more than 4300 digits.
+        # Python does not print integers of more than 4300 digits.
         text = type(value).__name__
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
@@ -237,7 +237,7 @@ def _line_bytes(number: int, line: str | bytes) -> bytes:
 
 
 def _text(value: Any) -> bytes:
-    """A value without a schema: a text as it is, and whole numbers beside texts."""
+    """The text of a value without a schema: text unchanged, and whole numbers in a column of texts."""
     if isinstance(value, str | bytes):
         return as_bytes(value)
     if isinstance(value, bool):

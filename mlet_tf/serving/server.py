@@ -1,4 +1,4 @@
-"""`mlet-tf serve`: a real `tensorflow_model_server` where there is one, else a stand-in for development."""
+"""`mlet-tf serve`: a real `tensorflow_model_server` if there is one, else a stand-in for development."""
 
 import logging
 import os
@@ -192,7 +192,7 @@ class LocalServer:
 
     def wait_for_stop_request(self) -> None:
         """Waits for `request_stop`."""
-        # In turns: a signal that comes just before the thread goes to sleep does not wake it.
+        # In intervals: a signal just before the thread goes to sleep does not wake it.
         while not self._stopping.wait(_SIGNAL_POLL_SECONDS):
             pass
 
@@ -321,7 +321,7 @@ class ModelServer:
             # Labels are assigned before the versions are loaded; without this the server exits at the start.
             flags.append("--allow_version_labels_for_unavailable_models=true")
         poll = max(1, round(options.file_system_poll_wait_seconds))
-        # Loading is retried as the server does by itself: a version on an object store may be half-way there.
+        # The default number of load retries stays: a version on an object store may be incomplete for a while.
         flags += [f"--file_system_poll_wait_seconds={poll}", "--enable_grpc_healthcheck_service=true"]
         if self.kind == "binary":
             return [self.path, *flags]

@@ -1,4 +1,4 @@
-"""The address of a model server, read alike for both protocols."""
+"""The address of a model server, for both protocols."""
 
 import ipaddress
 import re
@@ -25,7 +25,7 @@ class Target:
     Attributes:
         host: Name or address, without brackets.
         port: 1 to 65535.
-        prefix: What the paths of requests begin with, such as `/gateway`; empty for none.
+        prefix: Prefix of the paths of requests, such as `/gateway`, or empty.
         encrypted: Whether the scheme asks for TLS; None if there is no scheme.
     """
 

@@ -27,7 +27,8 @@ def build_model(
         rows: Table rows V by feature, in the order of the columns of `sparse_features`.
         num_dense: D, width of `dense_features`.
         embeddings: Makes the embedding layer; it takes the arguments of `EmbeddingCollection`.
-        streaming_metrics: Whether `fit` keeps AUC and logloss of the training rows, at a cost in every step.
+        streaming_metrics: Whether `fit` computes AUC and logloss of the training rows, which costs time in every
+            step.
 
     Returns:
         The model, not compiled.
@@ -59,13 +60,13 @@ def compile_model(
     workers: Workers | None = None,
     l2: Mapping[str, float] | None = None,
 ) -> None:
-    """Compiles with an optimizer each for tables, projections and dense weights.
+    """Compiles a model with an optimizer each for tables, projections and dense weights.
 
     Args:
         model: The model.
         config: The training's part of the configuration.
         steps: Steps of the whole training.
-        workers: The processes that train together, where their tables are divided over them.
+        workers: The processes that train together, if the tables are divided over them.
         l2: L2 penalties by group, see `make_optimizer`.
     """
     optimizer = make_optimizer(config, steps, l2)

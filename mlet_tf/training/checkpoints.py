@@ -1,4 +1,4 @@
-"""Checkpoints: model, optimizer and progress as one, in step with the other processes of a training."""
+"""Checkpoints of model, optimizer and progress together, in step with the other processes of a training."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ class Progress:
 
 
 class _ProgressState(tf.train.experimental.PythonState):
-    """Lets a `Progress` travel inside a TensorFlow checkpoint, written and read with the weights as one."""
+    """Stores a `Progress` in the same TensorFlow checkpoint as the weights."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -67,7 +67,7 @@ class Checkpoints:
         self._best = tf.train.CheckpointManager(self._checkpoint, f"{work}/best", max_to_keep=1)
 
     def save(self) -> None:
-        """Saves the state as it is."""
+        """Saves the current state."""
         self._newest.save()
 
     def save_best(self) -> None:
@@ -75,7 +75,7 @@ class Checkpoints:
         self._best.save()
 
     def restore_newest(self) -> bool:
-        """Goes to the newest state that all processes have; False where there is none."""
+        """Restores the newest state that all processes have; False if there is none."""
         # A process may have been killed before it saved what others had. It is one behind at most, as they wait for
         # each other in every step. Numbers count up with the steps, so the same number is the same state.
         paths = {int(path.rsplit("-", 1)[1]): path for path in self._newest.checkpoints}
@@ -85,6 +85,6 @@ class Checkpoints:
         return bool(common)
 
     def restore_best(self) -> None:
-        """Goes to the best state."""
+        """Restores the best state."""
         if self._best.latest_checkpoint:
             self._checkpoint.restore(self._best.latest_checkpoint)

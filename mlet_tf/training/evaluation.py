@@ -15,7 +15,7 @@ _BLOCK_ROWS = 16_384
 
 
 class Predictor:
-    """Click probabilities of a model, which may be trained on between the calls.
+    """Click probabilities of a model, which may be trained further between calls.
 
     Args:
         model: Takes `{"dense_features": [B, D], "sparse_features": [B, F]}`, gives the CTR `[B]`.

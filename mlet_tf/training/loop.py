@@ -1,4 +1,4 @@
-"""The training loop: resumable, in one order of the rows, on one device, several or several hosts."""
+"""The training loop: resumable, with a fixed order of rows, on one device, several, or several hosts."""
 
 import contextlib
 import dataclasses
@@ -20,12 +20,12 @@ from mlet_tf.progress import ProgressLine
 from mlet_tf.training.checkpoints import Checkpoints, Progress
 from mlet_tf.training.evaluation import Predictor
 
-# Gives the batches of an epoch from a step on: `(epoch, first_step)`, both counted from 0.
+# Returns the batches of an epoch from a step on: `(epoch, first_step)`, both counted from 0.
 EpochBatches = Callable[[int, int], tf.data.Dataset]
 
 
 def steps_an_epoch(rows: int, batch_size: int) -> int:
-    """Steps of one epoch; the rows that do not fill a batch are left to other epochs.
+    """Steps of one epoch; rows that do not fill a batch are left out of it.
 
     Raises:
         InputError: If there are fewer rows than a batch takes.
@@ -54,15 +54,15 @@ def fit_epochs(
     callback: Callable[[int, int], keras.callbacks.Callback] | None = None,
     end_epoch: Callable[[float, float], None] | None = None,
 ) -> None:
-    """Trains from where `progress` stands to the end, and keeps it up to date.
+    """Trains from `progress` to the end, and updates it.
 
     Args:
         model: A compiled model.
         batches: The rows.
         epoch_steps: Steps of an epoch.
-        steps: Steps of the whole training; the last epoch may be a part of one.
+        steps: Steps of the whole training; the last epoch may be a partial one.
         progress: Where training stands; `stopped` ends it.
-        callback: Makes the callback of an epoch of its first step and the one after its last.
+        callback: Makes the callback of an epoch, given its first step and the one after its last.
         end_epoch: Called after each epoch with its mean loss and the time, in seconds, when it began.
     """
     fit = _fit_mirrored if many_hosts() else _fit
@@ -87,8 +87,9 @@ def train(
 ) -> Progress:
     """Trains to the end, from the newest checkpoint in `work` if there is one.
 
-    The order of the rows depends on seed and epoch alone, so a run that was killed and started again ends with the
-    weights of one that was not. Of several processes each has a folder for its own checkpoints; they resume from the
+    The order of the rows depends on seed and epoch alone, so a run that was killed and resumed ends with the same
+    weights as an undisturbed one. Of several processes each has a folder for its own checkpoints; they resume from
+    the
     newest that all of them have.
 
     Args:
@@ -136,7 +137,7 @@ def train(
             "eval_logloss": found["logloss"],
             "eval_auc": found["auc"],
         }
-        # The same to the last bit everywhere, since it decides when to stop.
+        # Bitwise equal in all processes, because it decides when to stop.
         record = {key: workers.mean(value) for key, value in record.items()}
         record["seconds"] = time.monotonic() - started
         _judge_epoch(record, progress, config, checkpoints)
@@ -174,7 +175,7 @@ def _fit(
 def _fit_mirrored(
     model: keras.Model, rows: tf.data.Dataset, steps: int, callbacks: list[keras.callbacks.Callback]
 ) -> float:
-    """The same over several hosts, where `fit` of Keras 3.15 fails: it reduces batches and metrics as arrays."""
+    """`_fit` over several hosts, where Keras 3.15's `fit` fails: it reduces batches and metrics as arrays."""
     strategy = tf.distribute.get_strategy()
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA

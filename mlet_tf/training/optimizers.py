@@ -20,7 +20,7 @@ def make_optimizer(
     Args:
         config: The training's part of the configuration.
         steps: Steps of the whole training, for the schedule.
-        l2: L2 penalties by group, out of `GROUPS`; of tables on the touched rows.
+        l2: L2 penalties by group of `GROUPS`; for tables, on the touched rows.
     """
     l2 = l2 or {}
     return split_optimizer(

@@ -1,7 +1,7 @@
-"""The processes of a training over several: each runs `mlet_tf.training.trainer.fit_and_export` on the same arguments.
+"""Distributed training: each process runs `mlet_tf.training.trainer.fit_and_export` on the same arguments.
 
-The chief's Trainer writes the arguments into the work folder, from where the workers take them. The training itself
-is `mlet_tf.training.worker`, in a process of its own for each, under its own `TF_CONFIG`.
+The chief's Trainer writes the arguments into the work folder, where the workers read them. Each then trains in a new
+process, `mlet_tf.training.worker`, under its own `TF_CONFIG`.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ _WORKER = "mlet_tf.training.worker"
 
 @dataclasses.dataclass(frozen=True)
 class TrainingArguments:
-    """What a training takes of TFX's `FnArgs`.
+    """The parts of TFX's `FnArgs` that a training uses.
 
     Attributes:
-        custom_config: `schema`, `model`, `train` and `vocabulary`, as in the configuration, and `work`: the folder
-            that a run after a kill finds again.
+        custom_config: `schema`, `model`, `train` and `vocabulary`, as in the configuration, and `work`: the folder in
+            which an interrupted run finds its state.
         transform_output: Folder of the transform graph.
         train_files: Patterns of the `train` shards.
         eval_files: Patterns of the `eval` shards.
@@ -46,7 +46,7 @@ class TrainingArguments:
 
     @classmethod
     def from_fn_args(cls, fn_args: Any) -> "TrainingArguments":
-        """Takes them out of TFX's `FnArgs`."""
+        """Reads them from TFX's `FnArgs`."""
         return cls(**{field.name: getattr(fn_args, field.name) for field in dataclasses.fields(cls)})
 
     def inputs(self) -> str:
@@ -56,11 +56,11 @@ class TrainingArguments:
 
 
 def train_as_chief(arguments: TrainingArguments) -> None:
-    """Trains in a fresh process, since collectives have to be set up before TensorFlow is used.
+    """Trains in a fresh process, because collectives must be set up before TensorFlow is used.
 
     Raises:
         WorkerLostError: Another process was lost; the same call resumes from the last checkpoint.
-        InputError: The training refused what it was given.
+        InputError: The training refused its arguments.
         RuntimeError: Training failed.
     """
     path = join(arguments.custom_config["work"], ARGUMENTS)

@@ -12,23 +12,23 @@ from mlet_tf.collapse import collapse_model, collapse_report
 from mlet_tf.errors import GateError
 from mlet_tf.quantize import quantization_report, quantize_model
 
-# Largest difference of a CTR that float32 sums in another order explain.
+# Largest difference of a CTR that another order of float32 sums explains.
 TOLERANCE = 1e-5
 
 
 def make_served_model(
     trained: keras.Model, batches: Sequence[Mapping[str, tf.Tensor]], table_dtype: str = "float32"
 ) -> tuple[keras.Model, dict[str, Any]]:
-    """Collapses a trained model, and quantises it if asked.
+    """Collapses a trained model, and quantises it if `table_dtype` is narrow.
 
     Args:
         trained: The trained model.
         batches: Inputs, of real rows, on which both models must agree.
-        table_dtype: `float32`, or what the tables are quantised to, see `mlet_tf.quantize_model`.
+        table_dtype: `float32`, or the dtype to quantise tables to, see `mlet_tf.quantize_model`.
 
     Returns:
-        The model to serve, and a report: `tables` (see `mlet_tf.collapse_report`, and what quantisation made of
-        them), `table_dtype`, `table_bytes`, `optimizer_bytes`, `max_abs_difference` and `compared_rows`.
+        The model to serve, and a report: `tables` (see `mlet_tf.collapse_report`, with the effect of quantisation),
+        `table_dtype`, `table_bytes`, `optimizer_bytes`, `max_abs_difference` and `compared_rows`.
 
     Raises:
         GateError: The collapsed model does not agree with the trained one.
@@ -69,7 +69,7 @@ def make_served_model(
 
 
 def _table_records(trained: keras.Model, collapsed: keras.Model, served: keras.Model) -> list[dict[str, Any]]:
-    """The report of the collapse, and what became of each table afterwards; `served` may be `collapsed`."""
+    """The report of the collapse, extended by the served form of each table; `served` may be `collapsed`."""
     quantized = {}
     if served is not collapsed:
         quantized = {record["name"]: record for record in quantization_report(collapsed, served)}

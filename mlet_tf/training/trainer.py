@@ -34,8 +34,8 @@ HISTORY = "history.json"
 def run_fn(fn_args: Any) -> None:
     """TFX Trainer entry point.
 
-    Where `TF_CONFIG` names several processes, this one trains in a fresh process, together with the others, which
-    `mlet-tf worker` starts; see `docs/distributed_training.md`.
+    If `TF_CONFIG` names several processes, a fresh process trains together with those that `mlet-tf worker` starts;
+    see `docs/distributed_training.md`.
 
     Args:
         fn_args: TFX's `FnArgs`; `custom_config` holds `schema`, `model`, `train` and `vocabulary`, as
@@ -85,21 +85,21 @@ def fit_and_export(arguments: TrainingArguments, workers: Workers) -> None:
 
 
 def work_folder(arguments: TrainingArguments, workers: Workers) -> str:
-    """A folder that the same training finds again after a kill, and no other one does."""
+    """A folder that the same training finds again after an interruption, and no other training does."""
     digest = hashlib.sha256(arguments.inputs().encode()).hexdigest()
     folder = join(arguments.custom_config["work"], digest[:16])
     return join(folder, f"worker-{workers.rank}-of-{workers.size}") if workers.size > 1 else folder
 
 
 def local_folder(folder: str) -> Path:
-    """The folder itself, or one on a local disk where it is remote: rows are read from a local disk."""
+    """The folder itself, or one on a local disk if it is remote: rows are read from a local disk."""
     if not is_remote(folder):
         return Path(folder)
     return Path(tempfile.gettempdir()) / f"mlet-tf-{hashlib.sha256(folder.encode()).hexdigest()[:16]}"
 
 
 def distribution_strategy(workers: Workers, sharded: bool) -> tf.distribute.Strategy:
-    """One device, all GPUs of this machine, or those of several with the same model everywhere."""
+    """The strategy for one device, all GPUs of this machine, or several processes with a copy of the model each."""
     if workers.size > 1 and not sharded:
         return workers.strategy
     if workers.size == 1 and len(tf.config.list_logical_devices("GPU")) > 1:

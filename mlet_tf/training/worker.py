@@ -1,4 +1,4 @@
-"""One process of a training over several: `python -m mlet_tf.training.worker FILE`, FILE as the chief wrote it."""
+"""One process of a distributed training: `python -m mlet_tf.training.worker FILE`, FILE as the chief wrote it."""
 
 import hashlib
 import sys

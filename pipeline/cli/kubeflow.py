@@ -29,7 +29,7 @@ _NUMBERS = {"NUMBER_INTEGER": (int, "an integer"), "NUMBER_DOUBLE": (float, "a n
     default="kubeflow",
     show_default=True,
     type=click.Choice(["kubeflow"]),
-    expose_value=False,  # One so far; it is there so that a script says what it means.
+    expose_value=False,  # The only choice so far; the option makes scripts explicit.
     help="What runs the pipeline.",
 )
 @click.option("--image", help="Image of the containers; default: `kubeflow.image` of the configuration.")
@@ -79,7 +79,7 @@ def submit(
     """
     spec = _read_package(package)
     parameters = parse_parameters(values, _parameters(spec))
-    with contextlib.redirect_stdout(sys.stderr):  # The client prints links of its own.
+    with contextlib.redirect_stdout(sys.stderr):  # The client prints links.
         run = _start(endpoint, package, spec, parameters, experiment, namespace, service_account)
     click.echo(f"{endpoint.rstrip('/')}/#/runs/details/{run}")
 

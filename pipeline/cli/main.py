@@ -1,11 +1,11 @@
-"""The `mlet-tf` command: the group, and what becomes of errors."""
+"""The `mlet-tf` command: the group, and how errors are reported."""
 
 import os
 import re
 import sys
 import warnings
 
-# TensorFlow's C++ lines tell a user of the command nothing, and its errors come as exceptions too.
+# TensorFlow's C++ log lines do not help a user of the command; errors also arrive as exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # About Python's end of life.
@@ -19,7 +19,7 @@ from mlet_tf.network import bypass_proxy_for_loopback
 
 _REFUSED, _FAILED, _INTERRUPTED = 2, 1, 130
 
-# The extra that brings a package which the library alone does not need. Of what TFX brings, what is imported first.
+# The extra of each package that the library alone does not need; of TFX's dependencies, those imported first.
 EXTRAS = {
     **dict.fromkeys(("tensorflow_recommenders",), "tfrs"),
     **dict.fromkeys(
@@ -118,7 +118,7 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     if isinstance(error, OSError):
         return _explain_os_error(error), _REFUSED
     if "tensorflow" in sys.modules and isinstance(error, sys.modules["tensorflow"].errors.OpError):
-        # What tf.io.gfile says of a path is "<path>; <reason>".
+        # Messages of tf.io.gfile are "<path>; <reason>".
         found = re.match(r"((?:/|\w+://)[^;\n]*); ([A-Z][^\n]*)", error.message)
         return (f"{found[1]}: {found[2]}" if found else None), _REFUSED
     serving_errors = sys.modules.get("mlet_tf.serving")

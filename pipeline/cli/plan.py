@@ -19,7 +19,7 @@ PRESETS: dict[str, tuple[tuple[int, ...], int]] = {
         ),
         39_291_957,
     ),
-    # As MLPerf's DLRM takes them, at most 40 million a column; 23 of the 24 days.
+    # As in MLPerf's DLRM, at most 40 million per column; 23 of the 24 days.
     "criteo-terabyte": (
         (
             40000000, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 40000000, 3067956, 405282, 10,
@@ -28,7 +28,7 @@ PRESETS: dict[str, tuple[tuple[int, ...], int]] = {
         4_195_197_692,
     ),
 }  # fmt: skip
-# The same columns with five that grow to two billion rows each, the most that int32 ids number being 2^31 - 1.
+# The same columns, five of them with two billion rows each; int32 ids end at 2^31 - 1.
 PRESETS["ten-billion"] = (
     tuple(2_000_000_000 if rows == 40_000_000 else rows for rows in PRESETS["criteo-terabyte"][0]),
     PRESETS["criteo-terabyte"][1],

@@ -1,4 +1,4 @@
-"""From a raw log to a folder of examples: chunks are written apart, counted, and renamed into place."""
+"""From a raw log to a folder of examples: chunks are written separately, checked, and renamed into place."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from mlet_tf.features.ingestion.shards import Result, Task, write_chunk
 from mlet_tf.features.ingestion.times import choose_cut, count_times
 from mlet_tf.storage import remove, writing
 
-# Calls a function on each task, maybe elsewhere and with the results going through a folder; gives them in order.
+# Calls a function on each task, perhaps on other machines, with results through a folder; returns them in order.
 Run = Callable[[Callable[[Task], Any], Sequence[Task], str], list[Any]]
 
 
@@ -26,7 +26,7 @@ def ingest(
     """Writes `Split-train`, `Split-eval`, `counts` (the values of `train`), `rejects` and `ingest_report.json`.
 
     Args:
-        inputs: Files of the log; by split where the method is `"files"`.
+        inputs: Files of the log; by split if the method is `"files"`.
         config: How the log is read and split.
         run: Calls a function on each chunk.
         folder: Folder to write.

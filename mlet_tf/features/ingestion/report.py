@@ -1,4 +1,4 @@
-"""What ingestion says about its rows and values, and counting the rows again."""
+"""The report of an ingestion, and counting its rows and values again."""
 
 from typing import Any
 

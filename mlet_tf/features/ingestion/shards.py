@@ -21,7 +21,7 @@ from mlet_tf.features.counts import ValueCounter
 from mlet_tf.features.ingestion.config import EVAL, TRAIN, IngestConfig
 from mlet_tf.features.records import GZIP, count_records, frame
 
-# Examples of a shard before compression; a trainer shuffles across shards, so they are not to be huge.
+# Size of a shard before compression; shards must not be huge, because a trainer shuffles across them.
 _SHARD_BYTES = 128 << 20
 _REJECTS_SHOWN = 10
 # ISA-L's gzip at its level 1: files as small as zlib's at level 1 in a quarter of the time.
@@ -35,7 +35,7 @@ class Task:
     Args:
         index: Its number.
         chunk: The chunk.
-        split: Where all of its rows belong, if that is given.
+        split: The split of all its rows, if it is given.
     """
 
     index: int
@@ -49,7 +49,7 @@ class Task:
 
 @dataclasses.dataclass
 class Result:
-    """What became of a chunk.
+    """What a chunk was turned into.
 
     Args:
         lines: Lines (or rows of Parquet) in it.
@@ -75,7 +75,7 @@ class Result:
 
 
 def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) -> Result:
-    """Reads a chunk and writes its examples and rejects into `folder`, under names nothing else has.
+    """Reads a chunk and writes its examples and rejects into `folder`, under unique names.
 
     Args:
         task: The chunk.
@@ -84,7 +84,7 @@ def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) 
         folder: Where to write.
 
     Returns:
-        What was read and written; `error` is set where a user has to mend something.
+        What was read and written; `error` is set if the user has to fix something.
     """
     result = Result()
     name = f"{folder}/{task.index:05d}-{uuid.uuid4().hex}"
@@ -92,7 +92,7 @@ def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) 
     rejects = _RejectWriter(f"{name}-rejects.jsonl")
     counts = _CountWriter(config, f"{name}-counts")
     try:
-        # Compressing is half the work and needs no Python: it runs beside reading the next block.
+        # Compression is half the work and releases the GIL: it runs while the next block is read.
         with futures.ThreadPoolExecutor(1) as thread:
             written = thread.submit(lambda: None)
             for block in read_chunk(task.chunk, config.schema):

@@ -13,7 +13,7 @@ _MOST_VALUES = 1 << 18
 
 
 class TimeCounts:
-    """How many rows have each time; of too many times, neighbours are counted together."""
+    """Rows by time; if there are too many times, neighbours are counted together."""
 
     def __init__(self) -> None:
         """Starts with none."""
@@ -55,7 +55,7 @@ def count_times(task: Task, schema: ClickLogSchema, column: str) -> TimeCounts:
 
 
 def choose_cut(chunks: Iterable[TimeCounts], eval_share: float) -> int:
-    """Finds the time from which on the share of rows is nearest to `eval_share`.
+    """Finds the time whose later rows, itself included, are the share nearest to `eval_share`.
 
     Args:
         chunks: Rows by time, of each chunk.

@@ -45,7 +45,7 @@ def _serialized(examples: input_pb2.Input) -> list[bytes]:
     if kind == "example_list":
         rows = [example.SerializeToString() for example in examples.example_list.examples]
     elif kind == "example_list_with_context":
-        # Two serialised messages in a row are read as one that merges them.
+        # Two consecutive serialised messages are read as one, merged.
         context = examples.example_list_with_context.context.SerializeToString()
         rows = [
             context + example.SerializeToString() for example in examples.example_list_with_context.examples
@@ -101,7 +101,7 @@ def classifications(
     """The result of a classify signature, from what `run_examples` gave.
 
     Raises:
-        StatusError: INVALID_ARGUMENT if the outputs are no classes and scores of the examples.
+        StatusError: INVALID_ARGUMENT if the outputs are not classes and scores of the examples.
     """
     found = {}
     for alias, dtype in (("classes", types_pb2.DT_STRING), ("scores", types_pb2.DT_FLOAT)):

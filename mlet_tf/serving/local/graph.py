@@ -1,7 +1,7 @@
 """The graph of a SavedModel and the session that runs it.
 
-A session on the graph, as TF Serving has, and not the restored Python functions: these check shapes that a server
-leaves to the kernels, and cost more per call.
+It uses a session on the graph, as TF Serving does, and not the restored Python functions, which check shapes that a
+server leaves to the kernels, and cost more per call.
 """
 
 import contextlib

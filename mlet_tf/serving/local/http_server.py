@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(self.rest.answer(self.command, target, body, has_origin=origin))
 
     def _drain(self) -> None:
-        """Reads on for a while: a caller that still sends when the connection closes misses the answer."""
+        """Keeps reading for a while: a caller that is still sending when the connection closes misses the answer."""
         end = time.monotonic() + _DRAIN_SECONDS
         self.connection.settimeout(0.5)
         with contextlib.suppress(OSError):
@@ -190,4 +190,4 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(html_error(code if code in REASONS else 400))
 
     def log_message(self, format: str, *args: object) -> None:
-        """No line for each request."""
+        """Does not log requests."""

@@ -149,7 +149,7 @@ def regress_answer(result: regression_pb2.RegressionResult) -> str:
 
 
 def error_answer(message: str) -> str:
-    """The body that tells of an error."""
+    """The body of an error."""
     writer = Writer()
     writer.open("{")
     writer.raw(quoted("error"))

@@ -29,7 +29,7 @@ _LITERALS = {ord("n"): ("null", None), ord("t"): ("true", True), ord("f"): ("fal
 # Where Python's parser might accept what the other refuses: huge exponents or digit strings, lone surrogates.
 _PARSE_WITH_CARE = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{300}|\\u[dD]|\x00")
 _MAX_EXPONENT = 308
-# Digits that the other parser keeps of a number with a fraction.
+# Digits of a number with a fraction that the other parser keeps.
 _MAX_SIGNIFICANT = 17
 
 
@@ -54,7 +54,7 @@ Json: TypeAlias = bool | int | float | str | list | Members | None
 def parse(body: bytes) -> Json:
     """Parses a request's body; objects become `Members`.
 
-    Bytes that are no UTF-8 stay in strings as the surrogates of Python's `surrogateescape`.
+    Bytes that are not UTF-8 stay in strings as surrogates (Python's `surrogateescape`).
 
     Raises:
         StatusError: INVALID_ARGUMENT with the reason and the byte offset.
@@ -105,7 +105,7 @@ class Parser:
         # A zero byte is the end of the document to the other parser, too.
         self._text = body + b"\x00"
         self._at = 0
-        for byte in _BOM:  # Each is skipped by itself, also where the others are missing.
+        for byte in _BOM:  # Each byte is skipped independently, even if the others are missing.
             self._at += self._text[self._at] == byte
 
     def document(self) -> Json:
@@ -247,7 +247,7 @@ class Parser:
             if not 0xDC00 <= low <= 0xDFFF:
                 raise self._error("The surrogate pair in string is invalid.", begin)
             point = 0x10000 + ((point - 0xD800) << 10) + (low - 0xDC00)
-        # A low surrogate alone passes, as three bytes that are no UTF-8.
+        # A lone low surrogate passes, as three bytes that are not UTF-8.
         return chr(point).encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
 
     def _hex(self, begin: int) -> int:

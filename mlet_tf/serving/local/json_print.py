@@ -1,4 +1,4 @@
-"""JSON text as TF Serving writes it: an indentation of its own, floats in as few digits as six where they do."""
+"""JSON text as TF Serving writes it: its indentation, and floats in six digits if these suffice."""
 
 import contextlib
 import math
@@ -99,8 +99,7 @@ class _CannotWriteError(Exception):
 def quote_value(value: Json) -> str:
     """A parsed value as error texts quote it.
 
-    The text ends at NaN and Inf inside of an array or object, as TF Serving's does, and where the value is nested
-    very deep.
+    Like TF Serving's, the text ends at NaN and Inf inside an array or object; it also ends at very deep nesting.
     """
     if type(value) is float or (type(value) is int and not -(2**63) <= value < 2**64):
         number = float(value)

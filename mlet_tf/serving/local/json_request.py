@@ -344,7 +344,7 @@ def _encode(text: str) -> bytes:
 def _decode_base64(value: Members) -> bytes:
     if not _is_base64(value):
         raise _format_error(value, "not formatted correctly for base64 data")
-    # White space is skipped. Padding may be left out, but what padding there is must be whole; dots count as such.
+    # White space is skipped. Padding may be left out, but not partly; dots count as padding.
     match = _BASE64.fullmatch(_encode(value[0][1]).translate(None, _WHITE_SPACE))
     if match is None:
         raise invalid("Unable to base64 decode")
@@ -368,7 +368,7 @@ def _fill_example(value: Json, example: example_pb2.Example) -> None:
         feature = feature_pb2.Feature()
         for item in content if is_array(content) else [content]:
             _add_to_feature(item, name, feature)
-        # A name that is no UTF-8 is that of no column.
+        # No column has a name that is not UTF-8.
         with contextlib.suppress(UnicodeEncodeError):
             example.features.feature[name].CopyFrom(feature)
 

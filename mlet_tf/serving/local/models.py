@@ -1,4 +1,4 @@
-"""The models a server holds: which versions there should be, loading and dropping them while requests run."""
+"""The models of a server: which versions to serve, loading and dropping them while requests run."""
 
 import contextlib
 import logging
@@ -29,7 +29,7 @@ class ModelConfig:
         name: what requests call it.
         base_path: the folder with its versions.
         latest: how many of the newest versions to serve; None for all.
-        specific: the versions to serve, whatever is newest; empty for `latest`.
+        specific: the versions to serve, regardless of newer ones; empty for `latest`.
         labels: names for versions.
     """
 
@@ -50,7 +50,7 @@ class _Version:
     leaving: bool = False
     code: Code = Code.OK
     message: str = ""
-    # The files as they were when loading failed: it is tried again when they change.
+    # State of the files when loading failed: it is tried again when they change.
     failed_with: tuple = ()
 
 
@@ -86,7 +86,7 @@ class Models:
                     self._poll_model(config)
                 except InputError:
                     raise
-                except Exception as error:  # The other models go on; the next look may find the folder.
+                except Exception as error:  # The other models continue; the next poll may find the folder.
                     _log.warning(
                         "%s: cannot look for versions in %s: %s", config.name, config.base_path, error
                     )
@@ -158,7 +158,7 @@ class Models:
             entry = self._versions[name][number] = _Version(_State.LOADING)
         try:
             servable = Servable(name, number, path, **self._limits)
-        except Exception as error:  # Whatever a broken model raises, the server goes on with the others.
+        except Exception as error:  # A broken model may raise anything; the server continues with the others.
             code, message = _explain(error)
             with self._lock:
                 entry.state, entry.code, entry.message = _State.END, code, message
@@ -259,5 +259,5 @@ def _fingerprint(path: str) -> tuple:
 def _stamp(path: str) -> tuple:
     try:
         return file_stamp(path)
-    except OSError:  # Gone since the folder was listed, or a link to nowhere.
+    except OSError:  # Removed since the folder was listed, or a dangling link.
         return ()

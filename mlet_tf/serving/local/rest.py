@@ -99,7 +99,7 @@ class Rest:
             return Answer(400, b"", _JSON)
         except StatusError as error:
             return _refusal(error)
-        except Exception as error:  # A fault of this server must not cost the caller the connection.
+        except Exception as error:  # A bug of this server must not close the connection.
             _log.exception("%s %s failed", method, path)
             return _refusal(StatusError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
 
@@ -161,7 +161,7 @@ class Rest:
 def _set_signature(spec: model_pb2.ModelSpec, name: str) -> None:
     try:
         spec.signature_name = name
-    except ValueError:  # No UTF-8, and so the name of none.
+    except ValueError:  # Not UTF-8, so no model has this name.
         raise invalid(f"No signature was found with the name: {name}") from None
 
 

@@ -46,7 +46,7 @@ def _answered(
             return method(self, request)
         except StatusError as error:
             refusal = error
-        except Exception as error:  # A fault of this server.
+        except Exception as error:  # A bug of this server.
             _log.exception("%s failed", method.__name__)
             refusal = StatusError(Code.INTERNAL, f"{type(error).__name__}: {error}")
         return context.abort(refusal.code, refusal.message)

@@ -1,4 +1,4 @@
-"""The one error of the stand-in server: a code and the words that the caller gets."""
+"""The error of the stand-in server: a code and a message for the caller."""
 
 import grpc
 

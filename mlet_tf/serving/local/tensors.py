@@ -25,7 +25,7 @@ _FIELDS = {
     types_pb2.DT_BFLOAT16: "half_val",
 }
 _HALVES = (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
-# Types that can be sent, but whose values are not read here: only that a model takes another type is told.
+# Types that can be sent, but whose values are not read here; only a mismatch with the model is reported.
 OPAQUE = (
     types_pb2.DT_COMPLEX64,
     types_pb2.DT_COMPLEX128,
@@ -202,7 +202,7 @@ def builder(dtype: int) -> Callable[[list], np.ndarray]:
     target = _numpy_type(dtype)
 
     def numbers(values: list) -> np.ndarray:
-        # Through the widest type, so that what does not fit wraps (integers) or becomes infinite (floats).
+        # Through the widest type, so that values that do not fit wrap (integers) or become infinite (floats).
         wide = np.float64 if np.dtype(target).kind == "f" else None
         with np.errstate(over="ignore"):
             return np.array(values, wide if values else target).astype(target)

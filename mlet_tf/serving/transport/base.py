@@ -1,4 +1,4 @@
-"""What REST and gRPC share: the request, where it goes, and how it fails."""
+"""Common code of REST and gRPC: requests, settings and errors."""
 
 import contextlib
 import functools
@@ -78,7 +78,7 @@ class Tls:
 
 @dataclass(frozen=True)
 class Settings:
-    """Where requests go and what they say besides the rows. The fields are arguments of `CTRClient`."""
+    """Target of requests, and their content besides the rows. The fields are arguments of `CTRClient`."""
 
     target: Target
     model_name: str
@@ -132,7 +132,7 @@ def seconds_until(deadline: float) -> float:
     """Seconds until a deadline.
 
     Raises:
-        ServingError: The deadline is over.
+        ServingError: The deadline has passed.
     """
     left = deadline - time.monotonic()
     if left <= 0:
@@ -155,7 +155,7 @@ def ctr_output(outputs: Mapping[str, _T]) -> _T:
 
 @contextlib.contextmanager
 def reading(answer: object) -> Iterator[None]:
-    """Turns any failure to read an answer into a `ServingError`: no model server gives such an answer."""
+    """Turns any failure to read an answer into a `ServingError`: a model server would not give such an answer."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""HTTP connections that are kept between requests, and on which a deadline bounds all steps together."""
+"""HTTP connections that are kept open between requests, with one deadline for all steps of a request."""
 
 import contextlib
 import http.client
@@ -13,9 +13,9 @@ from mlet_tf.serving.transport.base import seconds_until
 
 
 class Connection(http.client.HTTPConnection):
-    """HTTP or HTTPS, straight to the host: no proxy, whatever the environment says.
+    """HTTP or HTTPS, directly to the host: proxies in the environment are ignored.
 
-    The deadline bounds connecting, sending and reading together, and not each of them.
+    The deadline bounds connecting, sending and reading together, not each of them.
 
     Args:
         host: Name or address.
@@ -95,14 +95,14 @@ class Pool:
         try:
             yield connection
         except BaseException:
-            # The rest of an answer may still be to come: it must not be taken for the next one.
+            # The rest of this answer may still arrive, and must not be taken for the next one.
             connection.close()
             raise
         finally:
             self._take_back(connection)
 
     def close(self) -> None:
-        """Closes the idle connections now, and the others when they come back."""
+        """Closes the idle connections now, and the others when they are returned."""
         with self._lock:
             self._closed = True
             for connection in self._idle:
@@ -118,7 +118,7 @@ class Pool:
 
 
 class _TimedReader(io.RawIOBase):
-    """What comes from a socket until a deadline."""
+    """Reads from a socket until a deadline."""
 
     def __init__(self, stream: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
         self._stream = stream

@@ -33,7 +33,7 @@ from mlet_tf.serving.transport.base import (
     type_name,
 )
 
-# Of a message or of its headers. All else that exhausts a server passes.
+# The size of a message or of its headers. All other exhaustion is temporary.
 _TOO_LARGE = ("larger than max", "metadata size exceeds")
 
 

@@ -1,4 +1,4 @@
-"""Requests over REST, with neither TensorFlow nor gRPC."""
+"""Requests over REST, without TensorFlow and gRPC."""
 
 import asyncio
 import base64
@@ -42,7 +42,7 @@ _CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-_TOO_LARGE = 413  # And stays so, unlike what else exhausts a server.
+_TOO_LARGE = 413  # Permanent, unlike other exhaustion.
 
 
 class RestTransport:
@@ -131,7 +131,7 @@ class RestTransport:
                         raise ServingError("UNAVAILABLE", f"{address}: {_no_http(error)}") from error
                 except (OSError, UnicodeError, http.client.HTTPException) as error:
                     connection.close()
-                    # A server may close a connection that was idle; that tells nothing about the server.
+                    # A server may close an idle connection; that says nothing about its health.
                     if not kept:
                         raise ServingError(
                             "UNAVAILABLE", f"{address}: {error or type(error).__name__}"
@@ -147,7 +147,7 @@ class AsyncRestTransport:
 
     Args:
         settings: Where requests go.
-        threads: How many threads; the event loop's own are few, and others need them.
+        threads: Number of threads; the event loop's own are few and shared with other code.
 
     Raises:
         InputError: A file of the TLS settings cannot be read.
@@ -191,7 +191,7 @@ def _states(answer: Mapping[str, Any]) -> dict[int, str]:
 def _values(answer: Mapping[str, Any]) -> np.ndarray:
     outputs = answer["outputs"]
     values = np.array(ctr_output(outputs) if isinstance(outputs, dict) else outputs)
-    # NumPy would make NaN of null and a number of a text.
+    # NumPy would convert null to NaN and text to a number.
     if values.dtype.kind not in "fiu":
         raise ValueError
     return values.astype(np.float32)
