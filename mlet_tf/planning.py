@@ -1,4 +1,4 @@
-"""What a training and its served model take: memory, bytes moved, time and cost, by arithmetic alone.
+"""Memory, bytes moved, time and cost of a training and its served model, by arithmetic alone.
 
 `make_plan` turns sizes into a list of `Line`s, each with its formula. Nothing here imports TensorFlow.
 """
@@ -23,7 +23,7 @@ Unit = Literal["bytes", "FLOP", "count", "seconds", "hours", "cost"]
 FLOAT = 4  # Bytes of a float32 and of an int32.
 EVALUATION_BATCH = 4096
 
-# State per weight of a table of width w, in floats a weight.
+# Optimizer state per weight of a table of width w, in floats.
 _STATE = {
     "sgd": lambda width: 0.0,
     "adagrad": lambda width: 1.0,
@@ -74,9 +74,9 @@ class Line:
     formula: str
 
 
-# Measured, see benchmarks/planning.py: a process that has trained tables of nothing, without the buffers counted below.
+# Measured, see benchmarks/planning.py: a process that has trained empty tables, without the buffers counted below.
 BASE_BYTES = 690 << 20
-# Rows in a shuffle buffer are tensors of their own.
+# Each row in a shuffle buffer is a tensor.
 _SHUFFLED_ROW_OVERHEAD = 200
 
 

@@ -298,7 +298,7 @@ def _named_apart(model: keras.Model) -> Iterator[None]:
     own = [part for part in parts if part not in GLOBAL_CUSTOM_NAMES and not _is_of_keras(part)]
     names = {part: f"{part.__name__}/{i}" for i, part in enumerate(dict.fromkeys(own))}
     lambdas = [part for part in names if part.__name__ == "<lambda>"]
-    # Some configurations are written by hand, with the name of the class.
+    # Some handwritten configurations have the name of the class.
     found: dict[str, Any] = {part.__name__: part for part in names if isinstance(part, type)}
     found |= {name: part for part, name in names.items()}
     GLOBAL_CUSTOM_NAMES.update(names)

@@ -64,7 +64,7 @@ class Workers:
         return tf.raw_ops.CollectiveGatherV2(input=tensor, ordering_token=[], **self._keys())
 
     def exchange(self, tensor: tf.Tensor) -> tf.Tensor:
-        """Sends slice i of the first axis, `[size, ...]`, to process i; slice i of the result came from there."""
+        """Sends slice i of the first axis, `[size, ...]`, to process i; slice i of the result comes from there."""
         if self.size == 1:
             return tf.convert_to_tensor(tensor)
         return tf.raw_ops.CollectiveAllToAllV2(input=tensor, ordering_token=[], **self._keys())

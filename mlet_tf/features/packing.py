@@ -104,7 +104,7 @@ class _Packed:
         return cls(examples)
 
     def write(self, folder: Path) -> None:
-        """Says it in the folder."""
+        """Writes the progress into the folder."""
         strict_json.write(folder / _PACKED, dataclasses.asdict(self))
 
 

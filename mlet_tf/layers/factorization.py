@@ -155,7 +155,7 @@ def _write_torch(table: keras.Variable, blocks: Iterable[np.ndarray], low: int) 
 
 
 def _stack(blocks: Iterable[np.ndarray], rows: int) -> np.ndarray:
-    """Stacks blocks of rows as they come, so that they are never all there beside the result."""
+    """Stacks blocks of rows one by one, so that they are never all in memory besides the result."""
     blocks = iter(blocks)
     first = next(blocks)
     result, low = np.empty((rows, *first.shape[1:]), first.dtype), 0

@@ -152,7 +152,7 @@ def _draw_seed() -> int:
 def add_table(
     layer: keras.layers.Layer, initializer: keras.initializers.Initializer, **options: Any
 ) -> keras.Variable:
-    """Adds a weight whose initial values are written in blocks, so that there never is a second table.
+    """Adds a weight and writes its initial values in blocks, so that memory never holds a second table.
 
     Args:
         layer: The layer, in its `build()`.

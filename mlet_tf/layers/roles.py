@@ -12,7 +12,7 @@ _TABLE_NAMES = ("table", "direct_table", "embeddings")
 
 
 def variable_role(variable: keras.Variable) -> Role:
-    """Tells which group of variables a weight belongs to.
+    """Returns the group of variables that a weight belongs to.
 
     The role is read from the last part of the variable's path: factors of `V` rows and direct tables are
     named `table...` or `direct_table...` by this package (and `embeddings` by Keras), the small factors
@@ -34,7 +34,7 @@ def variable_role(variable: keras.Variable) -> Role:
 
 
 def validate_multiplier(which: str, value: object) -> float:
-    """Returns the value, or raises ValueError for one that no learning rate can be multiplied with.
+    """Returns the value, or raises ValueError if it cannot be a factor on a learning rate.
 
     Args:
         which: `"table"` or `"projection"`.
@@ -48,7 +48,7 @@ def validate_multiplier(which: str, value: object) -> float:
 
 
 def mark(variable: keras.Variable, learning_rate_multiplier: float) -> None:
-    """Notes on a variable what the optimizers of this package look for.
+    """Marks a variable for the optimizers of this package.
 
     Args:
         variable: A Keras variable.

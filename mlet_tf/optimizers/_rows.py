@@ -22,7 +22,7 @@ _MAY_HIDE_DUPLICATES = {
 
 
 def is_slices(gradient: object) -> bool:
-    """Tells whether a gradient names the rows it belongs to."""
+    """Whether a gradient names the rows it belongs to."""
     return isinstance(gradient, tf.IndexedSlices)
 
 

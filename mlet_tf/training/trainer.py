@@ -79,8 +79,8 @@ def fit_and_export(arguments: TrainingArguments, workers: Workers) -> None:
         uri = os.path.dirname(arguments.serving_model_dir)  # noqa: PTH120 (may be remote)
         save_model(whole, schema, transform, uri)
         strict_json.write(join(uri, HISTORY), progress.history)
-    workers.wait()  # A process that ends earlier would look lost.
-    if is_remote(work):  # Else they are removed with the work folder.
+    workers.wait()  # A process that ended earlier would count as lost.
+    if is_remote(work):  # Otherwise they are removed with the work folder.
         shutil.rmtree(packed.parent, ignore_errors=True)
 
 

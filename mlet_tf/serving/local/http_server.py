@@ -79,7 +79,7 @@ class _Sockets(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A caller that went away is no news."""
+        """Ignores callers that went away."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -54,7 +54,7 @@ class ServingError(RuntimeError):
         self._shown = shown
 
     def __reduce__(self) -> tuple[Callable[..., "ServingError"], tuple[str, str]]:
-        # The default passes the message alone, and what comes from a process pool could not be read.
+        # The default passes the message alone, so errors from a process pool could not be unpickled.
         make = functools.partial(ServingError, row=self.row, shown=self._shown, retryable=self.retryable)
         return make, (self.code, self.details)
 
