@@ -250,7 +250,6 @@ class Events:
     """
 
     def __init__(self, soak: Soak, client: CTRClient, base: Path, models: list[Path], corrupt: Path) -> None:
-        """See the class."""
         self._soak, self._client, self._server, self._base = soak, client, soak.server, base
         self._models, self._corrupt = models, corrupt
         self._contents: dict[int, int] = {1: 0}  # Which model a version is; corrupt ones are left out.

@@ -24,7 +24,6 @@ class AveragingOptimizer(SplitOptimizer):
     """
 
     def __init__(self, optimizer_map: Any, workers: Workers, **kwargs: Any) -> None:
-        """See the class."""
         super().__init__(optimizer_map, **kwargs)
         self._workers = workers
 

@@ -29,7 +29,6 @@ class Workers:
     def __init__(
         self, cluster: Cluster, strategy: tf.distribute.MultiWorkerMirroredStrategy | None = None
     ) -> None:
-        """See the class."""
         self.size, self.rank, self.is_chief = cluster.size, cluster.rank, cluster.is_chief
         self.strategy = strategy
         self._instances = itertools.count(_FIRST_INSTANCE)

@@ -71,7 +71,6 @@ class ValueCounter:
     """
 
     def __init__(self, schema: ClickLogSchema) -> None:
-        """See the class."""
         self._schema = schema
         self._clear()
 

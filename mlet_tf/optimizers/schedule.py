@@ -18,7 +18,6 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     """
 
     def __init__(self, peak: float, warmup_steps: int, decay: str, steps: int) -> None:
-        """See the class."""
         self.peak, self.warmup_steps, self.decay, self.steps = peak, warmup_steps, decay, steps
 
     def __call__(self, step: Any) -> Any:
