@@ -27,7 +27,6 @@ class Processes:
     """
 
     def __init__(self, count: int) -> None:
-        """See the class."""
         self._count = count
         self._pool, self._left = self._start()
 

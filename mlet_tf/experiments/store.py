@@ -21,7 +21,6 @@ class TrialStore:
     """
 
     def __init__(self, path: Path) -> None:
-        """See the class."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
 

@@ -48,12 +48,7 @@ class GrpcTransport:
     """
 
     def __init__(self, settings: Settings) -> None:
-        options = _channel_options(settings)
-        address = settings.target.address
-        if settings.tls:
-            self._channel = grpc.secure_channel(address, _credentials(settings.tls), options)
-        else:
-            self._channel = grpc.insecure_channel(address, options)
+        self._channel = _channel(grpc, settings)
         self._calls = _Calls(settings, self._channel)
 
     def send(self, request: Request) -> Answer:
@@ -83,12 +78,7 @@ class AsyncGrpcTransport:
     """
 
     def __init__(self, settings: Settings) -> None:
-        options = _channel_options(settings)
-        address = settings.target.address
-        if settings.tls:
-            self._channel = grpc.aio.secure_channel(address, _credentials(settings.tls), options)
-        else:
-            self._channel = grpc.aio.insecure_channel(address, options)
+        self._channel = _channel(grpc.aio, settings)
         self._calls = _Calls(settings, self._channel)
 
     async def send(self, request: Request) -> Answer:
@@ -152,6 +142,14 @@ class _Calls:
             spec.version.value = version
         elif self._settings.label:
             spec.version_label = self._settings.label
+
+
+def _channel(library: Any, settings: Settings) -> Any:
+    """A channel of `grpc` or of `grpc.aio`."""
+    address, options = settings.target.address, _channel_options(settings)
+    if settings.tls:
+        return library.secure_channel(address, _credentials(settings.tls), options)
+    return library.insecure_channel(address, options)
 
 
 def _channel_options(settings: Settings) -> list[tuple[str, int | str]]:
