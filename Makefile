@@ -48,7 +48,7 @@ test: $(READY) ## Lint, types and tests, without the slow ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-backends: ## Tests of layers, optimizers and collapse on JAX and torch, in an environment without TensorFlow
 	test -x .venv-backends/bin/python || $(PYTHON) -m venv .venv-backends

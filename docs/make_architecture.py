@@ -28,6 +28,7 @@ PLACES = {
     "components": ((4.35, 8.95), 8.0, ""),
     "mlet_tf/experiments": ((9.9, 7.5), 3.0, "sweeps, statistics, plots"),
     "mlet_tf/training": ((5.7, 6.6), 3.0, "build, fit, resume, export"),
+    "mlet_tf/evaluation": ((2.5, 6.6), 2.6, "metrics by slice"),
     "mlet_tf/export": ((4.3, 5.5), 2.4, "SavedModel, signatures"),
     "mlet_tf/distributed": ((8.0, 5.5), 2.8, "tables over processes"),
     "mlet_tf/models": ((5.7, 4.4), 2.2, "DLRM"),
@@ -46,6 +47,7 @@ BOXES_OF_FILES = {
     "quantize": "mlet_tf/replace",
     "replace": "mlet_tf/replace",
     "export": "mlet_tf/export",
+    "evaluation": "mlet_tf/evaluation",
 }
 BANDS = {
     "pipeline": (10.1, 11.2, "#e9e2f5"),

@@ -116,7 +116,7 @@ _RunKeys: Any = create_model(
     __base__=Group,
     **{
         key: (
-            Distinct[annotation],
+            Distinct[annotation],  # type: ignore[valid-type]
             Field((), description=f"Values of `{key}`; an empty list takes the run's own."),
         )
         for name, group in (("model", ModelConfig), ("train", TrainConfig))

@@ -227,7 +227,7 @@ def _canonical(raw: pa.Array) -> pa.Array:
 def _to_labels(raw: pa.Array, schema: ClickLogSchema) -> tuple[pa.Array, np.ndarray]:
     texts = raw if pa.types.is_binary(raw.type) else raw.cast(pa.string()).cast(pa.binary())
     present = np.asarray(texts.is_valid())
-    chosen = [schema.positive, schema.negative]
+    chosen: list[Sequence[str]] = [schema.positive, schema.negative]
     if pa.types.is_boolean(raw.type):
         chosen = [[TRUTH_TEXTS.get(text.lower(), text) for text in group] for group in chosen]
     clicks, others = (

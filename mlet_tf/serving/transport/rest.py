@@ -181,7 +181,7 @@ def _ssl_context(tls: Tls) -> ssl.SSLContext:
 def _no_http(error: http.client.BadStatusLine) -> str:
     if isinstance(error, http.client.RemoteDisconnected):
         return str(error)
-    return f"the answer is not HTTP; is this a gRPC port? It begins with {error.line[:SHOWN_CHARACTERS]!r}"
+    return f"the answer is not HTTP; is this a gRPC port? It begins with {error.args[0][:SHOWN_CHARACTERS]!r}"
 
 
 def _states(answer: Mapping[str, Any]) -> dict[int, str]:
