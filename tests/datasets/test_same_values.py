@@ -224,6 +224,9 @@ def test_a_header_is_no_row(tmp_path):
     for first in ("c,y,i", "y,i,c\n", '"i","c"', "\ufeffy,i,c"):
         with pytest.raises(InputError, match=r"row 0: expected a row\. Received: the header of a file"):
             predicted([first, "1,7,a"], schema)
+    # A category may be named as its column is.
+    single = dataclasses.replace(schema, integers=(), columns=("y", "c"))
+    assert predicted(["1,c"], single) == predicted(["c"], single) == predicted([{"c": "c"}], single)
     assert predicted(["\ufeff1,7,a", "1,7,a"]) == predicted([{"i": 7, "c": "a"}] * 2)
 
 
