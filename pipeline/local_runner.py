@@ -40,7 +40,7 @@ def run(config: PipelineConfig) -> dict[str, Any]:
     _prepare(state, config)
     if not is_remote(config.push_to):
         output_folder(config.push_to)  # Now rather than after the training.
-    fingerprint = _fingerprint(config, files)
+    fingerprint = fingerprint_of(config, files)
     last = read_run(state)
     if config.enable_cache and last and last.get("fingerprint") == fingerprint and _still_there(last):
         return {**last, "unchanged": True}
@@ -91,10 +91,12 @@ def _prepare(output: Path, config: PipelineConfig) -> None:
         ) from None
 
 
-def _fingerprint(config: PipelineConfig, files: list[str]) -> str:
+def fingerprint_of(config: PipelineConfig, files: list[str]) -> str:
+    """A text that changes with all that a run depends on: configuration, schema, data and code."""
     state = [(absolute(file), *file_stamp(file)) for file in files]
     text = (
         dump_config(config)
+        + json.dumps(config.schema.to_dict())  # The configuration has only the path of its file.
         + json.dumps(state)
         + code_version("mlet_tf.pipeline", "mlet_tf.components", "mlet_tf")
     )

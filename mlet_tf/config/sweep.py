@@ -111,7 +111,7 @@ def _keys_of(group: type[Group], prefix: str) -> Iterator[tuple[str, Any]]:
             yield key, annotation
 
 
-_RunKeys: Any = create_model(
+_RunKeys: Any = create_model(  # type: ignore[call-overload]  # It cannot tell fields in a dict from options.
     "_RunKeys",
     __base__=Group,
     **{

@@ -30,6 +30,7 @@ _TEXT_SHOWN = 200
 _INT64 = np.iinfo(np.int64)
 _EXACT_FLOAT = 2.0**53
 _NUMBER = re.compile("0|-?[1-9][0-9]{0,19}")  # A whole number as a category has it.
+_WHOLE_DECIMAL = r"^-?[0-9]+(?:\.0+)?$"
 # Label texts, in small letters, that mean a truth value; to Arrow's text of it.
 TRUTH_TEXTS = {"true": "true", "1": "true", "false": "false", "0": "false"}
 _SHORT_INTEGER = 17  # Bytes of text that cannot be more than 64 bits.
@@ -90,7 +91,7 @@ def convert(
     """Converts columns to the wanted types.
 
     Args:
-        table: The raw columns: text of any kind, integers, floats, booleans or, for the time, timestamps.
+        table: The raw columns: text of any kind, integers, floats, decimals, booleans or, for the time, timestamps.
         wanted: Names and types wanted, as of `arrow_schema`.
         schema: Says what is missing and what must hold.
 
@@ -152,7 +153,15 @@ def convert_column(raw: pa.Array, name: str, schema: ClickLogSchema) -> tuple[pa
 def is_convertible(kind: pa.DataType) -> bool:
     """Whether `convert_column` takes a type for one of its columns."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    checks = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null, is_text)
+    types = pa.types
+    checks = (
+        types.is_integer,
+        types.is_floating,
+        types.is_decimal,
+        types.is_boolean,
+        types.is_null,
+        is_text,
+    )
     return any(check(kind) for check in checks)
 
 
@@ -171,7 +180,7 @@ def _shown(value: Any, schema: ClickLogSchema) -> str:
 
 
 def _plain(raw: pa.Array) -> pa.Array:
-    """The same values as binary, integers, floats, booleans or timestamps."""
+    """The same values as binary, integers, floats, decimals, booleans or timestamps."""
     if pa.types.is_dictionary(raw.type):
         raw = raw.cast(raw.type.value_type)
     if pa.types.is_null(raw.type) or is_text(raw.type):
@@ -182,7 +191,13 @@ def _plain(raw: pa.Array) -> pa.Array:
 
 
 def _whole_numbers(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Floats as int64, and a mask of those that are not whole or too large to be exact."""
+    """Floats as int64, decimals as text, and which are not whole, or floats so large that they may be rounded."""
+    if pa.types.is_decimal(raw.type):
+        # Arrow casts no decimals to text.
+        texts = pa.array([None if value is None else f"{value:f}" for value in raw.to_pylist()], pa.string())
+        whole = np.asarray(pc.fill_null(pc.match_substring_regex(texts, _WHOLE_DECIMAL), False))
+        texts = pc.if_else(pa.array(whole), texts, pa.scalar(None, texts.type))
+        return texts.cast(pa.binary()), np.asarray(raw.is_valid()) & ~whole
     if not pa.types.is_floating(raw.type):
         return raw, np.zeros(len(raw), bool)
     numbers = raw.fill_null(np.nan).to_numpy().astype(np.float64)

@@ -197,7 +197,10 @@ class Rows:
 def _refuse_header(line: bytes, schema: ClickLogSchema, quoted: str) -> None:
     """Raises where the first line names the columns: it is no row, and their order may be another."""
     fields = quoting.split(line, schema.separator, quoted) or []
-    if {name.encode() for name in schema.raw_features} <= set(fields):
+    names = {name.encode() for name in schema.raw_features}
+    # Of one field alone, or with a value for the label, it may be a row of such categories.
+    whole = schema.label.encode() in fields or 1 < len(fields) < len(schema.columns)
+    if schema.header and whole and names <= set(fields):
         raise InputError(
             "row 0: expected a row. Received: the header of a file; csv.DictReader reads such a file, whatever the "
             "order of its columns"

@@ -196,12 +196,37 @@ def test_a_number_before_a_line_end_is_a_text_in_every_form(tmp_path):
         assert predicted(rows)[0] == expected[0]
 
 
+def test_decimals_of_parquet_are_whole_numbers_or_malformed(tmp_path):
+    """Such as Spark and Hive write: the whole file was refused, and the client took them."""
+    numbers = [decimal.Decimal(text) for text in ("5", "-7.00", "0", "12345678901234567890.00")]
+    decimals = pa.array([*numbers, None, decimal.Decimal("2.50")], pa.decimal128(30, 2))
+    table = pa.table({"y": pa.array([1] * 6, pa.int64()), "i": pa.array([7] * 6), "c": decimals})
+    pq.write_table(table, tmp_path / "log.parquet")
+    (chunk,) = plan_chunks([str(tmp_path / "log.parquet")], LOG)
+    (block,) = read_chunk(chunk, LOG)
+    assert block.table["c"].to_pylist() == [b"5", b"-7", b"0", b"12345678901234567890", None]
+    assert [reject.line for reject in block.rejects] == [6] and "Decimal('2.50')" in block.rejects[0].reason
+    good = table.slice(0, 5)
+    expected = predicted(
+        [{"i": 7, "c": None if value is None else int(value)} for value in good["c"].to_pylist()]
+    )
+    assert predicted(good) == predicted(good.to_pylist()) == predicted(good.to_pandas()) == expected
+    one = pa.array([decimal.Decimal("1.0")])
+    pq.write_table(pa.table({"y": one, "i": decimals[1:2], "c": ["a"]}), tmp_path / "log.parquet")
+    (chunk,) = plan_chunks([str(tmp_path / "log.parquet")], LOG)
+    (block,) = read_chunk(chunk, LOG)
+    assert block.table["i"].to_pylist() == [-7]
+
+
 def test_a_header_is_no_row(tmp_path):
     """Its columns may be in another order, in which the rows after it would be misread."""
     schema = dataclasses.replace(LOG, header=True)
     for first in ("c,y,i", "y,i,c\n", '"i","c"', "\ufeffy,i,c"):
         with pytest.raises(InputError, match=r"row 0: expected a row\. Received: the header of a file"):
             predicted([first, "1,7,a"], schema)
+    # A category may be named as its column is.
+    single = dataclasses.replace(schema, integers=(), columns=("y", "c"))
+    assert predicted(["1,c"], single) == predicted(["c"], single) == predicted([{"c": "c"}], single)
     assert predicted(["\ufeff1,7,a", "1,7,a"]) == predicted([{"i": 7, "c": "a"}] * 2)
 
 

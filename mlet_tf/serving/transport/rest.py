@@ -125,17 +125,11 @@ class RestTransport:
                     return response.status, response.read()
                 except TimeoutError as error:
                     raise ServingError("DEADLINE_EXCEEDED", f"no answer from {address} in time") from error
-                except http.client.BadStatusLine as error:
-                    connection.close()
-                    if not kept or not isinstance(error, http.client.RemoteDisconnected):
-                        raise ServingError("UNAVAILABLE", f"{address}: {_no_http(error)}") from error
                 except (OSError, UnicodeError, http.client.HTTPException) as error:
                     connection.close()
                     # A server may close an idle connection; that says nothing about its health.
                     if not kept:
-                        raise ServingError(
-                            "UNAVAILABLE", f"{address}: {error or type(error).__name__}"
-                        ) from error
+                        raise ServingError("UNAVAILABLE", f"{address}: {_words(error)}") from error
 
     def _new_connection(self) -> Connection:
         target, tls = self._settings.target, self._settings.tls
@@ -178,10 +172,11 @@ def _ssl_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-def _no_http(error: http.client.BadStatusLine) -> str:
-    if isinstance(error, http.client.RemoteDisconnected):
-        return str(error)
-    return f"the answer is not HTTP; is this a gRPC port? It begins with {error.args[0][:SHOWN_CHARACTERS]!r}"
+def _words(error: Exception) -> str:
+    """What went wrong with a connection, in words for people."""
+    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, http.client.RemoteDisconnected):
+        return f"the answer is not HTTP; is this a gRPC port? It begins with {error.args[0][:SHOWN_CHARACTERS]!r}"
+    return str(error) or type(error).__name__
 
 
 def _states(answer: Mapping[str, Any]) -> dict[int, str]:
