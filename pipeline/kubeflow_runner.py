@@ -86,8 +86,9 @@ def write_pipeline(spec: dict[str, Any], path: str) -> None:
     target = output_file(path, ".yaml", ".yml", make_folder=True)
     with writing(path):
         target.parent.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(spec, sort_keys=True)
         with written_aside(target) as file:
-            file.write(yaml.safe_dump(spec, sort_keys=True).encode())
+            file.write(text.encode())
 
 
 def _importer(uri: str) -> base_node.BaseNode:
