@@ -221,7 +221,7 @@ def test_disk_full_in_any_command(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(synthetic, "write_log", full)
     code, _, err = command("synth", tmp_path / "log.tsv")
-    assert code == 2 and err.endswith(f"Error: No space left on device: {tmp_path}/log.tsv\n")
+    assert code == 2 and err.endswith(f"Error: {tmp_path}/log.tsv: No space left on device\n")
     assert "Traceback" not in err
 
 

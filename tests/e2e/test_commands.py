@@ -20,12 +20,15 @@ TIMEOUT = 900  # Seconds; for a machine that is busy with other things.
 
 SWEEP = {
     "name": "tiny",
-    "workers": 1,
-    "data": {"generated": {"rows": 3000, "categoricals": 2, "integers": 1, "rank": 2, "vocabulary": 20}},
-    "training": {"bottom_units": [4], "top_units": [4], "batch_size": 256},
-    "tuning": {"trials": 1},
-    "seeds": [0],
-    "grid": [{"kinds": ["direct"], "output_dims": [2]}],
+    "model": {"bottom_units": [4], "top_units": [4]},
+    "train": {"batch_size": 256},
+    "sweep": {
+        "workers": 1,
+        "generated": {"rows": 3000, "categoricals": 2, "integers": 1, "rank": 2, "vocabulary": 20},
+        "tuning": {"trials": 1},
+        "seeds": [0],
+        "grid": [{"embedding": ["direct"], "model.output_dim": [2]}],
+    },
 }
 KUBEFLOW = (
     "kubeflow.image=registry.example/mlet:1",

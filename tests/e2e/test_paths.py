@@ -32,10 +32,10 @@ def folder(tmp_path):
     (tmp_path / "kubeflow.yaml").write_text(yaml.safe_dump(settings))
     row = "\t".join(["1", *["1"] * 13, *["a"] * 26]) + "\n"
     (tmp_path / "log.tsv").write_text(row * 20)
-    grid = [{"kinds": ["direct"], "output_dims": [2]}]
-    data = {"generated": {"rows": 1000, "categoricals": 2, "integers": 1, "vocabulary": 20}}
+    generated = {"rows": 1000, "categoricals": 2, "integers": 1, "vocabulary": 20}
+    sweep = {"generated": generated, "grid": [{"embedding": ["direct"], "model.output_dim": [2]}]}
     (tmp_path / "sweep.yaml").write_text(
-        yaml.safe_dump({"name": "s", "output": str(tmp_path / "output"), "data": data, "grid": grid})
+        yaml.safe_dump({"name": "s", "output": str(tmp_path / "output"), "sweep": sweep})
     )
     (tmp_path / "trials.jsonl").write_text('{"key": "k"}\n')
     return tmp_path

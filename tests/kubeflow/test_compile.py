@@ -241,7 +241,7 @@ def test_submit_starts_a_run(api_server, package, command, monkeypatch):
         (["--parameter", "hiden_dim=3"], "no parameter 'hiden_dim'. Did you mean 'hidden_dim'?"),
         (["--parameter", "hidden_dim=big"], "'hidden_dim' should be an integer. Received: 'big'"),
         (["--parameter", "hidden_dim"], "expected NAME=VALUE"),
-        (["--package", "absent.yaml"], "absent.yaml: No such file"),
+        (["--package", "absent.yaml"], "absent.yaml cannot be read: No such file"),
         (["--endpoint", "http://127.0.0.1:1"], "http://127.0.0.1:1 cannot be reached"),
     ],
 )
