@@ -193,8 +193,10 @@ def _plain(raw: pa.Array) -> pa.Array:
 def _whole_numbers(raw: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """Floats as int64, decimals as text, and which are not whole, or floats so large that they may be rounded."""
     if pa.types.is_decimal(raw.type):
-        # Arrow casts no decimals to text.
-        texts = pa.array([None if value is None else f"{value:f}" for value in raw.to_pylist()], pa.string())
+        # Arrow casts no decimals to text, so Python does, each distinct value once.
+        encoded = raw.dictionary_encode()
+        texts = pa.array([f"{value:f}" for value in encoded.dictionary.to_pylist()], pa.string())
+        texts = texts.take(encoded.indices)
         whole = np.asarray(pc.fill_null(pc.match_substring_regex(texts, _WHOLE_DECIMAL), False))
         texts = pc.if_else(pa.array(whole), texts, pa.scalar(None, texts.type))
         return texts.cast(pa.binary()), np.asarray(raw.is_valid()) & ~whole
