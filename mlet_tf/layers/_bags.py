@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from mlet_tf.layers._backend import in_compiled_code, on_tensorflow, spread, wide_enough_to_sum
 from mlet_tf.layers._fused import FusedLookup
 from mlet_tf.layers._plan import EmbeddingFeature, Plan
+from mlet_tf.layers.backend import in_compiled_code, on_tensorflow, spread, wide_enough_to_sum
 from mlet_tf.layers.ids import as_ids, is_sparse
 
 _PADDING = -1

@@ -8,14 +8,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from mlet_tf.layers._backend import (
+from mlet_tf.layers._plan import Chain, Plan, TableGroup
+from mlet_tf.layers.backend import (
     SliceTracker,
     gather_rows,
     in_compiled_code,
     on_tensorflow,
     spread,
 )
-from mlet_tf.layers._plan import Chain, Plan, TableGroup
 from mlet_tf.layers.ids import guard_ids
 
 _SMALL_BATCH = 256

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from mlet_tf.layers._backend import in_compiled_code, on_tensorflow
+from mlet_tf.layers.backend import in_compiled_code, on_tensorflow
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")

@@ -10,11 +10,11 @@ import numpy as np
 from keras import ops
 
 from mlet_tf.layers._arguments import hidden_chain, positive_int
-from mlet_tf.layers._backend import SliceTracker, on_tensorflow
 from mlet_tf.layers._bags import columns_of, embed_bags, is_bag
 from mlet_tf.layers._fused import FusedLookup
 from mlet_tf.layers._parts import Parts
 from mlet_tf.layers._plan import INT32_ROWS, Chain, EmbeddingFeature, TableGroup, chain_of, make_plan
+from mlet_tf.layers.backend import SliceTracker, on_tensorflow
 from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization, entropy_rank, write_rows
 from mlet_tf.layers.ids import as_ids, validate_oov, without_wrapping
 from mlet_tf.layers.initializers import (
@@ -255,30 +255,32 @@ class EmbeddingCollection(keras.layers.Layer):
         Raises:
             InputError: A weight is not finite.
         """
+        collapsed = type(self).from_config(self.collapsed_config())
+        collapsed._starts_at_zero = True
+        collapsed.build()
+        for group, table in zip(collapsed._plan.groups, collapsed.tables, strict=True):
+            names = [self.features[block.slots[0]].name for block in group.blocks]
+            blocks = (self.factorization(name).iter_effective_table(block_rows) for name in names)
+            write_rows(table, itertools.chain.from_iterable(blocks))
+        return collapsed
+
+    def collapsed_config(self) -> dict[str, Any]:
+        """Returns the configuration of the collection of direct tables that this one collapses to."""
         tables = self._plan.shared_tables()
         features = [
             EmbeddingFeature(f.name, f.input_dim, table=tables.get(slot), combiner=f.combiner)
             for slot, f in enumerate(self.features)
         ]
-        collapsed = type(self).from_config(
-            {
-                **self.get_config(),
-                "features": [dataclasses.asdict(feature) for feature in features],
-                "hidden_dim": None,
-                # These concern the factors.
-                "table_regularizer": None,
-                "projection_regularizer": None,
-                "table_constraint": None,
-                "projection_constraint": None,
-            }
-        )
-        collapsed._starts_at_zero = True
-        collapsed.build()
-        for group, table in zip(collapsed._plan.groups, collapsed.tables, strict=True):
-            names = [features[block.slots[0]].name for block in group.blocks]
-            blocks = (self.factorization(name).iter_effective_table(block_rows) for name in names)
-            write_rows(table, itertools.chain.from_iterable(blocks))
-        return collapsed
+        return {
+            **self.get_config(),
+            "features": [dataclasses.asdict(feature) for feature in features],
+            "hidden_dim": None,
+            # These concern the factors.
+            "table_regularizer": None,
+            "projection_regularizer": None,
+            "table_constraint": None,
+            "projection_constraint": None,
+        }
 
     def _slot(self, name: str) -> int:
         names = [feature.name for feature in self.features]

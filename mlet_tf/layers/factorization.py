@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from mlet_tf.errors import InputError
-from mlet_tf.layers._backend import gather_rows, on_tensorflow
+from mlet_tf.layers.backend import gather_rows, on_tensorflow
 
 BLOCK_ROWS = 65_536
 
@@ -61,12 +61,20 @@ class Factorization:
         Raises:
             InputError: A value is not finite.
         """
-        projection = self.projection()
-        for block in self.iter_table(block_rows):
-            with np.errstate(all="ignore"):
-                rows = block if projection is None else block @ projection
-            self._require_finite(rows)
-            yield rows
+        for low in range(0, self.rows, block_rows):
+            yield self.effective_rows(low, min(low + block_rows, self.rows))
+
+    def effective_rows(self, low: int, high: int) -> np.ndarray:
+        """Returns rows `low ... high - 1` of `E`.
+
+        Raises:
+            InputError: A value is not finite.
+        """
+        rows, projection = read_rows(self.table, self.offset + low, self.offset + high), self.projection()
+        with np.errstate(all="ignore"):
+            rows = rows if projection is None else rows @ projection
+        self._require_finite(rows)
+        return rows
 
     def effective_table(self, block_rows: int = BLOCK_ROWS) -> np.ndarray:
         """Returns `E`, `[V, d]`."""

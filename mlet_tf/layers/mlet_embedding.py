@@ -9,8 +9,7 @@ import numpy as np
 from keras import ops
 
 from mlet_tf.layers._arguments import hidden_chain
-from mlet_tf.layers._backend import SliceTracker, gather_rows, in_compiled_code, on_tensorflow, spread
-from mlet_tf.layers._single import SingleEmbedding
+from mlet_tf.layers.backend import SliceTracker, gather_rows, in_compiled_code, on_tensorflow, spread
 from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization, entropy_rank, write_rows
 from mlet_tf.layers.ids import as_ids, guard_ids, validate_oov
 from mlet_tf.layers.initializers import (
@@ -21,6 +20,7 @@ from mlet_tf.layers.initializers import (
     validate_initialization,
 )
 from mlet_tf.layers.roles import mark, validate_multiplier
+from mlet_tf.layers.single import SingleEmbedding
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")

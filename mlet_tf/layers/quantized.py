@@ -8,12 +8,12 @@ import numpy as np
 from keras import ops
 
 from mlet_tf.errors import InputError
-from mlet_tf.layers._backend import gather_rows
 from mlet_tf.layers._plan import TableGroup
-from mlet_tf.layers._single import SingleEmbedding
+from mlet_tf.layers.backend import gather_rows
 from mlet_tf.layers.embedding_collection import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization, write_rows
 from mlet_tf.layers.ids import as_ids
+from mlet_tf.layers.single import SingleEmbedding
 
 TABLE_DTYPES = ("float16", "bfloat16", "int8")
 

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from mlet_tf.layers._arguments import positive_int
-from mlet_tf.layers._backend import on_tensorflow
+from mlet_tf.layers.backend import on_tensorflow
 from mlet_tf.layers.ids import as_ids, is_sparse, without_wrapping
 
 

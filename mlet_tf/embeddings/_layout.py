@@ -1,0 +1,197 @@
+"""Where the bands of a plan are in the variables of a table, and which ids are looked up together."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from mlet_tf.embeddings.plan import BITMAP_IDS, Band, FeaturePlan, Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What bands that share a variable have in common.
+
+    Attributes:
+        store: Row store.
+        width: Columns of a row.
+        parts: Parts of a product-quantised row.
+    """
+
+    store: str
+    width: int
+    parts: int | None
+
+
+@dataclasses.dataclass
+class Storage:
+    """Rows of all bands of one form.
+
+    Attributes:
+        form: The form.
+        rows: Rows of all of them.
+        bands: Number of bands: each has a scale or a codebook of its own.
+    """
+
+    form: Form
+    rows: int = 0
+    bands: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a band is.
+
+    Attributes:
+        feature: Position of its feature in the plan.
+        band: The band.
+        start: Its first id, of all features' ids one after another.
+        ids: Ids of the band.
+        tail: First id of the tail, for the first band of a feature with one, else None.
+        tail_ids: Ids of that tail.
+        first_id: First id of the feature.
+        storage: Position of its storage.
+        slot: Position of its scale or codebook in the storage.
+        row: Its first row in the storage; those of the tail come after its own.
+        rows: Its own rows, without the tail's.
+        entry: Its first entry in the bitmap.
+        mean: Position of its mean row, None where its feature has none.
+    """
+
+    feature: int
+    band: Band
+    start: int
+    ids: int
+    tail: int | None
+    tail_ids: int
+    first_id: int
+    storage: int
+    slot: int
+    row: int
+    rows: int
+    entry: int
+    mean: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Ids from `start` on that are looked up alike.
+
+    Attributes:
+        start: First id.
+        address: How an id becomes a row.
+        place: The band.
+        shift: Row minus id, for `identity`.
+    """
+
+    start: int
+    address: str
+    place: Place
+    shift: int
+
+    @property
+    def lookup(self) -> tuple[int, str, int]:
+        """Segments with the same value are looked up together."""
+        return self.place.storage, self.address, len(self.place.band.salts) if self.address == "hash" else 0
+
+
+class Layout:
+    """The layout of a plan.
+
+    Attributes:
+        storages: The variables of rows.
+        places: The bands.
+        segments: All ids in order, in as few segments as can be.
+        entries: Entries of the bitmap.
+        means: Mean rows.
+        lookups: For each lookup the positions of its segments.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.storages: list[Storage] = []
+        self.places: list[Place] = []
+        self.entries = self.means = 0
+        self._forms: dict[Form, int] = {}
+        self.feature_starts = [0, *itertools.accumulate(feature.rows for feature in plan.features)]
+        for position, feature in enumerate(plan.features):
+            self._place(position, feature)
+        self.segments = list(self._merged(sorted(self._all_segments(), key=lambda segment: segment.start)))
+        self.lookups: dict[tuple[int, str, int], list[int]] = {}
+        for number, segment in enumerate(self.segments):
+            self.lookups.setdefault(segment.lookup, []).append(number)
+
+    @property
+    def rows(self) -> int:
+        """Ids of all features."""
+        return self.feature_starts[-1]
+
+    @property
+    def projected(self) -> list[bool]:
+        """Whether each feature's rows are coefficients, to be multiplied with its projection."""
+        return [feature.is_projected(self.plan.output_dim) for feature in self.plan.features]
+
+    def _place(self, position: int, feature: FeaturePlan) -> None:
+        start, projected = self.feature_starts[position], feature.is_projected(self.plan.output_dim)
+        for number, band in enumerate(feature.bands):
+            form = Form(
+                band.store if band.width else "float32", band.width, band.parts if band.width else None
+            )
+            index = self._forms.setdefault(form, len(self.storages))
+            if index == len(self.storages):
+                self.storages.append(Storage(form))
+            storage, tail_ids = self.storages[index], feature.tail if number == 0 else 0
+            stop = self.feature_starts[position] + band.stop
+            rows = band.rows if band.rows is not None else stop - start
+            self.places.append(
+                Place(
+                    feature=position,
+                    band=band,
+                    start=start,
+                    ids=stop - start,
+                    tail=self.feature_starts[position + 1] - tail_ids if tail_ids else None,
+                    tail_ids=tail_ids,
+                    first_id=self.feature_starts[position],
+                    storage=index,
+                    slot=storage.bands,
+                    row=storage.rows,
+                    rows=rows,
+                    entry=self.entries,
+                    mean=self.means if projected else None,
+                )
+            )
+            storage.rows += rows + tail_ids
+            storage.bands += 1
+            self.means += projected
+            if band.address == "bitmap" and band.width:
+                self.entries += -(-(stop - start) // BITMAP_IDS)
+            start = stop
+
+    def _all_segments(self) -> Iterator[Segment]:
+        for place in self.places:
+            if place.ids:
+                yield Segment(
+                    place.start,
+                    place.band.address if place.band.width else "identity",
+                    place,
+                    place.row - place.start,
+                )
+            if place.tail is not None:
+                yield Segment(place.tail, "identity", place, place.row + place.rows - place.tail)
+
+    def _merged(self, segments: list[Segment]) -> Iterator[Segment]:
+        """Joins neighbours that nothing tells apart."""
+        last: tuple | None = None
+        for segment in segments:
+            form = self.storages[segment.place.storage].form
+            shares = form.store in ("float32", "float16", "bfloat16")
+            key = (segment.lookup, segment.shift, None if shares else segment.place.slot, segment.place.mean)
+            if segment.address != "identity" or key != last:
+                yield segment
+            last = key
+
+
+def popcounts(words: np.ndarray) -> np.ndarray:
+    """Number of set bits of each entry of a bitmap, uint8 `[entries, 8]`."""
+    return np.unpackbits(words, axis=1).sum(axis=1, dtype=np.int64)
