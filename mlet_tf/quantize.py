@@ -5,28 +5,28 @@ from typing import Any
 import keras
 import numpy as np
 
+from mlet_tf.embeddings import Plan, ServedEmbedding, ServedTable, served_embedding
+from mlet_tf.embeddings.served import trained_table
 from mlet_tf.errors import InputError
 from mlet_tf.layers import EmbeddingCollection, MLETEmbedding
 from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization
-from mlet_tf.layers.quantized import (
-    QuantizedEmbedding,
-    QuantizedEmbeddingCollection,
-    validate_table_dtype,
-)
 from mlet_tf.replace import layers_of, paired_layers, replace_layers
+
+TABLE_DTYPES = ("float16", "bfloat16", "float8", "int8", "int4")
 
 
 def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int = BLOCK_ROWS) -> keras.Model:
-    """Returns a model for serving whose embedding tables take a half or about a quarter of the bytes.
+    """Returns a model for serving whose embedding tables take a half to an eighth of the bytes.
 
-    Each `keras.layers.Embedding` becomes a `QuantizedEmbedding` and each `EmbeddingCollection` a
-    `QuantizedEmbeddingCollection`, wherever they are in the model (see `replace_layers`). LoRA factors that Keras has
+    Each `keras.layers.Embedding` becomes a `ServedTable` and each `EmbeddingCollection` a `ServedEmbedding`, wherever
+    they are in the model (see `replace_layers`). LoRA factors that Keras has
     added to an embedding are multiplied in. The given model is not changed. Tables are read and written in blocks of
     rows. A SavedModel of the result has stock TensorFlow operations only.
 
     Args:
         model: A model without factors, such as `collapse_model` returns.
-        dtype: `"float16"`, `"bfloat16"`, or `"int8"` with a scale and an offset for each row.
+        dtype: `"float16"`, `"bfloat16"`, `"float8"` (e4m3) with a scale for each table, or `"int8"` or `"int4"` with a
+            scale and an offset for each row.
         block_rows: Rows that are quantised at once.
 
     Returns:
@@ -41,7 +41,8 @@ def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int =
         >>> served = quantize_model(collapse_model(model), "int8")
         >>> served.save("served.keras")
     """
-    validate_table_dtype(dtype)
+    if dtype not in TABLE_DTYPES:
+        raise ValueError(f"`dtype` should be one of {', '.join(TABLE_DTYPES)}. Received: {dtype!r}")
     _require_plain(model)
 
     def narrow_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
@@ -71,15 +72,19 @@ def quantization_report(
     records = []
     for plain, narrow in paired_layers(model, quantized, _is_embedding):
         if isinstance(plain, EmbeddingCollection):
-            parts = zip(plain.factorizations(), narrow.factorizations(), strict=True)
-            records += [_record(*part, narrow.table_dtype, block_rows) for part in parts]
+            parts = [*zip(plain.factorizations(), narrow.factorizations(), strict=True)]
         elif isinstance(plain, keras.layers.Embedding):
-            narrow_rows = Factorization(narrow.name, narrow, 0, narrow.input_dim, ())
-            records.append(_record(_rows_of(plain), narrow_rows, narrow.table_dtype, block_rows))
+            parts = [(_rows_of(plain), Factorization(narrow.name, narrow, 0, narrow.input_dim, ()))]
+        else:
+            continue
+        for (wide, rows), feature in zip(parts, narrow.plan.features, strict=True):
+            record = _record(wide, rows, block_rows)
+            size = feature.bytes(narrow.output_dim).embedding
+            records.append(record | {"table_dtype": feature.bands[0].store, "bytes_after": size})
     return records
 
 
-def _record(plain: Factorization, narrow: Factorization, table_dtype: str, block_rows: int) -> dict[str, Any]:
+def _record(plain: Factorization, narrow: Factorization, block_rows: int) -> dict[str, Any]:
     pairs = zip(plain.iter_table(block_rows), narrow.iter_table(block_rows), strict=True)
     difference = max(float(np.abs(x.astype("float64") - y.astype("float64")).max()) for x, y in pairs)
     dtype = keras.backend.standardize_dtype(plain.table.dtype)
@@ -88,35 +93,21 @@ def _record(plain: Factorization, narrow: Factorization, table_dtype: str, block
         "name": plain.name,
         "rows": plain.rows,
         "output_dim": plain.output_dim,
-        "table_dtype": table_dtype,
         "bytes_before": plain.rows * plain.output_dim * itemsize,
-        "bytes_after": plain.rows * narrow.table.row_bytes,
         "max_abs_difference": difference,
     }
 
 
-def _narrow_collection(
-    layer: EmbeddingCollection, table_dtype: str, block_rows: int
-) -> QuantizedEmbeddingCollection:
-    narrow = QuantizedEmbeddingCollection.from_config({**layer.get_config(), "table_dtype": table_dtype})
-    narrow.build()
-    narrow.write_quantized(layer, block_rows)
-    return narrow
+def _narrow_collection(layer: EmbeddingCollection, table_dtype: str, block_rows: int) -> ServedEmbedding:
+    plan = Plan.direct(layer.table_rows(), layer.output_dim, table_dtype)
+    return served_embedding(layer, plan, block_rows=block_rows)
 
 
-def _narrow_embedding(layer: keras.layers.Embedding, table_dtype: str, block_rows: int) -> QuantizedEmbedding:
-    narrow = QuantizedEmbedding(
-        layer.input_dim,
-        layer.output_dim,
-        table_dtype,
-        layer.mask_zero,
-        name=layer.name,
-        trainable=layer.trainable,
-        dtype=layer.dtype_policy,
-    )
+def _narrow_embedding(layer: keras.layers.Embedding, table_dtype: str, block_rows: int) -> ServedTable:
+    plan = Plan.direct({layer.name: layer.input_dim}, layer.output_dim, table_dtype)
+    narrow = ServedTable(plan, layer.mask_zero, name=layer.name, dtype=layer.dtype_policy)
     narrow.build()
-    rows = _rows_of(layer)
-    narrow.write(layer.name, lambda: rows.iter_effective_table(block_rows))
+    narrow.write(trained_table(_rows_of(layer)), block_rows)
     return narrow
 
 
@@ -132,9 +123,9 @@ def _is_embedding(layer: keras.layers.Layer) -> bool:
 def _require_plain(model: keras.Model) -> None:
     layers = layers_of(model)
     for layer in layers:
-        if isinstance(layer, QuantizedEmbedding | QuantizedEmbeddingCollection):
+        if isinstance(layer, ServedTable | ServedEmbedding):
             raise InputError(
-                f"Layer '{layer.name}': expected float tables. Received: {layer.table_dtype} tables"
+                f"Layer '{layer.name}': expected trained tables. Received: {' and '.join(layer.plan.stores)} tables"
             )
         if isinstance(layer, MLETEmbedding) or (isinstance(layer, EmbeddingCollection) and layer.projections):
             raise InputError(

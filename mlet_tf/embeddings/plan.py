@@ -215,6 +215,12 @@ class Plan(_Json):
         )
 
     @property
+    def stores(self) -> list[str]:
+        """The row stores that it has."""
+        found = {band.store for feature in self.features for band in feature.bands}
+        return [store for store in STORES if store in found]
+
+    @property
     def bytes(self) -> Bytes:
         """Bytes of the served form, exactly those of its variables; vocabulary files are not counted here."""
         return sum((feature.bytes(self.output_dim) for feature in self.features), Bytes())

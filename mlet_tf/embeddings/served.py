@@ -120,8 +120,7 @@ class ServedEmbedding(EmbeddingCollection):
         super().__init__(features, plan.output_dim, **kwargs)
         self.plan = plan
         planned = [(feature.name, feature.rows) for feature in plan.features]
-        names = [table[0] for tables in self.table_features() for table in tables]
-        have = [(name, self.features[self._slot(name)].input_dim) for name in names]
+        have = list(self.table_rows().items())
         if planned != have:
             raise InputError(f"Layer '{self.name}': expected a plan of {have}. Received: a plan of {planned}")
 
@@ -135,14 +134,8 @@ class ServedEmbedding(EmbeddingCollection):
         Raises:
             InputError: Always.
         """
-        raise InputError(f"Layer '{self.name}': expected factorised tables. Received: tables that are served")
-
-    def table_features(self) -> list[list[list[str]]]:
-        """Names of the features that share a table, table by table, for each variable of the collection."""
-        return [
-            [[self.features[slot].name for slot in block.slots] for block in group.blocks]
-            for group in self._plan.groups
-        ]
+        stores = " and ".join(self.plan.stores)
+        raise InputError(f"Layer '{self.name}': expected factorised tables. Received: {stores} tables")
 
     def _add_table(self, index: int, group: Any) -> BandedTable:
         names = {table[0] for table in self.table_features()[index]}

@@ -1,9 +1,8 @@
-"""Layers: MLETEmbedding for one feature, EmbeddingCollection for all, quantised forms, the dot interaction."""
+"""Layers: MLETEmbedding for one feature, EmbeddingCollection for all, the dot interaction."""
 
 from mlet_tf.layers.dot_interaction import DotInteraction
 from mlet_tf.layers.embedding_collection import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.layers.mlet_embedding import MLETEmbedding
-from mlet_tf.layers.quantized import QuantizedEmbedding, QuantizedEmbeddingCollection
 from mlet_tf.layers.roles import variable_role
 
 __all__ = [
@@ -11,7 +10,5 @@ __all__ = [
     "EmbeddingCollection",
     "EmbeddingFeature",
     "MLETEmbedding",
-    "QuantizedEmbedding",
-    "QuantizedEmbeddingCollection",
     "variable_role",
 ]

@@ -264,6 +264,19 @@ class EmbeddingCollection(keras.layers.Layer):
             write_rows(table, itertools.chain.from_iterable(blocks))
         return collapsed
 
+    def table_features(self) -> list[list[list[str]]]:
+        """Names of the features that share a table, table by table, for each variable of the collection."""
+        return [
+            [[self.features[slot].name for slot in block.slots] for block in group.blocks]
+            for group in self._plan.groups
+        ]
+
+    def table_rows(self) -> dict[str, int]:
+        """Rows of each table by the name of its first feature, in the order of the features."""
+        blocks = [block for group in self._plan.groups for block in group.blocks]
+        blocks.sort(key=lambda block: block.slots[0])
+        return {self.features[block.slots[0]].name: block.rows for block in blocks}
+
     def collapsed_config(self) -> dict[str, Any]:
         """Returns the configuration of the collection of direct tables that this one collapses to."""
         tables = self._plan.shared_tables()
