@@ -8,6 +8,7 @@ from mlet_tf.embeddings.plan import CENTROIDS
 
 _SAMPLE_ROWS = 16_384
 _ITERATIONS = 10
+_BLOCK_ROWS = 2048
 
 
 def fit_codebooks(
@@ -85,5 +86,8 @@ def _first_centroids(rows: np.ndarray, weights: np.ndarray, generator: np.random
 
 def _nearest(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Returns the nearest centroid of each row, int64 `[n]`."""
-    distance = np.square(centroids).sum(axis=1) - 2 * rows.astype("float32") @ centroids.T
-    return distance.argmin(axis=1)
+    norms, result = np.square(centroids).sum(axis=1), np.empty(len(rows), np.int64)
+    for low in range(0, len(rows), _BLOCK_ROWS):  # Few enough for the distances to stay in the cache.
+        block = rows[low : low + _BLOCK_ROWS].astype("float32")
+        result[low : low + _BLOCK_ROWS] = (norms - 2 * block @ centroids.T).argmin(axis=1)
+    return result

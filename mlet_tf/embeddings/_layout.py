@@ -4,8 +4,6 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-import numpy as np
-
 from mlet_tf.embeddings.plan import BITMAP_IDS, Band, FeaturePlan, Plan
 
 
@@ -185,13 +183,8 @@ class Layout:
         last: tuple | None = None
         for segment in segments:
             form = self.storages[segment.place.storage].form
-            shares = form.store in ("float32", "float16", "bfloat16")
-            key = (segment.lookup, segment.shift, None if shares else segment.place.slot, segment.place.mean)
+            slot = segment.place.slot if form.store in ("float8", "pq") else None
+            key = (segment.lookup, segment.shift, slot, segment.place.mean)
             if segment.address != "identity" or key != last:
                 yield segment
             last = key
-
-
-def popcounts(words: np.ndarray) -> np.ndarray:
-    """Number of set bits of each entry of a bitmap, uint8 `[entries, 8]`."""
-    return np.unpackbits(words, axis=1).sum(axis=1, dtype=np.int64)

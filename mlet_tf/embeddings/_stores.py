@@ -19,9 +19,6 @@ from mlet_tf.layers.factorization import write_rows
 _FLOAT16_MAX = float(np.finfo("float16").max)
 _FLOAT8_MAX = 448.0  # Of e4m3; a cast beyond is NaN.
 _SMALLEST_EXPONENT = -126  # Smaller floats are flushed to zero by TensorFlow.
-# Scales and offsets are float16 in a unit in which the largest value of the band is close to 2^15: float16 ends below
-# 2^16, and small rows keep as many digits as possible.
-_UNIT_EXPONENT = 15
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ class Float8Store(RowStore):
         # TensorFlow gathers float8 from tensors, not from variables; reading does not copy.
         table = self.values.value.read_value() if on_tensorflow() else self.values
         widened = ops.cast(gather_rows(table, rows), "float32")
-        return widened * _per_row(self.units, slots)
+        return widened * ops.reshape(gather_rows(self.units, slots), (-1, 1))
 
     def write(self, rows: Rows, slot: int, low: int) -> None:
         """Overwrites the rows of a band."""
@@ -141,13 +138,13 @@ class Float8Store(RowStore):
 
 
 class IntegerStore(RowStore):
-    """int8 or int4 rows with scale and offset of each, float16 in a unit of the band, a power of two.
+    """int8 or int4 rows with scale and offset of each, bfloat16, which has the range of float32.
 
-        row = (steps * scale + offset) * unit
+        row = steps * scale + offset
 
-    with 255 steps from -127 to 127, or 16 from -7.5 to 7.5, so that no value is off by more than half of
-    `scale * unit` (and float32 rounding). Two int4 are in a byte: the first half of a row in the low nibbles, the
-    second one in the high ones.
+    with 255 steps from -127 to 127, or 16 from -7.5 to 7.5, so that no value is off by more than half of the scale (and
+    float32 rounding). Two int4 are in a byte: the first half of a row in the low nibbles, the second one in the high
+    ones.
     """
 
     def __init__(self, storage: Storage, **kwargs: Any) -> None:
@@ -157,22 +154,19 @@ class IntegerStore(RowStore):
 
     def call(self, rows: Any, slots: Any) -> Any:
         """Reads rows, widened."""
-        pairs = ops.cast(gather_rows(self.scales_offsets, rows), "float32") * _per_row(self.units, slots)
-        return self._steps(gather_rows(self.values, rows)) * pairs[:, :1] + pairs[:, 1:]
+        pairs = ops.cast(gather_rows(self.scales_offsets, rows), "float32")
+        scale, offset = ops.split(pairs, 2, axis=1)
+        return self._steps(gather_rows(self.values, rows)) * scale + offset
 
     def write(self, rows: Rows, slot: int, low: int) -> None:
         """Overwrites the rows of a band."""
-        unit = 2.0 ** max(_exponent(rows.largest()) - _UNIT_EXPONENT, _SMALLEST_EXPONENT)
-        _write_entry(self.units, slot, unit)
         for variable, part in ((self.values, 0), (self.scales_offsets, 1)):
-            blocks = (self._quantized(block, unit)[part] for block in rows.blocks())
-            write_rows(variable, blocks, low, rows.count)
+            write_rows(variable, (self._quantized(block)[part] for block in rows.blocks()), low, rows.count)
 
     def _create(self) -> None:
         columns = -(-self.form.width // 2) if self.packed else self.form.width
         self.values = self._add("values", (self.rows, columns), "uint8" if self.packed else "int8")
-        self.scales_offsets = self._add("scales_offsets", (self.rows, 2), "float16")
-        self.units = self._add("units", (self.bands,), "float32")
+        self.scales_offsets = self._add("scales_offsets", (self.rows, 2), "bfloat16")
 
     def _steps(self, values: Any) -> Any:
         if not self.packed:
@@ -181,19 +175,22 @@ class IntegerStore(RowStore):
         nibbles = ops.concatenate([low, ops.right_shift(values, np.uint8(4))], axis=1)
         return ops.cast(nibbles[:, : self.form.width], "float32") - self.reach
 
-    def _quantized(self, block: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
-        """Returns values, `[rows, columns]`, and scale and offset, float16 `[rows, 2]`.
+    def _quantized(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns values, `[rows, columns]`, and scale and offset, bfloat16 `[rows, 2]`.
 
-        The offset is the middle of the row, rounded to float16, and the scale is rounded up, so that the steps reach
-        both ends of the row in spite of the rounding.
+        The offset is the middle of the row, rounded, and the scale is rounded up, so that the steps reach both ends of
+        the row in spite of the rounding.
         """
-        rows = block.astype("float64") / unit
+        rows = block.astype("float64")
         low, high = rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)
-        offset = ((low + high) / 2).astype("float16")
-        reach = np.maximum(high - offset, offset - low) / self.reach
-        scale = reach.astype("float16")
-        scale = np.where(scale < reach, np.nextafter(scale, np.float16(np.inf)), scale)
-        steps = np.divide(rows - offset, scale, out=np.zeros_like(rows), where=scale > 0)
+        offset = ((low + high) / 2).astype(ml_dtypes.bfloat16)
+        centre = offset.astype("float64")
+        reach = np.maximum(high - centre, centre - low) / self.reach
+        scale = reach.astype(ml_dtypes.bfloat16)
+        scale = np.where(
+            scale.astype("float64") < reach, np.nextafter(scale, ml_dtypes.bfloat16(np.inf)), scale
+        )
+        steps = np.divide(rows - centre, scale.astype("float64"), out=np.zeros_like(rows), where=scale > 0)
         pairs = np.concatenate([scale, offset], axis=1)
         if not self.packed:
             return np.rint(steps).astype("int8"), pairs
@@ -253,11 +250,6 @@ def _zeros(shape: Sequence[int], dtype: str) -> Any:
         if dtype.startswith("float8")
         else ops.zeros(shape, dtype)
     )
-
-
-def _per_row(units: keras.Variable, slots: Any) -> Any:
-    """The unit of each row, `[n, 1]` or `[1, 1]`."""
-    return ops.reshape(gather_rows(units, slots), (-1, 1))
 
 
 def _exponent(largest: float) -> int:

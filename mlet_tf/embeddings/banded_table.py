@@ -1,7 +1,7 @@
 """The variables of a plan and their lookup."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -134,127 +134,160 @@ class BandedTable(keras.layers.Layer):
     def _coefficients(self, ids: Any, segments: Any) -> Any:
         """Returns the rows, padded to the widest, float32 `[n, columns]`."""
         lookups = list(self._layout.lookups.values())
+        everything = list(range(len(self._layout.segments)))
+        rows = ids + self._constants(everything, segments)(lambda segment: segment.shift)
         if len(lookups) == 1:
-            return self._read(lookups[0], ids, segments)
-        which = np.empty(len(self._layout.segments), "int32")
-        for number, members in enumerate(lookups):
-            which[members] = number
-        which = gather_rows(ops.convert_to_tensor(which), segments)
+            return self._read(everything, ids, rows, segments)
+        number = {member: number for number, members in enumerate(lookups) for member in members}
+        which = gather_rows(
+            ops.convert_to_tensor(np.array([number[i] for i in everything], "int32")), segments
+        )
         if on_tensorflow() and not in_compiled_code(ids):
-            return self._read_parts(lookups, which, ids, segments)
+            return self._read_parts(lookups, which, ids, rows, segments)
         result = ops.zeros((ids.shape[0], self._columns), "float32")
         for number, members in enumerate(lookups):
-            inside = which == number
+            first = self._layout.segments[members[0]]
             # Elsewhere any id of the lookup does.
-            start = self._layout.segments[members[0]].start
-            rows = self._read(members, ops.where(inside, ids, start), ops.where(inside, segments, members[0]))
-            result = ops.where(inside[:, None], rows, result)
+            inside, others = which == number, (first.start, first.start + first.shift, members[0])
+            values = (
+                ops.where(inside, x, other) for x, other in zip((ids, rows, segments), others, strict=True)
+            )
+            result = ops.where(inside[:, None], self._read(members, *values), result)
         return result
 
-    def _read_parts(self, lookups: list[list[int]], which: Any, ids: Any, segments: Any) -> Any:
+    def _read_parts(self, lookups: list[list[int]], which: Any, *ids_rows_segments: Any) -> Any:
         """Reads each id with its own lookup alone (TensorFlow)."""
         import tensorflow as tf
 
-        together = tf.stack([tf.range(tf.size(ids)), ids, segments], axis=1)
-        parts = [tf.unstack(part, axis=1) for part in tf.dynamic_partition(together, which, len(lookups))]
-        rows = [self._read(members, part[1], part[2]) for members, part in zip(lookups, parts, strict=True)]
-        result = tf.dynamic_stitch([part[0] for part in parts], rows)
-        return tf.ensure_shape(result, [None, self._columns])
+        parts = tf.dynamic_partition(tf.range(tf.size(which)), which, len(lookups))
+        rows = [
+            self._read(members, *(tf.gather(x, part) for x in ids_rows_segments))
+            for members, part in zip(lookups, parts, strict=True)
+        ]
+        return tf.ensure_shape(tf.dynamic_stitch(parts, rows), [None, self._columns])
 
-    def _read(self, members: list[int], ids: Any, segments: Any) -> Any:
-        """Reads ids of the segments of one lookup, float32 `[n, columns]`."""
-        chosen = [self._layout.segments[number] for number in members]
-        place, address = chosen[0].place, chosen[0].address
-        width = place.band.width
+    def _read(self, members: list[int], ids: Any, rows: Any, segments: Any) -> Any:
+        """Reads the ids of one lookup, float32 `[n, columns]`.
+
+        Args:
+            members: The segments of the lookup.
+            ids: Ids of these segments, int32 `[n]`.
+            rows: The row of each, for the address `identity`.
+            segments: The segment of each.
+        """
+        first = self._layout.segments[members[0]]
+        width, address = first.place.band.width, first.address
         if width == 0:
             return ops.zeros((ops.shape(ids)[0], self._columns), "float32")
-        constant = _Constants(len(self._layout.segments), members, segments)
-        slots = constant([segment.place.slot for segment in chosen])
-        store = self.stores[place.storage]
+        constant, store = self._constants(members, segments), self.stores[first.place.storage]
+        slots = constant(lambda segment: segment.place.slot)
         if address == "identity":
-            rows = store(ids + constant([segment.shift for segment in chosen]), slots)
+            values = store(rows, slots)
         elif address == "hash":
-            own = ops.cast(ids - constant([segment.place.first_id for segment in chosen]), "int64")
-            probes = range(len(place.band.salts))
-            rows = sum(store(self._hashed(probe, chosen, constant, own), slots) for probe in probes)
+            own = ops.cast(ids - constant(lambda segment: segment.place.first_id), "int64")
+            probes = range(len(first.place.band.salts))
+            values = sum(store(_hashed(probe, constant, own), slots) for probe in probes)
         else:
-            positions = ids - constant([segment.place.start for segment in chosen])
-            entries = constant([segment.place.entry for segment in chosen])
-            numbers, kept = ranked(positions, self.bits, self.ranks, entries)
-            rows = ops.where(kept[:, None], store(numbers, slots), 0.0)
-        return ops.pad(rows, ((0, 0), (0, self._columns - width))) if width < self._columns else rows
+            positions = ids - constant(lambda segment: segment.place.start)
+            numbers, kept = ranked(
+                positions, self.bits, self.ranks, constant(lambda segment: segment.place.entry)
+            )
+            values = ops.where(kept[:, None], store(numbers, slots), 0.0)
+        return ops.pad(values, ((0, 0), (0, self._columns - width))) if width < self._columns else values
 
-    def _hashed(self, probe: int, chosen: list[Segment], constant: "_Constants", ids: Any) -> Any:
-        places = [segment.place for segment in chosen]
-        ranges = [bucket_ranges(place.rows, len(place.band.salts))[probe] for place in places]
-        salts = [place.band.salts[probe] for place in places]
-        buckets = constant([count for _, count in ranges], "int64")
-        bucket = hashed(
-            ids, constant([a for a, _ in salts], "int64"), constant([b for _, b in salts], "int64"), buckets
-        )
-        first = [place.row + low for place, (low, _) in zip(places, ranges, strict=True)]
-        return ops.cast(bucket, "int32") + constant(first)
+    def _constants(self, members: list[int], segments: Any) -> "_Constants":
+        return _Constants(self._layout.segments, members, segments)
 
     def _embeddings(self, ids: Any, segments: Any, coefficients: Any) -> Any:
         """Multiplies the rows of each projected feature with its matrix and adds its mean rows."""
-        means = [segment.place.mean for segment in self._layout.segments]
         # Rows of features that are not projected have none.
         table = ops.concatenate([self.means, ops.zeros((1, self.plan.output_dim), "float32")])
-        numbers = [self._layout.means if mean is None else mean for mean in means]
-        constant = _Constants(len(means), list(range(len(means))), segments)
-        offsets = gather_rows(table, constant(numbers))
-        return self._products(ids, coefficients) + ops.reshape(offsets, (-1, self.plan.output_dim))
+        last = self._layout.means
+        constant = self._constants(list(range(len(self._layout.segments))), segments)
+        numbers = constant(lambda segment: last if segment.place.mean is None else segment.place.mean)
+        offsets = gather_rows(table, numbers)
+        return self._products(ids, coefficients, segments) + ops.reshape(offsets, (-1, self.plan.output_dim))
 
-    def _products(self, ids: Any, coefficients: Any) -> Any:
-        width, runs = self.plan.output_dim, self._runs()
-        ends = np.cumsum(self._projected_widths()).tolist()
-        matrices = iter(self.projections[low:high] for low, high in itertools.pairwise([0, *ends]))
-        chosen = [next(matrices) if projected else None for _, projected in runs]
-
-        def product(x: Any, matrix: Any | None) -> Any:
-            return x[:, :width] if matrix is None else ops.matmul(x[:, : matrix.shape[0]], matrix)
-
-        if len(runs) == 1:
-            return product(coefficients, chosen[0])
-        starts = np.array([start for start, _ in runs[1:]], "int32")
+    def _products(self, ids: Any, coefficients: Any, segments: Any) -> Any:
+        """Multiplies the rows of each projected table with its matrix, `[n, d]`."""
+        if len(self._projected) == 1:
+            return ops.matmul(coefficients, self.projections)
+        stack, numbers = self._stack(), list(itertools.accumulate(self._projected, initial=0))
+        constant = self._constants(list(range(len(self._layout.segments))), segments)
+        plain, coefficients = coefficients[:, : self.plan.output_dim], coefficients[:, : stack.shape[1]]
+        which = constant(
+            lambda segment: numbers[segment.place.feature] if self._projected[segment.place.feature] else -1
+        )
         if on_tensorflow() and not in_compiled_code(ids):
-            import tensorflow as tf
-
-            # The ids are sorted by table, which is enough for a search for the first of a table.
-            ends = tf.concat([tf.searchsorted(ids, starts), tf.shape(ids)], 0)
-            pieces = tf.split(coefficients, ends - tf.concat([[0], ends[:-1]], 0), num=len(runs))
-            return tf.concat([product(x, matrix) for x, matrix in zip(pieces, chosen, strict=True)], 0)
-        run = ops.searchsorted(ops.convert_to_tensor(starts), ids, side="right")
-        result = ops.zeros((ids.shape[0], width), "float32")
-        for number, matrix in enumerate(chosen):
-            result = ops.where((run == number)[:, None], product(coefficients, matrix), result)
+            return self._batched_products(ids, coefficients, plain, which, stack)
+        result = plain
+        for number in range(stack.shape[0]):
+            result = ops.where(
+                ops.reshape(which == number, (-1, 1)), ops.matmul(coefficients, stack[number]), result
+            )
         return result
 
-    def _runs(self) -> list[tuple[int, bool]]:
-        """First id of each projected feature, and of each run of those that are not."""
-        pairs = list(zip(self._layout.feature_starts, self._projected, strict=False))
-        return [
-            (start, projected)
-            for number, (start, projected) in enumerate(pairs)
-            if projected or number == 0 or pairs[number - 1][1]
-        ]
+    def _batched_products(self, ids: Any, coefficients: Any, plain: Any, which: Any, stack: Any) -> Any:
+        """All tables in one product: each gets as many rows as the longest (TensorFlow)."""
+        import tensorflow as tf
+
+        bounds = itertools.pairwise(self._layout.feature_starts)
+        starts, stops = np.array(
+            [b for b, chosen in zip(bounds, self._projected, strict=True) if chosen], "int32"
+        ).T
+        # The ids are sorted by table, which is enough for a search for the first of a table.
+        low, high = tf.searchsorted(ids, starts), tf.searchsorted(ids, stops)
+        longest, count = tf.reduce_max(high - low), tf.size(ids)
+        rows = tf.minimum(low[:, None] + tf.range(longest), count - 1)
+        products = tf.reshape(tf.matmul(tf.gather(coefficients, rows), stack), [-1, self.plan.output_dim])
+        own = tf.range(count)
+        if all(self._projected):
+            return tf.gather(products, which * longest + own - tf.gather(low, which))
+        at = tf.where(
+            which < 0, own + tf.size(rows), which * longest + own - tf.gather(low, tf.maximum(which, 0))
+        )
+        return tf.gather(tf.concat([products, plain], 0), at)
+
+    def _stack(self) -> Any:
+        """The matrices of the projected tables, padded with zeros, `[tables, width, d]`."""
+        widths = self._projected_widths()
+        if len(set(widths)) == 1:
+            return ops.reshape(self.projections, (len(widths), widths[0], -1))
+        rows = np.full((len(widths), max(widths)), sum(widths), "int32")
+        for number, (low, width) in enumerate(zip(np.cumsum([0, *widths]), widths, strict=False)):
+            rows[number, :width] = low + np.arange(width)
+        padded = ops.concatenate([self.projections, ops.zeros((1, self.plan.output_dim), "float32")])
+        return ops.take(padded, rows, axis=0)
 
 
 class _Constants:
     """Numbers of segments as a tensor with one for each id, or a scalar where all are equal.
 
     Args:
-        count: Number of all segments.
-        members: Segments for which there are numbers.
-        segments: Segment of each id, int32 `[n]`, None where there is only one.
+        all_segments: The segments of the layout.
+        members: Positions of the segments that ids may have.
+        segments: Position of the segment of each id, int32 `[n]`, None where there is only one.
     """
 
-    def __init__(self, count: int, members: list[int], segments: Any) -> None:
-        self._count, self._members, self._segments = count, members, segments
+    def __init__(self, all_segments: list[Segment], members: list[int], segments: Any) -> None:
+        self._all, self._members, self._segments = all_segments, members, segments
 
-    def __call__(self, values: list[int], dtype: str = "int32") -> Any:
+    def __call__(self, number: Callable[[Segment], int], dtype: str = "int32") -> Any:
+        values = [number(self._all[member]) for member in self._members]
         if len(set(values)) == 1:
             return np.dtype(dtype).type(values[0])
-        table = np.zeros(self._count, dtype)
+        table = np.zeros(len(self._all), dtype)
         table[self._members] = values
         return gather_rows(ops.convert_to_tensor(table), self._segments)
+
+
+def _hashed(probe: int, constant: _Constants, ids: Any) -> Any:
+    """The row that one of its hashes gives each id, int32 `[n]`."""
+
+    def bucket_range(segment: Segment) -> tuple[int, int]:
+        return bucket_ranges(segment.place.rows, len(segment.place.band.salts))[probe]
+
+    multiplier = constant(lambda segment: segment.place.band.salts[probe][0], "int64")
+    offset = constant(lambda segment: segment.place.band.salts[probe][1], "int64")
+    bucket = hashed(ids, multiplier, offset, constant(lambda segment: bucket_range(segment)[1], "int64"))
+    return ops.cast(bucket, "int32") + constant(lambda segment: segment.place.row + bucket_range(segment)[0])

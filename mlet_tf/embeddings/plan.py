@@ -307,7 +307,7 @@ def band_bytes(band: Band, ids: int) -> Bytes:
     if band.width == 0:
         return Bytes()
     rows = row_bytes(band) * (ids if band.rows is None else band.rows)
-    shared = {"pq": 4 * CENTROIDS * band.width, "float8": 4, "int8": 4, "int4": 4}.get(band.store, 0)
+    shared = {"pq": 4 * CENTROIDS * band.width, "float8": 4}.get(band.store, 0)
     bitmap = math.ceil(ids / BITMAP_IDS) * _ENTRY_BYTES if band.address == "bitmap" else 0
     return Bytes(rows + shared, bitmap)
 

@@ -96,7 +96,7 @@ def test_report_tells_bytes_and_differences(dtype, tmp_path):
     for record in report:
         assert (record["output_dim"], record["table_dtype"]) == (8, dtype)
         assert record["bytes_before"] == record["rows"] * 32
-        unit = 0 if dtype.endswith("float16") else 4
+        unit = 4 if dtype == "float8" else 0
         assert record["bytes_after"] == record["rows"] * ROW_BYTES[dtype] + unit
         name = record["name"].split("/")[1]
         tables = [m._embedding_layer.effective_table(name).astype("float64") for m in (collapsed, quantized)]
