@@ -9,10 +9,9 @@ from keras import ops
 from mlet_tf.embeddings.plan import BITMAP_IDS, HASH_PRIME
 from mlet_tf.layers.backend import gather_rows, on_tensorflow
 
-# For each position in an entry the bits below it, uint8 [64, 8].
-_BELOW = np.packbits(np.tri(BITMAP_IDS, BITMAP_IDS, -1, dtype=bool), axis=1, bitorder="little")
-_OWN = np.packbits(np.eye(BITMAP_IDS, dtype=bool), axis=1, bitorder="little")
-_BITS = np.array([value.bit_count() for value in range(256)], "int32")
+_PLACES = np.arange(BITMAP_IDS, dtype="uint64")
+_OWN = (np.uint64(1) << _PLACES).view("int64")  # For each place in an entry its bit, and those below it.
+_BELOW = ((np.uint64(1) << _PLACES) - np.uint64(1)).view("int64")
 
 
 def bucket_ranges(rows: int, probes: int) -> list[tuple[int, int]]:
@@ -41,7 +40,7 @@ def make_bitmap(kept: np.ndarray, first_row: int) -> tuple[np.ndarray, np.ndarra
         first_row: Row of the first id that has one.
 
     Returns:
-        The bits, uint8 `[entries, 8]`, and the row of the first kept id of each entry, int32 `[entries]`.
+        The bits, int64 `[entries]`, and the row of the first kept id of each entry, int32 `[entries]`.
     """
     entries = -(-len(kept) // BITMAP_IDS)
     padded = np.zeros(entries * BITMAP_IDS, bool)
@@ -49,7 +48,8 @@ def make_bitmap(kept: np.ndarray, first_row: int) -> tuple[np.ndarray, np.ndarra
     bits = padded.reshape(entries, BITMAP_IDS)
     counts = bits.sum(axis=1)
     ranks = first_row + np.cumsum(counts) - counts
-    return np.packbits(bits, axis=1, bitorder="little"), ranks.astype("int32")
+    words = np.packbits(bits, axis=1, bitorder="little").view("<i8")[:, 0]
+    return words.astype("int64"), ranks.astype("int32")
 
 
 def ranked(positions: Any, bits: Any, ranks: Any, first_entry: Any) -> tuple[Any, Any]:
@@ -66,19 +66,20 @@ def ranked(positions: Any, bits: Any, ranks: Any, first_entry: Any) -> tuple[Any
     """
     entry, place = positions // BITMAP_IDS + first_entry, positions % BITMAP_IDS
     words = gather_rows(bits, entry)
-    below = _population(ops.bitwise_and(words, ops.take(ops.convert_to_tensor(_BELOW), place, axis=0)))
-    own = _population(ops.bitwise_and(words, ops.take(ops.convert_to_tensor(_OWN), place, axis=0)))
-    kept = own > 0
-    rows = gather_rows(ranks, entry) + below
+    below = ops.bitwise_and(words, gather_rows(ops.convert_to_tensor(_BELOW), place))
+    kept = ops.bitwise_and(words, gather_rows(ops.convert_to_tensor(_OWN), place)) != 0
+    rows = gather_rows(ranks, entry) + _set_bits(below)
     return ops.where(kept, rows, ops.zeros_like(rows)), kept
 
 
-def _population(words: Any) -> Any:
-    """Set bits of each row, int32 `[n]`."""
+def _set_bits(words: Any) -> Any:
+    """Number of set bits of non-negative int64, int32."""
     if on_tensorflow():
         import tensorflow as tf
 
-        counts = tf.cast(tf.raw_ops.PopulationCount(x=words), tf.int32)
-    else:
-        counts = ops.take(ops.convert_to_tensor(_BITS), ops.cast(words, "int32"), axis=0)
-    return ops.sum(counts, axis=-1)
+        return tf.cast(tf.raw_ops.PopulationCount(x=words), tf.int32)
+    # Sums of neighbouring pairs of bits, then of fours, of bytes, of all bytes.
+    words = words - ((words >> 1) & 0x5555555555555555)
+    words = (words & 0x3333333333333333) + ((words >> 2) & 0x3333333333333333)
+    words = (words + (words >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return ops.cast((words * 0x0101010101010101) >> 56, "int32")

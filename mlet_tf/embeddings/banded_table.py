@@ -1,7 +1,7 @@
 """The variables of a plan and their lookup."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -25,11 +25,12 @@ class BandedTable(keras.layers.Layer):
 
     Args:
         plan: The plan.
+        slots: For a matrix of ids with a row for each feature: the number of features that read each table, in order.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
         Ids of any shape, int32; those of the second table follow those of the first, and so on. In row-major order they
-        are sorted by table (by id is not needed).
+        are sorted by table (by id is not needed). Fastest is the matrix `[sum(slots), B]`.
 
     Output shape:
         Input shape with `output_dim` appended, float32.
@@ -37,9 +38,10 @@ class BandedTable(keras.layers.Layer):
 
     built: bool  # Keras sets it.
 
-    def __init__(self, plan: Plan | Mapping[str, Any], **kwargs: Any) -> None:
+    def __init__(self, plan: Plan, slots: Sequence[int] = (), **kwargs: Any) -> None:
         super().__init__(dtype="float32", trainable=False, **kwargs)
-        self.plan = plan if isinstance(plan, Plan) else Plan.from_plain(plan)
+        self.plan = plan
+        self._tables = np.repeat(np.arange(len(slots)), slots)  # The table of each row of a matrix.
         self.autocast = False
         self._layout = Layout(self.plan)
         self._projected = self._layout.projected
@@ -69,7 +71,7 @@ class BandedTable(keras.layers.Layer):
             self.projections = self._add("projections", (sum(self._projected_widths()), width), "float32")
             self.means = self._add("means", (self._layout.means, width), "float32")
         if self._layout.entries:
-            self.bits = self._add("bits", (self._layout.entries, 8), "uint8")
+            self.bits = self._add("bits", (self._layout.entries,), "int64")
             self.ranks = self._add("ranks", (self._layout.entries,), "int32")
         self.built = True
 
@@ -80,7 +82,8 @@ class BandedTable(keras.layers.Layer):
         segments = self._segments_of(flat)
         vectors = self._coefficients(flat, segments)
         if any(self._projected):
-            vectors = self._embeddings(flat, segments, vectors)
+            aligned = len(ids.shape) == 2 and ids.shape[0] == len(self._tables)
+            vectors = self._embeddings(flat, segments, vectors, aligned)
         return ops.reshape(vectors, (*ops.shape(ids), self.plan.output_dim))
 
     def compute_output_spec(self, ids: Any) -> keras.KerasTensor:
@@ -102,10 +105,10 @@ class BandedTable(keras.layers.Layer):
 
     def write_bitmap(self, place: Place, bits: np.ndarray, ranks: np.ndarray) -> None:
         """Overwrites the bitmap of a band, see `make_bitmap`."""
-        write_rows(self.bits, [bits], place.entry, len(bits))
-        values = np.array(ops.convert_to_numpy(self.ranks))
-        values[place.entry : place.entry + len(ranks)] = ranks
-        self.ranks.assign(values)
+        for variable, entries in ((self.bits, bits), (self.ranks, ranks)):
+            values = np.array(ops.convert_to_numpy(variable))
+            values[place.entry : place.entry + len(entries)] = entries
+            variable.assign(values)
 
     def write_projection(self, feature: int, projection: np.ndarray, means: np.ndarray) -> None:
         """Overwrites the projection, `[width, d]`, and the mean rows, `[bands, d]`, of a projected feature."""
@@ -198,7 +201,7 @@ class BandedTable(keras.layers.Layer):
     def _constants(self, members: list[int], segments: Any) -> "_Constants":
         return _Constants(self._layout.segments, members, segments)
 
-    def _embeddings(self, ids: Any, segments: Any, coefficients: Any) -> Any:
+    def _embeddings(self, ids: Any, segments: Any, coefficients: Any, aligned: bool) -> Any:
         """Multiplies the rows of each projected feature with its matrix and adds its mean rows."""
         # Rows of features that are not projected have none.
         table = ops.concatenate([self.means, ops.zeros((1, self.plan.output_dim), "float32")])
@@ -206,7 +209,26 @@ class BandedTable(keras.layers.Layer):
         constant = self._constants(list(range(len(self._layout.segments))), segments)
         numbers = constant(lambda segment: last if segment.place.mean is None else segment.place.mean)
         offsets = gather_rows(table, numbers)
-        return self._products(ids, coefficients, segments) + ops.reshape(offsets, (-1, self.plan.output_dim))
+        products = (
+            self._aligned_products(coefficients) if aligned else self._products(ids, coefficients, segments)
+        )
+        return products + ops.reshape(offsets, (-1, self.plan.output_dim))
+
+    def _aligned_products(self, coefficients: Any) -> Any:
+        """Multiplies the rows of a matrix of ids, `[n, d]`: which are of which table is known."""
+        projected = np.array(self._projected)[self._tables]
+        matrix = ops.reshape(coefficients, (len(projected), -1, self._columns))
+        stack, numbers = self._stack(), np.cumsum(self._projected) - 1
+        if len(self._tables) > len(self._projected):
+            stack = ops.take(stack, numbers[self._tables[projected]], axis=0)
+        if projected.all():
+            return ops.reshape(ops.matmul(matrix, stack), (-1, self.plan.output_dim))
+        chosen, others = np.flatnonzero(projected), np.flatnonzero(~projected)
+        products = ops.matmul(ops.take(matrix, chosen, axis=0)[..., : stack.shape[1]], stack)
+        plain = ops.take(matrix, others, axis=0)[..., : self.plan.output_dim]
+        order = np.argsort(np.concatenate([chosen, others]))
+        result = ops.take(ops.concatenate([products, plain]), order, axis=0)
+        return ops.reshape(result, (-1, self.plan.output_dim))
 
     def _products(self, ids: Any, coefficients: Any, segments: Any) -> Any:
         """Multiplies the rows of each projected table with its matrix, `[n, d]`."""

@@ -17,7 +17,8 @@ from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization
 from mlet_tf.layers.ids import as_ids, guard_ids
 from mlet_tf.layers.single import SingleEmbedding
 
-_SIZES = ("output_dim", "hidden_dim", "direct_threshold")
+# Arguments of a collection that a plan says, or that are for training.
+_NOT_SERVED = ("output_dim", "hidden_dim", "direct_threshold", "deduplicate")
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
@@ -98,7 +99,7 @@ class ServedEmbedding(EmbeddingCollection):
     Args:
         features: Features without a `hidden_dim`, see `EmbeddingCollection`.
         plan: The plan, with one entry for each table, in the order of the features.
-        **kwargs: Further arguments of `EmbeddingCollection`, without `output_dim` and `hidden_dim`.
+        **kwargs: Further arguments of `EmbeddingCollection`, but for sizes and `deduplicate`.
 
     Raises:
         InputError: The plan is not for these features.
@@ -117,7 +118,7 @@ class ServedEmbedding(EmbeddingCollection):
         **kwargs: Any,
     ) -> None:
         plan = plan if isinstance(plan, Plan) else Plan.from_plain(plan)
-        super().__init__(features, plan.output_dim, **kwargs)
+        super().__init__(features, plan.output_dim, deduplicate=False, **kwargs)
         self.plan = plan
         planned = [(feature.name, feature.rows) for feature in plan.features]
         have = list(self.table_rows().items())
@@ -126,7 +127,7 @@ class ServedEmbedding(EmbeddingCollection):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {**_without_sizes(super().get_config()), "plan": _plain(self.plan)}
+        return {**_served_config(super().get_config()), "plan": _plain(self.plan)}
 
     def collapse(self, block_rows: int = BLOCK_ROWS) -> EmbeddingCollection:
         """Raises an error: the tables are collapsed already.
@@ -138,10 +139,12 @@ class ServedEmbedding(EmbeddingCollection):
         raise InputError(f"Layer '{self.name}': expected factorised tables. Received: {stores} tables")
 
     def _add_table(self, index: int, group: Any) -> BandedTable:
-        names = {table[0] for table in self.table_features()[index]}
+        tables = self.table_features()[index]
+        names = {table[0] for table in tables}
         features = tuple(feature for feature in self.plan.features if feature.name in names)
         suffix = f"_{index}" if len(self._plan.groups) > 1 else ""
-        table = BandedTable(Plan(self.plan.output_dim, features), name=f"table{suffix}")
+        plan = Plan(self.plan.output_dim, features)
+        table = BandedTable(plan, [len(table) for table in tables], name=f"table{suffix}")
         table.build()
         return table
 
@@ -166,7 +169,7 @@ def served_embedding(
     Raises:
         InputError: The plan is not for these features, or a value is not finite or too large for float16.
     """
-    config = _without_sizes(collection.collapsed_config())
+    config = _served_config(collection.collapsed_config())
     served = ServedEmbedding.from_config({**config, "plan": plan})
     served.build()
     for tables, target in zip(served.table_features(), served.tables, strict=True):
@@ -192,9 +195,9 @@ def _counts(statistics: RowStatistics | None, names: Sequence[str]) -> np.ndarra
     return None if statistics is None else sum(statistics.counts[name] for name in names)
 
 
-def _without_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a collection without what a plan says."""
-    return {key: value for key, value in config.items() if key not in _SIZES}
+def _served_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a collection without what is not of its served form."""
+    return {key: value for key, value in config.items() if key not in _NOT_SERVED}
 
 
 def _plain(plan: Plan) -> dict[str, Any]:

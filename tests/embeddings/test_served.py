@@ -233,6 +233,17 @@ def test_out_of_range_ids_do_what_they_did(form):
     np.testing.assert_array_equal(numbers(layer(ids)), numbers(layer(last)))
 
 
+@tensorflow_only
+@pytest.mark.parametrize("form", ["float8 narrow", "all at once", "bitmap"])
+def test_compiled_code_gives_the_same(form):
+    """XLA, where the ids of a lookup cannot be parted from the others: the way that other backends take, too."""
+    import tensorflow as tf
+
+    ids = some_ids(300)
+    compiled = tf.function(served(form), jit_compile=True)
+    np.testing.assert_allclose(numbers(compiled(tf.constant(ids))), numbers(served(form)(ids)), atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A model with all forms, and the folder where it is saved both ways."""
