@@ -25,6 +25,11 @@ class ModelConfig(Group):
     top_units: Items[Dim] = Field(
         (512, 256), max_length=32, description="Widths of the top MLP, before the logit."
     )
+    dot_skip: bool = Field(
+        True,
+        description="Whether a linear path leads from the dot products of the embeddings to the logit, beside the top "
+        "MLP. Without it a log of ids alone may train nothing.",
+    )
     initialization: InitializationName = Field(
         INITIALIZATIONS[0],
         description="Named initialisation of the factors, see `mlet_tf.layers.MLETEmbedding`.",

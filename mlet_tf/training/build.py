@@ -45,6 +45,7 @@ def build_model(
         config.hidden_dim,
         bottom_units=config.bottom_units,
         top_units=config.top_units,
+        dot_skip=config.dot_skip,
         task=task,
         dtype="mixed_bfloat16" if mixed else "float32",
         embedding_class=embeddings,

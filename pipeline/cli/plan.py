@@ -117,6 +117,7 @@ def sizes_of(config: Any, vocabulary: tuple[int, ...], rows: int) -> Any:
         direct_threshold=model.direct_threshold,
         bottom_units=model.bottom_units,
         top_units=model.top_units,
+        dot_skip=model.dot_skip,
         batch_size=train.batch_size,
         epochs=train.epochs,
         optimizer=train.tables.name,
