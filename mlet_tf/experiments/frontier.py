@@ -45,7 +45,7 @@ def plot_sweep(groups: Sequence[Group], title: str, best_auc: float | None = Non
     """
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     lines: dict[tuple[str, str, str], list[Group]] = {}
-    for group in groups:
+    for group in (group for group in groups if group.values):
         name = "direct_rescaled" if group.record["stage"] == "control" else group.record["kind"]
         method = group.record["method"]
         if method in _METHOD_STYLES:

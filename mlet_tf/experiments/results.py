@@ -33,8 +33,6 @@ _PLAIN = {
     "dtype": ("float32",),
     "hidden_dim": (None, 64),
     "hidden_scale": (None,),
-    "table_l2": (0.0,),
-    "projection_l2": (0.0,),
     "settings": ((),),
 }
 
@@ -77,13 +75,14 @@ def cells_table(found: Sequence[Group]) -> str:
         (g for g in found if g.record["method"] is None), key=lambda g: (g.record["bytes"], g.label)
     ):
         record = group.record
-        rare = group.values.get("test_rare", {}).get("auc")
+        rare = group.by_seed(split="test_rare")
+        edge = " (edge)" if "train.tables.learning_rate" in record.get("at_edge", ()) else ""
         rows.append(
             [
                 group.label,
                 f"{record['bytes']:,}",
-                f"{record['learning_rates']['tables']:g}",
-                f"{group.mean():.4f} ± {group.interval():.4f}",
+                f"{record['learning_rates']['tables']:g}{edge}",
+                _with_fault(f"{group.mean():.4f} ± {group.interval():.4f}", group),
                 f"{group.mean('logloss'):.4f}",
                 f"{group.mean('normalized_entropy'):.4f}",
                 f"{group.mean(split='test_rare'):.4f}" if rare else "",
@@ -226,7 +225,12 @@ def _size(group: Group) -> str:
 
 
 def _rare(a: Group, b: Group) -> Difference | None:
-    return difference(a, b, split="test_rare") if "auc" in a.values.get("test_rare", {}) else None
+    return difference(a, b, split="test_rare") if a.by_seed(split="test_rare") else None
+
+
+def _with_fault(text: str, group: Group) -> str:
+    """The text, and how many seeds have learned nothing, which it leaves out."""
+    return f"{text}, {group.fault}" if group.values and group.fault else group.fault or text
 
 
 def _signed(value: Difference | None) -> str:

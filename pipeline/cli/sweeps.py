@@ -78,9 +78,17 @@ def _line(record: dict[str, Any]) -> str:
     split = "test" if "test" in record else "validation"
     rates = " ".join(f"{value:g}" for value in record["learning_rates"].values())
     return (
-        f"{label(record)} {record['stage']} seed {record['seed']} rates {rates}: {split} AUC "
-        f"{record[split]['auc']:.4f} logloss {record[split]['logloss']:.4f}, {record['train_seconds']:.0f} s"
+        f"{label(record)} {record['stage']} seed {record['seed']} rates {rates}: {_reached(record, split)}, epoch "
+        f"{record['best_epoch']} of {len(record['epochs'])}, {record['train_seconds']:.0f} s"
     )
+
+
+def _reached(record: dict[str, Any], split: str) -> str:
+    from mlet_tf.experiments.statistics import FAULTS
+
+    names = {"auc": "AUC", "logloss": "logloss"}
+    found = [f"{names[name]} {value:.4f}" for name, value in record[split].items() if name in names]
+    return " ".join([split, *found, *(fault for fault in FAULTS if record.get(fault))])
 
 
 @click.group()
@@ -110,6 +118,7 @@ def draw(results: tuple[str, ...], output: str, best_auc: float | None) -> None:
     for group in sorted(found, key=lambda group: group.record["bytes"]):
         click.echo(
             f"{group.record['bytes']:>12,} B  AUC {group.mean():.5f} +- {group.interval():.5f}  {group.label}"
+            + (f", {group.fault}" if group.fault else "")
         )
     click.echo(output)
 
