@@ -6,7 +6,6 @@ Of the cells of one kind and size the one with the highest mean AUC on validatio
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -23,9 +22,10 @@ class Match:
         mlet: The best MLET cell of this `d`.
         direct: The best direct cell of the smallest `d` that is as good: whose mean test AUC is not below MLET's by
             more than the half width of the 95 % interval of their paired difference, so that the interval of
-            `direct - mlet` reaches zero. None if no direct size is.
+            `direct - mlet` reaches zero. None if no direct size is. Where seeds differ much, intervals are wide and a
+            small `d` is as good as anything: read it beside `no_lower`.
         gap: The paired difference `direct - mlet`; None without `direct`.
-        no_lower: The best direct cell of the smallest `d` whose mean test AUC is at least MLET's; None if there is none.
+        no_lower: The best direct cell of the smallest `d` whose mean test AUC is not below MLET's, or None.
         largest: The best direct cell of the largest `d`.
         rare: The paired difference, MLET minus direct of the same `d`, on rows with a rare id; None where there is no
             such cell, or no such rows.
@@ -37,11 +37,6 @@ class Match:
     no_lower: Group | None
     largest: Group
     rare: Difference | None
-
-    @property
-    def factor(self) -> float:
-        """How many times the bytes that MLET serves `direct` has; NaN without `direct`."""
-        return self.direct.record["bytes"] / self.mlet.record["bytes"] if self.direct else math.nan
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,10 @@ FAULTS = ("constant", "diverged")  # Marks of a training that has learned nothin
 _SHORT = {"train.tables.l2": "table L2", "train.projections.l2": "projection L2"}
 
 
+# Rows that metrics are of: `validation`, `test`, `test_rare`, or the test rows of a (feature, frequency band).
+Split = str | tuple[str, str]
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """The final seeds of one cell, or of one truncation of it.
@@ -29,7 +33,7 @@ class Group:
     """
 
     record: dict[str, Any]
-    values: dict[str, dict[str, dict[int, float]]]
+    values: dict[Split, dict[str, dict[int, float]]]
     faults: dict[int, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -44,16 +48,20 @@ class Group:
         counts = {fault: list(self.faults.values()).count(fault) for fault in FAULTS}
         return ", ".join(f"{fault} ({count} of {seeds})" for fault, count in counts.items() if count)
 
-    def by_seed(self, metric: str = "auc", split: str = "test") -> dict[int, float]:
+    def by_seed(self, metric: str = "auc", split: Split = "test") -> dict[int, float]:
         """A metric by seed; empty where it was not measured."""
         return self.values.get(split, {}).get(metric, {})
 
-    def mean(self, metric: str = "auc", split: str = "test") -> float:
+    def bands(self) -> list[tuple[str, str]]:
+        """The pairs of feature and frequency band that test rows were scored by."""
+        return [split for split in self.values if isinstance(split, tuple)]
+
+    def mean(self, metric: str = "auc", split: Split = "test") -> float:
         """Mean over the seeds; NaN without any."""
         values = list(self.by_seed(metric, split).values())
         return float(np.mean(values)) if values else math.nan
 
-    def interval(self, metric: str = "auc", split: str = "test") -> float:
+    def interval(self, metric: str = "auc", split: Split = "test") -> float:
         """Half width of the 95 % confidence interval of the mean (Student's t)."""
         return _half_width(np.array(list(self.by_seed(metric, split).values())))
 
@@ -96,13 +104,21 @@ def groups(records: Iterable[Mapping[str, Any]]) -> list[Group]:
         if fault:
             group.faults[record["seed"]] = fault
             continue
-        for split in ("validation", "test", "test_rare"):
-            for metric, value in record.get(split, {}).items():
+        for split, metrics in _metrics(record):
+            for metric, value in metrics.items():
                 group.values.setdefault(split, {}).setdefault(metric, {})[record["seed"]] = value
     return list(found.values())
 
 
-def difference(a: Group, b: Group, metric: str = "auc", split: str = "test") -> Difference:
+def _metrics(record: Mapping[str, Any]) -> Iterator[tuple[Split, Mapping[str, float]]]:
+    for split in ("validation", "test", "test_rare"):
+        yield split, record.get(split, {})
+    for feature, bands in record.get("test_by_frequency", {}).items():
+        for band, metrics in bands.items():
+            yield (feature, band), metrics
+
+
+def difference(a: Group, b: Group, metric: str = "auc", split: Split = "test") -> Difference:
     """Compares two groups, seed by seed.
 
     Raises:

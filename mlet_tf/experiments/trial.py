@@ -325,12 +325,14 @@ def _truncations(
         # With the tables at their old width the same model can be scored again and again.
         collection.tables[0].assign(np.concatenate(candidate.restored()))
         common = record | {"truncated_to": candidate.size, "bytes": candidate.values * _VALUE_BYTES}
-        del common["validation"], common["epochs"]
-        records.append(common | {"method": candidate.method} | evaluate(predictor, data, ("test",)))
+        del common["epochs"]
+        scored = evaluate(predictor, data, ("validation", "test"))
+        records.append(common | {"method": candidate.method} | scored)
         if trial.fine_tune and candidate.method == "allocated":
             tuned = truncation.truncated_model(collapsed, candidate)
             rows, train = data.splits["train"], _slower(trial.train_config(config), _FINE_TUNE_RATE)
             build.compile_model(tuned, train, _share_steps(rows, train, trial.fine_tune))
             fine_tune(tuned, rows, train, trial.fine_tune)
-            records.append(common | {"method": "fine_tuned"} | evaluate(Predictor(tuned), data, ("test",)))
+            scored = evaluate(Predictor(tuned), data, ("validation", "test"))
+            records.append(common | {"method": "fine_tuned"} | scored)
     return records
