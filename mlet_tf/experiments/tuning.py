@@ -67,7 +67,7 @@ def tune(
             key: round_rate(asked.suggest_float(key, of.low, of.high, log=True)) for key, of in bounds.items()
         }
         record = (yield [Trial(cell, "tune", tuning.seed, tuple(values.items()))])[0][0]
-        value = worst if record.get("diverged") else record["validation"][tuning.metric]
+        value = worst if record.get("diverged") else record["validation"].get(tuning.metric, worst)
         study.tell(asked, value)
         cpu_seconds += record["train_cpu_seconds"]
         if value > best_value if tuning.metric == "auc" else value < best_value:
