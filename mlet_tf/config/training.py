@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from mlet_tf.config.base import Group, GroupError
-from mlet_tf.config.types import Rate, Seed
+from mlet_tf.config.types import Penalty, Rate, Seed
 from mlet_tf.names import Optimizer
 
 
@@ -16,6 +16,10 @@ class OptimizerConfig(Group):
         "adagrad", description="The update rule; `row_wise_adagrad` keeps one accumulator a row."
     )
     learning_rate: Rate = Field(0.02, description="Peak learning rate.")
+    l2: Penalty = Field(
+        0.0,
+        description="L2 penalty, `l2 / 2` times the squared weights; of tables, on the rows of each batch.",
+    )
     initial_accumulator: float | None = Field(
         None,
         ge=0,
@@ -49,7 +53,9 @@ class TrainConfig(Group):
     """Training."""
 
     batch_size: int = Field(512, ge=1, le=10**8, description="Rows a step, over all replicas.")
-    epochs: int = Field(1, ge=1, le=100_000, description="Passes over `train`.")
+    epochs: int = Field(
+        1, ge=1, le=100_000, description="Passes over `train`; the most there are with early stopping."
+    )
     max_steps: int | None = Field(
         None, ge=1, le=10**12, description="Stop after this many steps; null trains all epochs."
     )
@@ -65,8 +71,13 @@ class TrainConfig(Group):
         None,
         ge=0,
         le=100_000,
-        description="Epochs without a better evaluation logloss before training stops and the best weights are taken; "
-        "null trains on.",
+        description="Epochs without a better `early_stopping_metric` before training stops and the weights of the best "
+        "epoch are taken; null trains all epochs and takes the last weights.",
+    )
+    early_stopping_metric: Literal["logloss", "auc"] = Field(
+        "logloss",
+        description="Metric of the evaluation rows that decides which epoch is best. `logloss` sees a model begin to "
+        "overfit before `auc` does, and keeps probabilities calibrated.",
     )
     checkpoint_steps: int = Field(500, ge=1, le=10**12, description="Steps between checkpoints.")
     steps_per_execution: int = Field(1, ge=1, le=10**6, description="Steps a call of the training function.")

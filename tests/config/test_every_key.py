@@ -179,9 +179,9 @@ def test_defaults_written_out_are_the_defaults(model):
             "unknown key 'sweep.tuning.search.train.table.learning_rate'. Did you mean 'train.tables.learning_rate'?",
         ),
         (
-            "train",
-            {"tables": {"learning_rate": 2.0}},
-            "'train.tables.learning_rate' should be in its range in 'sweep.tuning.search', from 0.01 to 1.0",
+            "sweep",
+            {"tuning": {"search": {"train.tables.initial_accumulator": {"low": 0.1, "high": 1.0}}}},
+            "'sweep.tuning.search'",
         ),
         (
             "sweep",
@@ -214,7 +214,6 @@ def test_mistakes_of_a_sweep_name_the_key(group, changes, line):
     [
         ("data.split", {"method": "time"}),
         ("data.chunk_bytes", 8192),
-        ("train.early_stopping_patience", 1),
         ("train.checkpoint_steps", 5),
         ("train.shuffle_rows", 5),
         ("train.shard_tables", True),

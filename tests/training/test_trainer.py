@@ -99,20 +99,35 @@ def slow_fit(folder: str) -> None:
     fit(Path(folder))
 
 
-def test_early_stopping_keeps_the_best_weights(tmp_path):
-    weights, progress = fit(
-        tmp_path / "run",
-        epochs=30,
-        early_stopping_patience=1,
-        dense=OptimizerConfig(name="sgd", learning_rate=1.0),
-    )
-    losses = [record["eval_logloss"] for record in progress.history]
-    assert progress.stopped and len(losses) < 30
-    assert np.argmin(losses) < len(losses) - 1
-    best = int(np.argmin(losses)) + 1
-    again, _ = fit(tmp_path / "best", epochs=best, dense=OptimizerConfig(name="sgd", learning_rate=1.0))
+@pytest.mark.parametrize(("metric", "best_of"), [("logloss", np.argmin), ("auc", np.argmax)])
+def test_early_stopping_keeps_the_best_weights(tmp_path, metric, best_of):
+    dense = OptimizerConfig(name="sgd", learning_rate=1.0)
+    stopping = {"early_stopping_patience": 1, "early_stopping_metric": metric}
+    weights, progress = fit(tmp_path / "run", epochs=30, dense=dense, **stopping)
+    reached = [record[f"eval_{metric}"] for record in progress.history]
+    best = int(best_of(reached)) + 1
+    assert progress.stopped and len(reached) == progress.epoch == best + 2 < 30
+    assert progress.final_epoch == progress.best_epoch == best
+    again, _ = fit(tmp_path / "best", epochs=best, dense=dense)
     for got, want in zip(weights, again, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_stays_a_constant_is_an_error(tmp_path):
+    """Not a model that the rest of the pipeline goes on with."""
+    rows = write_packed_rows(tmp_path / "rows", 3000, 0)
+    still = {"learning_rate": 1e-12}
+    config = TrainConfig(batch_size=500, tables=still, projections=still, dense=still)
+    model = build_model(MODEL, dict.fromkeys(("a", "b"), VOCABULARY), DENSE)
+    model(next(rows.blocks(1)))
+    last = max((w for w in model.trainable_variables if w.shape[-1:] == (1,)), key=lambda w: len(w.shape))
+    last.assign(np.zeros(last.shape))
+    compile_model(model, config, total_steps(config, rows.rows))
+    with pytest.raises(
+        InputError, match=r"as good as a constant.*AUC 0\.5\d* and normalised entropy 1\."
+    ) as error:
+        train(model, rows, rows, config, tmp_path / "work", str(tmp_path / "board"))
+    assert "'train.tables.learning_rate'" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_epoch_is_each_row_once_in_an_order_of_its_own(tmp_path):
