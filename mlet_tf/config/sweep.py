@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, create_model, model_validator
 
 from mlet_tf.config.base import Group, GroupError, shown
-from mlet_tf.config.data import DataConfig, VocabularyConfig
+from mlet_tf.config.data import DataConfig, VocabularyConfig, check_parts
 from mlet_tf.config.model import ModelConfig
 from mlet_tf.config.training import TrainConfig
 from mlet_tf.config.types import (
@@ -90,30 +90,7 @@ class SweepSplitConfig(Group):
 
     @model_validator(mode="after")
     def _column_has_parts(self) -> Self:
-        if (self.method == "column") != (self.column is not None):
-            raise GroupError(
-                "column",
-                "and method 'column' go together; give both or neither. "
-                f"Received: {self.column!r} and {self.method!r}",
-            )
-        if self.method == "column" and not {"train", "test"} <= set(self.parts):
-            raise GroupError("parts", f"should have lists for train and test. Received: {sorted(self.parts)}")
-        if self.method != "column" and self.parts:
-            raise GroupError(
-                "parts", f"should be given for method 'column' only. Received: {shown(self.parts)}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _parts_are_apart(self) -> Self:
-        part_of: dict[str, str] = {}
-        for part, values in self.parts.items():
-            for value in values:
-                if other := part_of.get(value):
-                    raise GroupError(
-                        f"parts.{part}", f"should share no value with '{other}'. Received: {value!r} in both"
-                    )
-                part_of[value] = part
+        check_parts(self.method, self.column, self.parts, ("train", "test"))
         return self
 
     @model_validator(mode="after")
