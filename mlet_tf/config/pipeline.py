@@ -16,7 +16,7 @@ from mlet_tf.config.serving import ServingConfig
 from mlet_tf.config.training import TrainConfig
 from mlet_tf.config.types import Folder, Name
 from mlet_tf.datasets import ClickLogSchema, load_schema
-from mlet_tf.datasets.parts import reading_schema
+from mlet_tf.datasets.schema import reading_schema
 from mlet_tf.documents import dump_document
 from mlet_tf.errors import InputError, nearest
 

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlet_tf.datasets.schema import ClickLogSchema
-from mlet_tf.errors import InputError, nearest
+from mlet_tf.errors import InputError
 
 _MOST_UNLISTED = 1000  # Values that are counted one by one; a column of ids may have any number.
 _SHOWN = 5
 _NO_VALUE, _FURTHER = "no value", "further values"
-
-
-def reading_schema(schema: ClickLogSchema, column: str, key: str) -> ClickLogSchema:
-    """The schema with which a log is read so that its tables have a column, which may be one to drop.
-
-    Args:
-        schema: Schema of the log.
-        column: The column. If it is dropped, it is read as the last category.
-        key: Dotted key that names the column, for the message.
-
-    Raises:
-        InputError: The schema has no such column, or it is the label.
-    """
-    if column not in schema.columns or column == schema.label:
-        known = [name for name in schema.columns if name != schema.label]
-        raise InputError(
-            f"{key!r} should be a column of schema {schema.name!r} other than its label. Received: {column!r}."
-            f"{nearest(column, known)} Columns: {', '.join(known)}"
-        )
-    if column not in schema.drop:
-        return schema
-    drop = tuple(name for name in schema.drop if name != column)
-    return dataclasses.replace(schema, categoricals=(*schema.categoricals, column), drop=drop)
 
 
 class Parts:

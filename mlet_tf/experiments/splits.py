@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from mlet_tf.config.sweep import SweepSplitConfig
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.datasets.parts import Parts, check_listed, reading_schema
+from mlet_tf.datasets.parts import Parts, check_listed
+from mlet_tf.datasets.schema import reading_schema
 from mlet_tf.errors import InputError
 from mlet_tf.features.ingestion.times import TimeCounts, choose_cut
 

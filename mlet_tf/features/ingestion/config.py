@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.datasets.parts import reading_schema
+from mlet_tf.datasets.schema import reading_schema
 from mlet_tf.errors import InputError
 
 TRAIN, EVAL = "train", "eval"
