@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, create_model, model_validator
 
 from mlet_tf.config.base import Group, GroupError, shown
-from mlet_tf.config.data import DataConfig, VocabularyConfig
+from mlet_tf.config.data import DataConfig, VocabularyConfig, check_parts
 from mlet_tf.config.model import ModelConfig
 from mlet_tf.config.training import TrainConfig
-from mlet_tf.config.types import Dim, Distinct, Folder, Items, Name, Rate, Seed, Share
+from mlet_tf.config.types import Category, Dim, Distinct, Folder, Items, Name, Rate, Seed, Share, Text
 
 Kind = Literal["direct", "mlet", "mlet_frozen", "nested", "projected", "hash", "qr"]
+Part = Literal["train", "validation", "test"]
 SearchKey = Literal[
     "train.tables.learning_rate",
     "train.projections.learning_rate",
@@ -51,20 +52,42 @@ class GeneratedConfig(Group):
 class SweepSplitConfig(Group):
     """Train, validation and test rows."""
 
-    method: Literal["random", "sequential"] = Field(
+    method: Literal["random", "sequential", "time", "column"] = Field(
         "random",
-        description="`random` draws all three at random; `sequential` trains on the first rows in file order and draws "
-        "validation and test at random from the others, as is usual for Criteo-Kaggle and Avazu.",
+        description="`random` draws all three at random, 8:1:1 by default as in AutoInt; `sequential` trains on the "
+        "first rows in file order and draws validation and test at random from the others, as is usual for "
+        "Criteo-Kaggle and Avazu; `time` trains on the earliest rows, validates on later and tests on the latest ones, "
+        "with all rows of one time in one split; `column` takes what a column of the log says.",
     )
     validation_share: float = Field(
-        0.1, gt=0, lt=1, description="Share of all rows that selects learning rates."
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of all rows that selects learning rates; for `column` without a list for `validation`, of "
+        "the rows of `train`.",
     )
-    test_share: float = Field(0.1, gt=0, lt=1, description="Share of all rows that is reported.")
+    test_share: float = Field(
+        0.1, gt=0, lt=1, description="Share of all rows that is reported; not for `column`."
+    )
+    column: Text | None = Field(
+        None,
+        description="For `column`: the column that names the part of a row. It may be one that the schema drops.",
+    )
+    parts: dict[Part, Distinct[Category]] = Field(
+        {},
+        description="For `column`: values of the column by split, all that it has. Without a list for `validation`, "
+        "its rows are drawn at random from those of `train`.",
+    )
     seed: Seed = Field(0, description="Seed of the draw.")
 
     @model_validator(mode="after")
+    def _column_has_parts(self) -> Self:
+        check_parts(self.method, self.column, self.parts, ("train", "test"))
+        return self
+
+    @model_validator(mode="after")
     def _rows_are_left(self) -> Self:
-        if self.validation_share + self.test_share >= 1:
+        if self.method != "column" and self.validation_share + self.test_share >= 1:
             raise GroupError(
                 "test_share",
                 "and 'validation_share' should leave rows to train on. "

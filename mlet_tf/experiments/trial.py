@@ -22,6 +22,7 @@ from mlet_tf.experiments.baselines import HashedEmbeddings, QuotientRemainderEmb
 from mlet_tf.experiments.cells import Cell, model_config, train_config
 from mlet_tf.experiments.data import PreparedData
 from mlet_tf.experiments.nested import NestedEmbeddings, embedding_collection
+from mlet_tf.experiments.slices import by_frequency
 from mlet_tf.features.packed_rows import PackedRows
 from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.metrics import ctr_metrics
@@ -215,9 +216,9 @@ def fine_tune(model: keras.Model, rows: PackedRows, config: TrainConfig, share: 
     fit_epochs(model, _permuted(rows, config), _epoch_steps(rows, config), steps, progress)
 
 
-def evaluate(predictor: Predictor, data: PreparedData, splits: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Metrics by split; for `test` also those of the rows with a rare id."""
-    result = {}
+def evaluate(predictor: Predictor, data: PreparedData, splits: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Metrics by split; for `test` also of the rows with a rare id, and by feature and frequency of its id."""
+    result: dict[str, dict[str, Any]] = {}
     for split in splits:
         rows = data.splits[split]
         ctr = predictor(rows)
@@ -225,6 +226,7 @@ def evaluate(predictor: Predictor, data: PreparedData, splits: Sequence[str]) ->
         if split == "test":
             rare = data.rare_rows(split)
             result["test_rare"] = _metrics(rows.label[rare], ctr[rare]) | {"rows": int(rare.sum())}
+            result["test_by_frequency"] = by_frequency(data, split, ctr)
     return result
 
 
