@@ -15,6 +15,7 @@ from mlet_tf.errors import InputError
 G = TypeVar("G", bound=Group)
 
 FACTORISED = ("mlet", "mlet_frozen", "nested")
+SWITCHABLE = ("mlet", "mlet_frozen")
 WIDENED = ("projected", "hash", "qr")
 ROLES = ("tables", "projections", "dense")
 
@@ -35,6 +36,7 @@ class Cell:
         hidden_scale: See `GridConfig`.
         table_l2: L2 penalty of the tables.
         projection_l2: L2 penalty of the projections.
+        collapse_at: Share of the steps after which the model is collapsed; None for other kinds, or never.
         settings: Values of all other keys of a run that the grid varies.
     """
 
@@ -49,6 +51,7 @@ class Cell:
     hidden_scale: float | None = None
     table_l2: float = 0.0
     projection_l2: float = 0.0
+    collapse_at: float | None = None
     settings: tuple[tuple[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,6 +83,7 @@ def cells(config: SweepConfig, grid: GridConfig) -> list[Cell]:
         "initialization": varied("model.initialization"),
         "table_l2": grid.table_l2,
         "projection_l2": grid.projection_l2,
+        "collapse_at": grid.collapse_at,
         "reference_dim": (grid.reference_dim,),
         "output_dim": sorted(varied("model.output_dim")),
     }
@@ -95,7 +99,12 @@ def cells(config: SweepConfig, grid: GridConfig) -> list[Cell]:
 def of_kind(cell: Cell) -> Cell:
     """The cell without what its kind does not have."""
     kind = "direct" if cell.kind == "mlet" and cell.hidden_dim is None else cell.kind
-    cell = replace(cell, kind=kind, reference_dim=cell.reference_dim if kind in WIDENED else None)
+    cell = replace(
+        cell,
+        kind=kind,
+        reference_dim=cell.reference_dim if kind in WIDENED else None,
+        collapse_at=cell.collapse_at if kind in SWITCHABLE else None,
+    )
     if kind not in FACTORISED:
         return replace(
             cell,

@@ -114,6 +114,8 @@ def label(record: Mapping[str, Any]) -> str:
     for part, key in (("table", "table_l2"), ("projection", "projection_l2")):
         if record.get(key):
             parts.append(f"{part} L2 {record[key]:g}")
+    if record.get("collapse_at") is not None:
+        parts.append(f"collapsed at {record['collapse_at']:g}")
     parts += [f"{key}={value}" for key, value in dict(record.get("settings", ())).items()]
     if record["method"] is not None:
         parts.append(f"-> {record['truncated_to']} ({record['method']})")

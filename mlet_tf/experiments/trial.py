@@ -15,9 +15,9 @@ import keras
 import numpy as np
 
 from mlet_tf.collapse import collapse_model
-from mlet_tf.config import OptimizerConfig, TrainConfig
+from mlet_tf.config import TrainConfig
 from mlet_tf.config.sweep import SweepConfig
-from mlet_tf.experiments import truncation
+from mlet_tf.experiments import switching, truncation
 from mlet_tf.experiments.baselines import HashedEmbeddings, QuotientRemainderEmbeddings
 from mlet_tf.experiments.cells import ROLES, Cell, model_config, train_config
 from mlet_tf.experiments.data import PreparedData
@@ -36,7 +36,7 @@ _METRICS = ("auc", "logloss", "normalized_entropy")
 _MOMENT_ROWS = 16_384
 _FINE_TUNE_RATE = 0.3  # A fresh Adagrad begins with steps as large as at the start of training.
 _VALUE_BYTES = 4
-_CHOICES_SINCE = ("dtype", "hidden_scale", "table_l2", "projection_l2", "settings")
+_CHOICES_SINCE = ("dtype", "hidden_scale", "table_l2", "projection_l2", "collapse_at", "settings")
 _STORED_ACCUMULATOR = 1e-6  # In the keys of all stored trials without an Adagrad.
 
 
@@ -97,7 +97,7 @@ def _stored_training(trial: Trial, config: SweepConfig) -> dict[str, Any]:
     }
     names = (train.tables.name, "sgd" if train.tables.name == "sgd" else "adagrad", train.dense.name)
     told = {
-        role: OptimizerConfig(
+        role: type(getattr(train, role))(
             name=name, learning_rate=rate, initial_accumulator=start if name.endswith("adagrad") else None
         )
         for role, name, rate in zip(ROLES, names, trial.rates, strict=True)
@@ -119,9 +119,15 @@ def run_trial(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dic
         The record of the trial, then one for each truncation of it.
     """
     model = build_model(trial, config, data)
-    rows = data.splits["train"]
+    rows, train = data.splits["train"], trial.train_config(config)
     wall, cpu = time.monotonic(), time.process_time()
-    fit(model, rows, trial.train_config(config))
+    if trial.cell.collapse_at is None:
+        fit(model, rows, train)
+    else:
+        recompile = functools.partial(
+            _compile, trial=trial, config=train, steps=total_steps(train, rows.rows)
+        )
+        model = switching.fit(model, rows, train, trial.cell.collapse_at, recompile)
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     splits = ("validation",) if trial.stage == "tune" else ("validation", "test")
     record = {
@@ -179,7 +185,8 @@ def make_embeddings(
     if cell.kind in ("hash", "qr"):
         layer = HashedEmbeddings if cell.kind == "hash" else QuotientRemainderEmbeddings
         table_rows = {feature.name: feature.input_dim for feature in features}
-        return layer(table_rows, output_dim, cell.output_dim / output_dim, dtype=options["dtype"])
+        kept = {name: options[name] for name in ("initial_scale", "dtype")}
+        return layer(table_rows, output_dim, cell.output_dim / output_dim, **kept)
     if cell.kind == "projected":
         # A table that a projection would not make smaller stays as it is.
         hidden_dim = cell.output_dim

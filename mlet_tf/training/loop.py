@@ -190,6 +190,7 @@ def _fit_mirrored(
         own = strategy.experimental_local_results(step(iterator))[0]
         for callback in callbacks:
             callback.on_train_batch_end(number, {"loss": own})
+    model.optimizer.finalize_variable_values(model.trainable_variables)
     return float(next(metric for metric in model.metrics if metric.name == "loss").result())
 
 
