@@ -61,7 +61,7 @@ def table_rates(variables: Sequence[keras.Variable], exponent: float) -> list[Ta
     for variable, table in zip(variables, tables, strict=True):
         factors = [(v / largest) ** exponent for v in table.vocabularies] if table else [1.0]
         if len(set(factors)) == 1:
-            rates.append(TableRates((variable.shape[0] if variable.shape else 1,), (factors[0],)))
+            rates.append(TableRates(tuple(variable.shape[:1]), (factors[0],)))
         else:
             rates.append(TableRates(table.row_counts, tuple(factors)))
     return rates

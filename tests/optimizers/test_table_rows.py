@@ -216,7 +216,9 @@ def test_decay_of_all_rows_where_keras_passes_over_them_anyway(options, referenc
     expected = reference("SparseSGD", weights, 0.1 * np.repeat([1, 0.5], [4, 2]), 0.5)
     for row in (0, 5):
         values = np.full((1, 2), 3.0, "float32")
-        optimizer.apply([tf.IndexedSlices(values, [row], [6, 2])], [variable])
+        optimizer.apply(
+            [tf.IndexedSlices(tf.constant(values), tf.constant([row]), tf.constant([6, 2]))], [variable]
+        )
         if "use_ema" in options:
             expected.update(np.eye(6)[:, [row]] * values)
     if "use_ema" not in options:
