@@ -1,7 +1,7 @@
 """Rows: where they are, how they are split and validated, which values become ids."""
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ _LAST_SECOND = 253_402_300_799  # Of the year 9999; milliseconds are larger.
 
 
 def check_parts(
-    method: str, column: str | None, parts: Mapping[str, tuple[str, ...]], required: tuple[str, ...]
+    method: str, column: str | None, parts: Mapping[Any, tuple[str, ...]], required: tuple[str, ...]
 ) -> None:
     """Checks the keys of a split by column.
 

@@ -34,6 +34,12 @@ class ModelConfig(Group):
         INITIALIZATIONS[0],
         description="Named initialisation of the factors, see `mlet_tf.layers.MLETEmbedding`.",
     )
+    initial_scale: float = Field(
+        1.0,
+        gt=0,
+        le=1_000_000,
+        description="Factor on the initial embeddings: on the rows of direct tables and of `W1`.",
+    )
     mixed_precision: Literal["auto", "on", "off"] = Field(
         "auto", description="`auto` computes in bfloat16 where there is a GPU; tables stay float32."
     )

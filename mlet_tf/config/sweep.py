@@ -178,6 +178,12 @@ class GridConfig(_RunKeys):
         description="Null gives every feature `k`; a number `a` gives a feature of `V` rows the power of two nearest "
         "to `a sqrt(V)`, at least `d` and at most `k`.",
     )
+    collapse_at: Distinct[Annotated[float, Field(gt=0, lt=1)] | None] = Field(
+        (None,),
+        min_length=1,
+        description="Share of the steps after which `mlet` and `mlet_frozen` are collapsed and trained on as a direct "
+        "model: its tables' optimizer starts anew, that of the dense part goes on. Null trains the factors to the end.",
+    )
     reference_dim: Dim = Field(
         16, description="Width that `projected`, `hash` and `qr` give to the rest of the model."
     )

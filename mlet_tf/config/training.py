@@ -28,6 +28,11 @@ class OptimizerConfig(Group):
         "optimizer's own, 0.1 and 0. Adagrad's 0.1 is large against the squared gradients of an embedding row: try "
         "1.0e-6 for tables, see `docs/results.md`.",
     )
+    weight_decay: Penalty = Field(
+        0.0,
+        description="Decoupled weight decay (AdamW's): each step takes the share `learning_rate * weight_decay` of all "
+        "weights away, of the rows of a table that are not in the batch too.",
+    )
 
     @model_validator(mode="after")
     def _accumulator_is_adagrads(self) -> Self:
@@ -38,6 +43,18 @@ class OptimizerConfig(Group):
                 f"{self.name}",
             )
         return self
+
+
+class TablesConfig(OptimizerConfig):
+    """The optimizer of the tables."""
+
+    rows_exponent: float = Field(
+        0.0,
+        ge=0,
+        le=4,
+        description="A table of `V` rows has the learning rate `learning_rate * (V / V_max) ** rows_exponent`, `V_max` "
+        "the rows of the largest table; 0.5 makes it grow with the root of `V`.",
+    )
 
 
 class ScheduleConfig(Group):
@@ -59,8 +76,8 @@ class TrainConfig(Group):
     max_steps: int | None = Field(
         None, ge=1, le=10**12, description="Stop after this many steps; null trains all epochs."
     )
-    tables: OptimizerConfig = Field(
-        OptimizerConfig(), description="Optimizer of the embedding tables (`W1` and direct ones)."
+    tables: TablesConfig = Field(
+        TablesConfig(), description="Optimizer of the embedding tables (`W1` and direct ones)."
     )
     projections: OptimizerConfig = Field(
         OptimizerConfig(), description="Optimizer of the projections (`W2`)."

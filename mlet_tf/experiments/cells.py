@@ -16,6 +16,7 @@ from mlet_tf.errors import InputError
 G = TypeVar("G", bound=Group)
 
 FACTORISED = ("mlet", "mlet_frozen", "nested")
+SWITCHABLE = ("mlet", "mlet_frozen")
 WIDENED = ("projected", "hash", "qr")
 PROJECTED = ("mlet", "nested", "projected")  # Kinds whose projections are trained.
 
@@ -34,6 +35,7 @@ class Cell:
         direct_threshold: Features with at most this many rows stay direct; None means `k`.
         reference_dim: See `GridConfig`; None for other kinds.
         hidden_scale: See `GridConfig`.
+        collapse_at: Share of the steps after which the model is collapsed; None for other kinds, or never.
         settings: Values of all other keys of a run that the grid varies.
     """
 
@@ -46,6 +48,7 @@ class Cell:
     direct_threshold: int | None = None
     reference_dim: int | None = None
     hidden_scale: float | None = None
+    collapse_at: float | None = None
     settings: tuple[tuple[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,6 +78,7 @@ def cells(config: SweepConfig, grid: GridConfig) -> list[Cell]:
         "hidden_scale": grid.hidden_scale,
         "direct_threshold": varied("model.direct_threshold"),
         "initialization": varied("model.initialization"),
+        "collapse_at": grid.collapse_at,
         "reference_dim": (grid.reference_dim,),
         "output_dim": sorted(varied("model.output_dim")),
     }
@@ -95,6 +99,7 @@ def of_kind(cell: Cell) -> Cell:
         kind=kind,
         reference_dim=cell.reference_dim if kind in WIDENED else None,
         settings=tuple((key, value) for key, value in cell.settings if has_key(kind, key)),
+        collapse_at=cell.collapse_at if kind in SWITCHABLE else None,
     )
     if kind not in FACTORISED:
         return replace(

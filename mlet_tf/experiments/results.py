@@ -12,6 +12,7 @@ them.
 from __future__ import annotations
 
 import collections
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +54,7 @@ def fill(page: Path) -> None:
     names = dict.fromkeys(name for _, _, of, _ in _BLOCK.findall(text) for name in of.split(", "))
     studies = {name: groups(read_records(folder / f"{name}.jsonl")) for name in names}
     for name, found in studies.items():
-        _draw(folder / f"{name}.png", text, lambda found=found, name=name: plot_sweep(found, name))
+        _draw(folder / f"{name}.png", text, functools.partial(plot_sweep, found, name))
     _draw(folder / "headline.png", text, lambda: plot_headline(studies))
 
     def block(match: re.Match[str]) -> str:

@@ -84,7 +84,8 @@ def _by_time(tables: Iterable[pa.Table], column: str, config: SweepSplitConfig) 
 
 
 def _by_column(tables: Iterable[pa.Table], column: str, config: SweepSplitConfig) -> np.ndarray:
-    parts = Parts({name: config.parts.get(name, ()) for name in SPLITS})
+    lists: dict[str, tuple[str, ...]] = {**dict.fromkeys(SPLITS, ()), **config.parts}
+    parts = Parts(lists)
     blocks = [np.empty(0, np.uint8), *(parts.of_rows(table[column]) for table in tables)]
     check_listed(parts.unlisted, column, "sweep.split.parts")
     split = np.concatenate(blocks)

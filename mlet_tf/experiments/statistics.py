@@ -148,6 +148,8 @@ def label(record: Mapping[str, Any]) -> str:
         parts.append(record["optimizer"])
     if record.get("dtype", "float32") != "float32":
         parts.append(record["dtype"])
+    if record.get("collapse_at") is not None:
+        parts.append(f"collapsed at {record['collapse_at']:g}")
     for key, value in dict(record.get("settings", ())).items():
         parts.append(f"{_SHORT[key]} {value:g}" if key in _SHORT else f"{key}={value}")
     if record["method"] is not None:

@@ -70,8 +70,9 @@ def run_sweep(
     runner = _Runner(config, data, store, report)
     grids = config.sweep.grid
     records = runner.run([_chain(chain, grid, config) for grid in grids for chain in _chains(grid, config)])
-    for line in warnings_of(records, config.sweep.tuning) if note else ():
-        note(line)
+    if note:
+        for line in warnings_of(records, config.sweep.tuning):
+            note(line)
     return store.path
 
 
@@ -180,7 +181,7 @@ class _Runner:
             self._finished[key] = records
         elif key not in self._records and _differ(self._finished[key][0], trial.notes):
             # Of a search in other ranges, or with more trials, which has found the same.
-            self._finished[key] = [record | trial.notes for record in self._finished[key]]
+            self._finished[key] = [{**record, **trial.notes} for record in self._finished[key]]
             self._store.append(self._finished[key])
         self._records.setdefault(key, self._finished[key])
         state.records[number] = self._finished[key]

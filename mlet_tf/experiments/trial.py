@@ -17,7 +17,7 @@ import numpy as np
 from mlet_tf.collapse import collapse_model
 from mlet_tf.config import TrainConfig
 from mlet_tf.config.sweep import SweepConfig
-from mlet_tf.experiments import truncation
+from mlet_tf.experiments import switching, truncation
 from mlet_tf.experiments.baselines import HashedEmbeddings, QuotientRemainderEmbeddings
 from mlet_tf.experiments.cells import Cell, model_config, train_config
 from mlet_tf.experiments.data import PreparedData
@@ -93,16 +93,22 @@ def run_trial(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dic
     Returns:
         The record of the trial, then one for each truncation of it.
     """
-    model = build_model(trial, config, data)
-    predictor = Predictor(model)
+    model, progress = build_model(trial, config, data), Progress()
+    rows, train = data.splits["train"], trial.train_config(config)
     wall, cpu = time.monotonic(), time.process_time()
-    progress = fit(model, data.splits, trial.train_config(config), predictor)
+    if trial.cell.collapse_at is not None:
+        steps = _epoch_steps(rows, train), total_steps(train, rows.rows)
+        model, progress = switching.fit_and_collapse(
+            model, _permuted(rows, train), *steps, trial.cell.collapse_at, train
+        )
+    predictor = Predictor(model)
+    fit(model, data.splits, train, predictor, progress)
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     splits = ("validation",) if trial.stage == "tune" else ("validation", "test")
     record = {
         **_identity(trial, config, data),
         "bytes": served_values(model) * _VALUE_BYTES,
-        "rows": data.splits["train"].rows,
+        "rows": rows.rows,
         "train_seconds": round(wall, 2),
         "train_cpu_seconds": round(cpu, 2),
         "epochs": [_epoch(epoch) for epoch in progress.history],
@@ -157,7 +163,8 @@ def make_embeddings(
     if cell.kind in ("hash", "qr"):
         layer = HashedEmbeddings if cell.kind == "hash" else QuotientRemainderEmbeddings
         table_rows = {feature.name: feature.input_dim for feature in features}
-        return layer(table_rows, output_dim, cell.output_dim / output_dim, dtype=options["dtype"])
+        kept = {name: options[name] for name in ("initial_scale", "dtype")}
+        return layer(table_rows, output_dim, cell.output_dim / output_dim, **kept)
     if cell.kind == "projected":
         # A table that a projection would not make smaller stays as it is.
         hidden_dim = cell.output_dim
@@ -179,6 +186,7 @@ def fit(
     splits: Mapping[str, PackedRows],
     config: TrainConfig,
     predictor: Predictor | None = None,
+    progress: Progress | None = None,
 ) -> Progress:
     """Trains, and stops early by the validation rows; the order of the rows depends on seed and epoch alone.
 
@@ -187,12 +195,13 @@ def fit(
         splits: Its rows, `train` and `validation`.
         config: Batch size, epochs, steps, early stopping and seed.
         predictor: Predicts with the model; made here by default.
+        progress: Where the training begins, by default at the start; updated.
 
     Returns:
         Where the training has ended.
     """
-    rows, validation, progress = splits["train"], splits["validation"], Progress()
-    predictor = predictor or Predictor(model)
+    rows, validation = splits["train"], splits["validation"]
+    predictor, progress = predictor or Predictor(model), progress or Progress()
     stopping = EarlyStopping(config, progress, WeightsInMemory(model))
 
     def end_epoch(loss: float, started: float) -> None:
@@ -285,7 +294,7 @@ def _epoch(record: Mapping[str, float]) -> dict[str, float]:
 
 def _fault(progress: Progress, validation: PackedRows) -> dict[str, bool]:
     """`{"constant": True}` or `{"diverged": True}` of a model that has not learned, see `mlet_tf.training.learned`."""
-    reached = progress.history[progress.final_epoch - 1]
+    reached = progress.record(progress.final_epoch)
     fault = judge(validation.label, reached["eval_auc"], reached["eval_logloss"]).fault
     return {fault: True} if fault else {}
 

@@ -150,7 +150,7 @@ class QuantizedEmbedding(SingleEmbedding):
             )
         return block  # Writing rounds to the nearest.
 
-    def _embed(self, ids: Any) -> Any:
+    def _embed(self, ids: Any, training: bool = False) -> Any:
         ids = as_ids(ids)
         rows = gather_rows(self.values, ids)
         if self.table_dtype == "int8":

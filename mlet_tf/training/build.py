@@ -51,6 +51,7 @@ def build_model(
         embedding_class=embeddings,
         direct_threshold=config.direct_threshold,
         initialization=config.initialization,
+        initial_scale=config.initial_scale,
     )
 
 

@@ -191,11 +191,12 @@ def _fit_mirrored(
         own = strategy.experimental_local_results(step(iterator))[0]
         for callback in callbacks:
             callback.on_train_batch_end(number, {"loss": own})
+    model.optimizer.finalize_variable_values(model.trainable_variables)
     return float(next(metric for metric in model.metrics if metric.name == "loss").result())
 
 
 def _check_learned(progress: Progress, eval_rows: PackedRows) -> None:
-    reached = progress.history[progress.final_epoch - 1]
+    reached = progress.record(progress.final_epoch)
     verdict = judge(eval_rows.label, reached["eval_auc"], reached["eval_logloss"])
     if verdict.fault:
         raise InputError(f"the trained model {verdict}")

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from mlet_tf.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from mlet_tf.config import OptimizerConfig, ScheduleConfig, TablesConfig, TrainConfig
 from mlet_tf.optimizers import WarmupDecay, split_optimizer
 from mlet_tf.optimizers.names import OPTIMIZERS
 
@@ -27,4 +27,8 @@ def _rule(config: OptimizerConfig, schedule: ScheduleConfig, steps: int) -> kera
         rate = WarmupDecay(rate, schedule.warmup_steps, schedule.decay, steps)
     start = config.initial_accumulator
     options = {} if start is None else {"initial_accumulator_value": start}
+    if isinstance(config, TablesConfig):
+        options["rows_exponent"] = config.rows_exponent
+    if config.weight_decay:
+        options["weight_decay"] = config.weight_decay
     return OPTIMIZERS[config.name](learning_rate=rate, l2=config.l2, **options)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests_support import DENSE, VOCABULARY, write_packed_rows
 
-from mlet_tf.config import ModelConfig, OptimizerConfig, TrainConfig
+from mlet_tf.config import ModelConfig, OptimizerConfig, TablesConfig, TrainConfig
 from mlet_tf.errors import InputError
 from mlet_tf.metrics import auc
 from mlet_tf.optimizers import WarmupDecay
@@ -202,7 +202,7 @@ def test_fewer_rows_than_a_batch():
 
 def test_tables_get_the_initial_accumulator_of_the_configuration():
     model = build_model(ModelConfig(bottom_units=(4,), top_units=(4,)), {"a": 100}, 2)
-    tables = OptimizerConfig(name="adagrad", learning_rate=0.02, initial_accumulator=1e-6)
+    tables = TablesConfig(name="adagrad", learning_rate=0.02, initial_accumulator=1e-6)
     compile_model(model, TrainConfig(tables=tables), 10)
     model.optimizer.build(model.trainable_variables)
     starts = {v.path: float(v.numpy().max()) for v in model.optimizer.variables if "accumulator" in v.path}
