@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow as pa
 
-from mlet_tf.config.sweep import SweepSplitConfig
+from mlet_tf.config.sweep import Part, SweepSplitConfig
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.datasets.parts import Parts, check_listed
 from mlet_tf.datasets.schema import reading_schema
 from mlet_tf.errors import InputError
 from mlet_tf.features.ingestion.times import TimeCounts, choose_cut
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Part, ...] = ("train", "validation", "test")
 _TRAIN, _VALIDATION, _ = range(len(SPLITS))
 
 
@@ -84,8 +84,7 @@ def _by_time(tables: Iterable[pa.Table], column: str, config: SweepSplitConfig) 
 
 
 def _by_column(tables: Iterable[pa.Table], column: str, config: SweepSplitConfig) -> np.ndarray:
-    lists: dict[str, tuple[str, ...]] = {**dict.fromkeys(SPLITS, ()), **config.parts}
-    parts = Parts(lists)
+    parts = Parts({name: config.parts.get(name, ()) for name in SPLITS})
     blocks = [np.empty(0, np.uint8), *(parts.of_rows(table[column]) for table in tables)]
     check_listed(parts.unlisted, column, "sweep.split.parts")
     split = np.concatenate(blocks)
