@@ -283,7 +283,7 @@ def _epoch(record: Mapping[str, float]) -> dict[str, float]:
 
 def _fault(progress: Progress, validation: PackedRows) -> dict[str, bool]:
     """`{"constant": True}` or `{"diverged": True}` of a model that has not learned, see `mlet_tf.training.learned`."""
-    reached = progress.history[progress.final_epoch - 1]
+    reached = progress.record(progress.final_epoch)
     fault = judge(validation.label, reached["eval_auc"], reached["eval_logloss"]).fault
     return {fault: True} if fault else {}
 

@@ -29,6 +29,10 @@ class Progress:
     stopped: bool = False
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
+    def record(self, epoch: int) -> dict[str, float]:
+        """The record of an epoch in `history`."""
+        return next(record for record in self.history if record["epoch"] == epoch)
+
 
 class _ProgressState(tf.train.experimental.PythonState):
     """Stores a `Progress` in the same TensorFlow checkpoint as the weights."""

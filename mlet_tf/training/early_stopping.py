@@ -59,7 +59,7 @@ class EarlyStopping:
     def judge(self, record: dict[str, Any]) -> None:
         """Takes what an epoch has reached: `epoch`, `eval_logloss`, `eval_auc` and whatever else is recorded."""
         progress = self._progress
-        best = progress.history[progress.best_epoch - 1] if progress.best_epoch else None
+        best = progress.record(progress.best_epoch) if progress.best_epoch else None
         progress.history.append(record)
         if best is None or self._is_better(record, best):
             progress.best_epoch = progress.epoch

@@ -195,7 +195,7 @@ def _fit_mirrored(
 
 
 def _check_learned(progress: Progress, eval_rows: PackedRows) -> None:
-    reached = progress.history[progress.final_epoch - 1]
+    reached = progress.record(progress.final_epoch)
     verdict = judge(eval_rows.label, reached["eval_auc"], reached["eval_logloss"])
     if verdict.fault:
         raise InputError(f"the trained model {verdict}")
