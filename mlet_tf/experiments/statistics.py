@@ -4,17 +4,18 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from scipy import stats
 
 from mlet_tf.experiments.cells import Cell
+from mlet_tf.training.learned import Fault
 
 # Records are without the choices that there were not when they were stored.
 _CELL = {field.name: getattr(Cell, field.name, None) for field in dataclasses.fields(Cell)}
 _GROUP = ("study", "stage", *_CELL, "method", "truncated_to")
-FAULTS = ("constant", "diverged")  # Marks of a training that has learned nothing.
+FAULTS: tuple[Fault, ...] = get_args(Fault)  # Marks of records whose training has learned nothing.
 _SHORT = {"train.tables.l2": "table L2", "train.projections.l2": "projection L2"}
 
 

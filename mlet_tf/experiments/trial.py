@@ -91,7 +91,9 @@ def run_trial(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dic
         data: The rows.
 
     Returns:
-        The record of the trial, then one for each truncation of it.
+        The record of the trial, then one for each truncation of it. `epochs` has the metrics of validation rows after
+        each epoch, `best_epoch` the one whose weights all others are of; `constant` or `diverged` is there, and true,
+        where it has learned nothing.
     """
     model, progress = build_model(trial, config, data), Progress()
     rows, train = data.splits["train"], trial.train_config(config)

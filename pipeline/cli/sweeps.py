@@ -55,13 +55,15 @@ class _Display:
     def __init__(self, name: str) -> None:
         self._name = name
         self._line = ProgressLine(in_logs=False)
-        self._started, self._fresh = time.monotonic(), 0
+        self._started, self._fresh = 0.0, 0
 
     def note(self, line: str) -> None:
         self._line.note(line)
 
     def progress(self, state: Any) -> None:
-        if state.record is not None and state.fresh:
+        if state.record is None:  # The rows are prepared, trials begin.
+            self._started = time.monotonic()
+        elif state.fresh:
             self._fresh += 1
             self.note(f"{state.done}/{state.total} {_line(state.record)}{self._left(state)}")
         self._line.show(

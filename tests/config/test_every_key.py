@@ -217,7 +217,7 @@ def test_defaults_written_out_are_the_defaults(model):
         (
             "sweep",
             {"tuning": {"search": {"train.tables.initial_accumulator": {"low": 0.1, "high": 1.0}}}},
-            "'sweep.tuning.search'",
+            "unknown key 'sweep.tuning.search.train.tables.initial_accumulator'. Did you mean",
         ),
         (
             "sweep",

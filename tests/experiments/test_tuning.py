@@ -1,9 +1,11 @@
 """What is searched, from where, what it costs and what is said of it; trainings are made up."""
 
+import re
 import types
 from concurrent.futures import Future
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,8 +27,10 @@ def sweep_of(folder="runs/s", grid=({},), **tuning):
 
 def record_of(trial, validation_auc, **more):
     record = {"stage": trial.stage, **trial.cell.to_dict(), "method": None, "seed": trial.seed}
-    record |= {"learning_rates": {}, "bytes": 4, "train_cpu_seconds": 2.0, **trial.notes, **more}
-    return record | {"validation": {"auc": validation_auc}, "test": {"auc": validation_auc}}
+    record |= {"learning_rates": {"tables": 0.1}, "bytes": 4, "epochs": [{}], "best_epoch": 1}
+    record |= {"train_seconds": 3.0, "train_cpu_seconds": 2.0, **trial.notes, **more}
+    splits = ("validation",) if trial.stage == "tune" else ("validation", "test")
+    return record | {split: {"auc": validation_auc} for split in splits}
 
 
 def drive(search, reach):
@@ -229,3 +233,31 @@ def test_a_sweep_that_was_interrupted_goes_on_where_it_was(trained, tmp_path):
     assert stored.isdisjoint(trial.key(config, "rows") for trial in trained.trials)
     assert sum(state.fresh for state in progress) == len(trained.trials)
     assert progress[-1].done == progress[-1].total == sweep.count_trials(config)
+
+
+def test_the_command_tells_each_trial_and_the_time_left_and_goes_on_after_an_interruption(
+    trained, tmp_path, command
+):
+    study = {"generated": {}, "seeds": [0, 1], "tuning": {"trials": 2}, "grid": [{"embedding": ["direct"]}]}
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"name": "s", "output": str(tmp_path / "out"), "sweep": study}))
+
+    def interrupted(trial):
+        if len(trained.trials) == 3:
+            raise KeyboardInterrupt
+        return {"validation_auc": 0.7}
+
+    trained.reach = interrupted
+    code, _, err = command("sweep", "--config", file)
+    assert code != 0 and "Traceback" not in err
+    lines = [line for line in err.splitlines() if "direct" in line]
+    line = r"{}/4 direct d=8 tune seed 1000 rates 0\.1: validation AUC 0\.7000, epoch 1 of 1, 3 s, 0:00:\d\d left"
+    assert len(lines) == 2
+    for number, text in enumerate(lines, 1):
+        assert re.fullmatch(line.format(number), text), text
+    trained.reach = lambda trial: {"validation_auc": 0.7}
+    code, out, err = command("sweep", "--config", file)
+    assert (code, out.strip()) == (0, str(tmp_path / "out" / "trials.jsonl"))
+    lines = [line for line in err.splitlines() if re.match(r"\d/4", line)]
+    assert [text[:24] for text in lines] == ["3/4 direct d=8 final see", "4/4 direct d=8 final see"]
+    assert "left" in lines[0] and "left" not in lines[1]

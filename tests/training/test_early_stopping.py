@@ -25,16 +25,16 @@ class Kept:
         self.restored = self.kept
 
 
-def run(values, metric, patience):
-    """Epochs that reach these values, until training stops."""
-    progress = Progress()
+def run(values, metric, patience, first=0):
+    """Epochs after the first ones that reach these values, until training stops."""
+    progress = Progress(epoch=first)
     best = Kept(progress)
     config = TrainConfig(early_stopping_metric=metric, early_stopping_patience=patience)
     stopping = EarlyStopping(config, progress, best)
     for value in values:
         progress.epoch += 1
         other = "auc" if metric == "logloss" else "logloss"
-        stopping.judge({f"eval_{metric}": value, f"eval_{other}": 0.5})
+        stopping.judge({"epoch": progress.epoch, f"eval_{metric}": value, f"eval_{other}": 0.5})
         if progress.stopped:
             break
     stopping.end()
@@ -53,6 +53,15 @@ def test_the_first_of_the_best_epochs_is_taken_and_the_patience_kept(values, met
     assert progress.epoch <= progress.final_epoch + patience + 1
     assert progress.stopped == (progress.epoch == progress.final_epoch + patience + 1)
     assert progress.stopped or progress.epoch == len(values)
+
+
+@given(VALUES, st.integers(0, 3))
+def test_epochs_before_the_first_that_is_scored_do_not_count(values, patience):
+    """As where a training goes on with another model."""
+    later, _ = run(values, "auc", patience, first=4)
+    progress, _ = run(values, "auc", patience)
+    assert later.final_epoch == progress.final_epoch + 4
+    assert later.epoch == progress.epoch + 4
 
 
 @given(VALUES)

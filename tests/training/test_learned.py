@@ -65,6 +65,6 @@ def test_the_verdict_is_one_line_with_metrics_and_remedies():
     label = labels()
     text = str(judge_predictions(label, np.full(ROWS, label.mean())))
     assert "AUC 0.5000 and normalised entropy 1.0000 on 20,000 rows" in text
-    for key in ("train.tables.learning_rate", "initial_accumulator", "model.initial_scale", "model.skip"):
+    for key in ("train.tables.learning_rate", "initial_accumulator", "model.initial_scale", "model.dot_skip"):
         assert key in text
     assert "\n" not in text
