@@ -115,10 +115,10 @@ class TuningConfig(Group):
     trials: int = Field(
         6, ge=0, le=10_000, description="Trials a cell, as many for each kind; 0 takes the run's own values."
     )
-    once: bool = Field(
-        False,
-        description="Whether, of cells that differ in `d` alone, the first is tuned for all of them; otherwise each is "
-        "tuned, beginning with what was best in the one before.",
+    output_dim: Dim | None = Field(
+        None,
+        description="The `d` at which cells that differ in `d` alone are tuned together; null tunes each of them, "
+        "beginning with what was best in the one before.",
     )
     seed: Seed = Field(
         1000, description="Seed of initialisation and data order in these trials, none of the final ones."

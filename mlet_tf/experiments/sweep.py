@@ -1,7 +1,7 @@
 """Runs a sweep: tunes every cell, trains the final seeds, keeps every core busy.
 
 A chain is the cells of one kind by growing `d`. Within a chain each cell starts tuning from what was best in
-the one before, or takes it as it is (`tuning.once`); chains run beside each other. Finished trials are found in
+the one before, or takes it as it is (`tuning.output_dim`); chains run beside each other. Finished trials are found in
 the store and not run again, so a sweep that was interrupted resumes where it was.
 """
 
@@ -82,7 +82,7 @@ def count_trials(config: SweepConfig) -> int:
     for grid in study.grid:
         for chain in _chains(grid, config):
             controls = sum(grid.rescaled_control and cell.kind == "mlet" for cell in chain)
-            tuned = chain[:1] if study.tuning.once else chain
+            tuned = chain[:1] if study.tuning.output_dim else chain
             total += sum(count_tuning(cell, study.tuning) for cell in tuned)
             total += (len(chain) + controls) * len(study.seeds)
     return total
@@ -98,9 +98,11 @@ def _chains(grid: GridConfig, config: SweepConfig) -> Iterator[list[Cell]]:
 
 def _chain(group: list[Cell], grid: GridConfig, config: SweepConfig) -> _Chain:
     """Yields lists of trials that may run at once, takes their records."""
-    seeds, choice = config.sweep.seeds, None
+    seeds, choice, tuned_dim = config.sweep.seeds, None, config.sweep.tuning.output_dim
+    if tuned_dim is not None:
+        choice = yield from tune(dataclasses.replace(group[0], output_dim=tuned_dim), config)
     for cell in group:
-        if choice is None or not config.sweep.tuning.once:
+        if choice is None or tuned_dim is None:
             choice = yield from tune(cell, config, choice.values if choice else None)
         to = tuple(n for n in grid.truncate_to if n < cell.output_dim)
         tuned, share = tuple(choice.values.items()), grid.fine_tune if to else 0.0
