@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 import yaml
+from mlet_tf.pipeline.checks import check_kubeflow
 from mlet_tf.pipeline.cli._logging import quiet
 
 from mlet_tf.errors import InputError, nearest
@@ -47,6 +48,7 @@ def compile_command(config_path: str, image: str | None, output: str, overrides:
         overrides = (*overrides, f"kubeflow.image={image}")
     config = load_config(config_path, overrides)
     output_file(output, ".yaml", ".yml", make_folder=True)
+    check_kubeflow(config)
     with quiet():
         from mlet_tf.pipeline import kubeflow_runner
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from mlet_tf.pipeline.checks import check_run
 from mlet_tf.pipeline.cli._logging import quiet
 
 from mlet_tf.outputs import output_folder
@@ -29,6 +30,7 @@ def run(config_path: str, overrides: tuple[str, ...]) -> None:
 
     config = load_config(config_path, overrides)
     click.echo(f"Pipeline {config.name!r}; everything it writes is in {config.output}", err=True)
+    check_run(config)
     with quiet():
         from mlet_tf.pipeline import local_runner
 
