@@ -12,12 +12,28 @@ ON_ONE_RUN = (
     "e2e/test_frontier.py",
     "components/test_serving_validator.py",
 )
-# Other files that take long, the longest first. What is short comes last, so that no worker waits long for the others.
+# Other files that take long, about the longest first: short files at the end leave no worker waiting for another.
 LONG = (
+    "models/test_dlrm.py",
     "kubeflow/test_execution.py",
+    "layers/test_embedding_collection.py",
     "test_package.py",
-    "serving/test_server.py",
+    "layers/test_mlet_embedding.py",
+    "optimizers/test_tensorflow.py",
     "components/test_statistics_gen.py",
+    "layers/test_training.py",
+    "serving/test_server.py",
+    "collapse/test_collapse.py",
+    "collapse/test_quantize.py",
+    "serving/test_push.py",
+    "e2e/test_bad_input.py",
+    "training/test_trainer.py",
+    "components/test_click_log_example_gen.py",
+    "e2e/test_paths.py",
+    "training/test_distributed.py",
+    "features/test_preprocessing.py",
+    "serving/test_signatures.py",
+    "experiments/test_sweep.py",
 )
 _ORDER = {name: number for number, name in enumerate((*ON_ONE_RUN, *LONG))}
 
