@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import click
 import yaml
-from mlet_tf.pipeline.checks import check_kubeflow
 from mlet_tf.pipeline.cli._logging import quiet
 
 from mlet_tf.errors import InputError, nearest
@@ -42,6 +41,8 @@ def compile_command(config_path: str, image: str | None, output: str, overrides:
     Data location, steps, hidden dim, learning rates and image become parameters of the pipeline; the configuration
     gives their defaults.
     """
+    from mlet_tf.pipeline.checks import check_kubeflow
+
     from mlet_tf.config import load_config
 
     if image is not None:

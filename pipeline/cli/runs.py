@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from mlet_tf.pipeline.checks import check_run
 from mlet_tf.pipeline.cli._logging import quiet
 
 from mlet_tf.outputs import output_folder
@@ -26,6 +25,8 @@ def run(config_path: str, overrides: tuple[str, ...]) -> None:
     Ends with a table and with `run.json` in the output folder. A second run does nothing if nothing has changed.
     Exits with 3 if the gate or the serving check kept the model from being pushed.
     """
+    from mlet_tf.pipeline.checks import check_run
+
     from mlet_tf.config import load_config
 
     config = load_config(config_path, overrides)
