@@ -65,14 +65,14 @@ def store_config(folder: Path, config: PipelineConfig) -> None:
 
     Args:
         folder: Output folder of a run, made where it does not exist.
-        config: The configuration; `data.train` must be set.
+        config: The configuration.
 
     Raises:
         InputError: The file cannot be written.
     """
     data, push_to = config.data, config.serving.push_to
     data = data.replace(
-        train=absolute(data.train),
+        train=data.train and absolute(data.train),
         eval=data.eval and absolute(data.eval),
         schema=data.schema if data.schema in PRESETS else absolute(data.schema),
     )
