@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from mlet_tf.features.transform_graph import TransformGraph, table_rows, write_t
 from mlet_tf.features.validation import schema_proto
 from mlet_tf.features.vocabulary import make_vocabulary
 from mlet_tf.metrics import ctr_metrics
+from mlet_tf.storage import aside_path, file_stamp
 
 _META = "meta.json"
 # Not yet there when the first trials were stored.
@@ -93,7 +93,7 @@ def generated_schema(config: GeneratedConfig) -> ClickLogSchema:
 
 
 def digest_of(config: SweepConfig) -> str:
-    """Hash of all that makes the rows: the configuration, and the files of a log."""
+    """Hash of all that makes the rows: the configuration, and the files of a log, known by size and last change."""
     generated, schema = config.sweep.generated, _schema(config)
     columns = schema.to_dict()
     for name in _SCHEMA_SINCE:
@@ -106,7 +106,7 @@ def digest_of(config: SweepConfig) -> str:
     state: list[Any] = [split, config.vocabulary.to_plain(), columns]
     state.append(generated.to_plain() if generated else None)
     if config.data.train is not None:
-        state += [(Path(file).name, Path(file).stat().st_size) for file in list_files(config.data.train)]
+        state += [(Path(file).name, *file_stamp(file)) for file in list_files(config.data.train)]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -124,7 +124,7 @@ class _Preparation:
         self._schema_to_read = schema_to_read(self._schema, config.sweep.split)
 
     def write(self, target: Path) -> None:
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        aside = aside_path(target)
         (aside / "made").mkdir(parents=True)
         try:
             if self._generated is not None:

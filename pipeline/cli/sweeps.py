@@ -38,10 +38,13 @@ def sweep(config_path: str, workers: int | None, overrides: tuple[str, ...]) -> 
     Learning rates are tuned on validation rows for every kind and size; final seeds are scored on test rows.
     Records are appended to trials.jsonl in the output folder. A sweep that was stopped continues where it was.
     """
+    from mlet_tf.datasets.files import list_files
     from mlet_tf.experiments.cells import load_sweep
 
     config = load_sweep(config_path, (*overrides, *([f"sweep.workers={workers}"] if workers else ())))
     output_folder(config.output)
+    if config.data.train is not None:
+        list_files(config.data.train)  # Refused before the imports of `run_sweep`, which take a while.
     with quiet(), contextlib.closing(_Display(config.name)) as display:
         from mlet_tf.experiments.sweep import run_sweep
 
