@@ -174,7 +174,7 @@ def test_a_killed_process_goes_on_from_the_checkpoint(tmp_path, alone, sharded):
     changes = {"shard_tables": sharded}
     processes = start_two(tmp_path, changes, pause=0.5)
     deadline = time.monotonic() + TIMEOUT
-    # Into the second epoch: four checkpoints an epoch, and one of the best.
+    # Into the second epoch: four checkpoints an epoch.
     while newest(tmp_path) < 6 and processes[1].poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGKILL)
