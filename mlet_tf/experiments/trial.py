@@ -81,6 +81,10 @@ class Trial:
         """The training as a run has it."""
         return train_config(config, self.cell, dict(self.tuned), self.seed)
 
+    def training(self, config: SweepConfig, data: PreparedData) -> TrainConfig:
+        """The training on these rows: nothing is null that depends on them."""
+        return self.train_config(config).for_rows(data.splits["train"].rows)
+
 
 def run_trial(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dict[str, Any]]:
     """Trains and evaluates.
@@ -96,7 +100,7 @@ def run_trial(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dic
         where it has learned nothing.
     """
     model, progress = build_model(trial, config, data), Progress()
-    rows, train = data.splits["train"], trial.train_config(config)
+    rows, train = data.splits["train"], trial.training(config, data)
     wall, cpu = time.monotonic(), time.process_time()
     if trial.cell.collapse_at is not None:
         steps = _epoch_steps(rows, train), total_steps(train, rows.rows)
@@ -134,7 +138,7 @@ def run_alone(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dic
 def build_model(trial: Trial, config: SweepConfig, data: PreparedData) -> DLRM:
     """The compiled DLRM of a trial."""
     keras.utils.set_random_seed(trial.seed)
-    rows, train = data.splits["train"], trial.train_config(config)
+    rows, train = data.splits["train"], trial.training(config, data)
     model = build.build_model(
         model_config(config, trial.cell),
         data.table_rows,
@@ -257,15 +261,15 @@ def served_values(model: DLRM) -> int:
 
 
 def _permuted(rows: PackedRows, config: TrainConfig) -> EpochBatches:
-    return lambda epoch, step: rows.permuted_batches(config.batch_size, (config.seed, epoch), step)
+    return lambda epoch, step: rows.permuted_batches(config.rows_a_step, (config.seed, epoch), step)
 
 
 def _epoch_steps(rows: PackedRows, config: TrainConfig) -> int:
-    return steps_an_epoch(rows.rows, config.batch_size)
+    return steps_an_epoch(rows.rows, config.rows_a_step)
 
 
 def _share_steps(rows: PackedRows, config: TrainConfig, share: float) -> int:
-    return steps_an_epoch(int(rows.rows * share), config.batch_size)
+    return steps_an_epoch(int(rows.rows * share), config.rows_a_step)
 
 
 def _scaled(cell: Cell, rows: int) -> int | None:
@@ -302,7 +306,7 @@ def _fault(progress: Progress, validation: PackedRows) -> dict[str, bool]:
 
 
 def _identity(trial: Trial, config: SweepConfig, data: PreparedData) -> dict[str, Any]:
-    train = trial.train_config(config)
+    train = trial.training(config, data)
     return {
         "key": trial.key(config, data.digest),
         "data": data.digest,
@@ -343,7 +347,7 @@ def _truncations(
         records.append(common | {"method": candidate.method} | scored)
         if trial.fine_tune and candidate.method == "allocated":
             tuned = truncation.truncated_model(collapsed, candidate)
-            rows, train = data.splits["train"], _slower(trial.train_config(config), _FINE_TUNE_RATE)
+            rows, train = data.splits["train"], _slower(trial.training(config, data), _FINE_TUNE_RATE)
             build.compile_model(tuned, train, _share_steps(rows, train, trial.fine_tune))
             fine_tune(tuned, rows, train, trial.fine_tune)
             scored = evaluate(Predictor(tuned), data, ("validation", "test"))

@@ -42,7 +42,7 @@ def total_steps(config: TrainConfig, rows: int) -> int:
     Raises:
         InputError: If there are fewer rows than a batch takes.
     """
-    steps = steps_an_epoch(rows, config.batch_size) * config.epochs
+    steps = steps_an_epoch(rows, config.rows_a_step) * config.epochs
     return min(steps, config.max_steps or steps)
 
 
@@ -109,7 +109,7 @@ def train(
             `mlet_tf.training.learned`.
     """
     workers = Workers(Cluster()) if workers is None else workers
-    if config.batch_size % workers.size:
+    if config.rows_a_step % workers.size:
         raise InputError(
             f"'train.batch_size' should be a multiple of the {workers.size} workers. Received: {config.batch_size}"
         )
@@ -125,7 +125,7 @@ def train(
 
     def batches(epoch: int, first: int) -> tf.data.Dataset:
         return train_rows.shuffled_batches(
-            config.batch_size, config.seed + epoch, config.shuffle_rows, first, part
+            config.rows_a_step, config.seed + epoch, config.shuffle_rows, first, part
         )
 
     def callback(first: int, last: int) -> keras.callbacks.Callback:
@@ -147,7 +147,7 @@ def train(
         checkpoints.save()
 
     with _writer(board, workers):
-        epoch_steps = steps_an_epoch(train_rows.rows, config.batch_size)
+        epoch_steps = steps_an_epoch(train_rows.rows, config.rows_a_step)
         steps = total_steps(config, train_rows.rows)
         fit_epochs(model, batches, epoch_steps, steps, progress, callback, end_epoch)
     stopping.end()

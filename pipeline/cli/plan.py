@@ -118,7 +118,7 @@ def sizes_of(config: Any, vocabulary: tuple[int, ...], rows: int) -> Any:
         bottom_units=model.bottom_units,
         top_units=model.top_units,
         dot_skip=model.dot_skip,
-        batch_size=train.batch_size,
+        batch_size=train.for_rows(rows).rows_a_step,
         epochs=train.epochs,
         optimizer=train.tables.name,
         shuffle_rows=min(train.shuffle_rows, rows),

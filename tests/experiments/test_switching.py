@@ -45,7 +45,7 @@ def test_a_collapse_keeps_predictions_steps_and_the_state_of_the_dense_part(data
     config = sweep(dense={"name": "lazy_adam"}, tables={"weight_decay": 0.5})
     trial = trial_of(direct_threshold=5)
     model = build_model(trial, config, data)
-    train = trial.train_config(config)
+    train = trial.training(config, data)
     fit(model, data.splits, train)
     collapsed = switching.collapse_and_compile(model, train, total_steps(train, data.splits["train"].rows))
     predictions = [Predictor(one)(data.splits["test"]) for one in (model, collapsed)]
@@ -72,7 +72,7 @@ def test_without_factors_and_state_a_collapse_changes_nothing(data, share):
     rule = {"name": "sgd"}
     config = sweep(tables=rule, projections=rule, dense=rule)
     trial = trial_of(direct_threshold=1000, optimizer="sgd")
-    rows, train = data.splits["train"], trial.train_config(config)
+    rows, train = data.splits["train"], trial.training(config, data)
     plain = build_model(trial, config, data)
     fit(plain, data.splits, train)
     model = build_model(trial, config, data)
