@@ -20,7 +20,7 @@ import mlet_tf.models  # noqa: F401 (Keras has to know the DLRM.)
 SWEEP = {
     "name": "tiny",
     "model": {"bottom_units": [4], "top_units": [4]},
-    "train": {"batch_size": 256},
+    "train": {"batch_size": 256, "epochs": 1},
     "sweep": {
         "workers": 1,
         "generated": {"rows": 3000, "categoricals": 2, "integers": 1, "rank": 2, "vocabulary": 20},

@@ -197,7 +197,36 @@ def test_the_last_epoch_may_be_a_part_of_one(tmp_path):
 
 def test_fewer_rows_than_a_batch():
     with pytest.raises(InputError, match=r"batch_size.*is 512, but the train split has only 10 rows"):
-        total_steps(TrainConfig(), 10)
+        total_steps(TrainConfig(batch_size=512), 10)
+
+
+@pytest.mark.parametrize(
+    ("rows", "workers", "size"),
+    [
+        (10, 1, 10),
+        (100_000, 1, 256),
+        (530_000, 1, 512),
+        (1_600_000, 1, 2048),
+        (10**9, 1, 8192),
+        (530_000, 3, 510),
+    ],
+)
+def test_a_batch_by_the_rows(rows, workers, size):
+    """A thousandth of the rows in steps of two, between bounds; accumulators as small as its mean gradients."""
+    train = TrainConfig().for_rows(rows, workers)
+    assert train.batch_size == size
+    assert total_steps(train, rows) == rows // size * train.epochs
+    assert train.tables.initial_accumulator == train.projections.initial_accumulator == 0.25 / size**2
+    assert train.dense.initial_accumulator is None, "Adam has none"
+
+
+def test_what_is_given_is_kept():
+    given = TrainConfig(batch_size=64, tables=TablesConfig(initial_accumulator=0.1))
+    train = given.for_rows(10**6)
+    assert (train.batch_size, train.tables.initial_accumulator) == (64, 0.1)
+    assert train.projections.initial_accumulator == 0.25 / 64**2
+    with pytest.raises(ValueError, match="for_rows"):
+        total_steps(TrainConfig(), 10**6)
 
 
 def test_tables_get_the_initial_accumulator_of_the_configuration():
