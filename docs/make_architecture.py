@@ -38,6 +38,7 @@ PLACES = {
     "mlet_tf/config": ((4.2, 2.2), 2.4, "keys with their ranges"),
     "mlet_tf/datasets": ((3.0, 1.1), 3.4, "schemas, reading, synthetic logs"),
     "mlet_tf/layers": ((7.4, 1.1), 3.0, "MLETEmbedding, collection"),
+    "mlet_tf/embeddings": ((10.6, 2.2), 2.4, "plans, served forms"),
     "mlet_tf/serving": ((1.3, 5.5), 2.2, "client, push, server"),
     "mlet_tf": ((5.95, -0.1), 11.2, ""),
 }

@@ -1,6 +1,7 @@
 """The file that every finished run leaves in its output folder."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,17 @@ from mlet_tf import strict_json
 from mlet_tf.errors import InputError
 
 RUN_FILE = "run.json"
+# What every run writes: paths, and groups of values.
+_PATHS = (
+    "evaluation",
+    "collapse_report",
+    "collapsed_model",
+    "uncollapsed_model",
+    "history",
+    "examples",
+    "transform_graph",
+)
+_GROUPS = ("rows", "seconds", "metrics", "table_bytes", "quantization")
 
 
 def read_run_file(folder: Path) -> dict[str, Any]:
@@ -17,7 +29,7 @@ def read_run_file(folder: Path) -> dict[str, Any]:
         folder: Output folder of a run.
 
     Raises:
-        InputError: There is no such file, or no run wrote it.
+        InputError: There is no such file, or it lacks something that a run writes.
     """
     path = folder / RUN_FILE
     if not path.is_file():
@@ -26,6 +38,16 @@ def read_run_file(folder: Path) -> dict[str, Any]:
         run = strict_json.read(path)
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(run, dict) or not isinstance(run.get("artifacts"), dict):
-        raise InputError(f"{path}: expected what `mlet-tf run` writes, found no 'artifacts' in it")
+    if lacking := next(_lacking(run), None):
+        raise InputError(f"{path}: expected what `mlet-tf run` writes, found no {lacking!r} in it")
     return run
+
+
+def _lacking(run: Any) -> Iterator[str]:
+    """Dotted keys that a run writes and the document does not have, or with a value of another type."""
+    for group in ("artifacts", *_GROUPS):
+        if not isinstance(run, dict) or not isinstance(run.get(group), dict):
+            yield group
+    for name in _PATHS:
+        if not isinstance(run["artifacts"].get(name), str):
+            yield f"artifacts.{name}"

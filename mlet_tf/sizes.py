@@ -19,6 +19,7 @@ class Sizes:
         direct_threshold: Features with at most this many rows are direct; None means k.
         bottom_units: Widths of the bottom MLP before its last layer.
         top_units: Widths of the top MLP before the logit.
+        dot_skip: Whether a linear path leads from the dot products to the logit.
         batch_size: Rows a step over all workers.
         epochs: Passes over the training split.
         optimizer: Of the tables.
@@ -33,6 +34,7 @@ class Sizes:
     direct_threshold: int | None = None
     bottom_units: tuple[int, ...] = (512, 256)
     top_units: tuple[int, ...] = (512, 256)
+    dot_skip: bool = True
     batch_size: int = 512
     epochs: int = 1
     optimizer: str = "adagrad"
@@ -61,8 +63,8 @@ def _factorised(sizes: Sizes, rows: int) -> bool:
 
 
 def dense_parameters(sizes: Sizes) -> int:
-    """Weights and biases of the MLPs."""
-    return sum(m * n + n for m, n in _layers(sizes))
+    """Weights and biases of the MLPs and the linear path."""
+    return sum(m * n + n for m, n in _layers(sizes)) + sizes.dot_skip * _dot_products(sizes)
 
 
 def activation_widths(sizes: Sizes) -> int:
@@ -72,10 +74,15 @@ def activation_widths(sizes: Sizes) -> int:
 
 
 def _layers(sizes: Sizes) -> list[tuple[int, int]]:
-    d, n = sizes.output_dim, len(sizes.vocabulary) + 1
+    d = sizes.output_dim
     bottom = [sizes.num_dense, *sizes.bottom_units, d]
-    top = [d + n * (n - 1) // 2, *sizes.top_units, 1]
+    top = [d + _dot_products(sizes), *sizes.top_units, 1]
     return [pair for units in (bottom, top) for pair in itertools.pairwise(units)]
+
+
+def _dot_products(sizes: Sizes) -> int:
+    """Pairs of the embeddings and the bottom MLP's output."""
+    return math.comb(len(sizes.vocabulary) + 1, 2)
 
 
 def touched_rows(sizes: Sizes, zipf: float = 1.1) -> float:

@@ -13,7 +13,9 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 import shutil
+import socket
 import sys
 import uuid
 import zlib
@@ -253,8 +255,10 @@ def written_aside(path: str | Path) -> Iterator[BinaryIO]:
             file.write(page.encode())
         ```
     """
+    local = local_path(path)
     folder, slash, name = str(path).rpartition("/")
-    aside = f"{folder}{slash}.{name}.{uuid.uuid4().hex}.unfinished"
+    remote = f"{folder}{slash}.{name}.{uuid.uuid4().hex}.unfinished"
+    aside: str | Path = remote if local is None else aside_path(local)
     try:
         with create_binary(aside) as file:
             yield file
@@ -264,6 +268,30 @@ def written_aside(path: str | Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(Exception):
             remove(aside)
         raise
+
+
+def aside_path(path: Path) -> Path:
+    """A path beside a local file or folder, to be written and then renamed to it.
+
+    What processes of this machine left there when they were killed is removed.
+    """
+    host = socket.gethostname()
+    mine = re.compile(rf"\.unfinished-{re.escape(host)}-([0-9]{{1,9}})-[0-9a-f]{{8}}\.{re.escape(path.name)}")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries_beside:
+        for entry in entries_beside:
+            if (found := mine.fullmatch(entry.name)) and not _is_running(int(found[1])):
+                remove(entry.path)
+    return path.with_name(f".unfinished-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{path.name}")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # Another user's.
+        return True
+    return True
 
 
 def move_folder(source: str, target: str, order: Callable[[str], Any] | None = None) -> None:

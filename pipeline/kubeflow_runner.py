@@ -4,13 +4,11 @@ TFX's KubeflowV2DagRunner makes the PipelineSpec. What it lacks is added to the 
 pipeline's parameters, resources, retries, caching by node and the pipeline root.
 """
 
-import os
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import yaml
 from mlet_tf.components.trainer.executor import SETTINGS
+from mlet_tf.pipeline.checks import check_kubeflow
 from mlet_tf.pipeline.pipeline import LAST_BLESSED, create_pipeline
 from tfx import v1 as tfx
 from tfx.dsl.components.base import base_node
@@ -18,7 +16,7 @@ from tfx.dsl.components.base import base_node
 from mlet_tf.config import NodeConfig, PipelineConfig
 from mlet_tf.errors import InputError, nearest
 from mlet_tf.outputs import output_file
-from mlet_tf.storage import is_remote, join, writing, written_aside
+from mlet_tf.storage import join, writing, written_aside
 
 # Parameters of the pipeline: the node and the execution property that each one sets.
 PARAMETERS = {
@@ -46,7 +44,7 @@ def compile_pipeline(config: PipelineConfig) -> dict[str, Any]:
         InputError: If a key is missing, names something that containers cannot reach, or has no
             counterpart on Kubeflow.
     """
-    _check(config)
+    check_kubeflow(config)
     kubeflow = config.kubeflow
     pipeline = create_pipeline(
         config,
@@ -96,43 +94,6 @@ def _importer(uri: str) -> base_node.BaseNode:
     artifact_type = tfx.types.standard_artifacts.Model
     importer = tfx.dsl.Importer(source_uri=uri, artifact_type=artifact_type, output_key="model")
     return importer.with_id(LAST_BLESSED)
-
-
-def _check(config: PipelineConfig) -> None:
-    if mistakes := list(_mistakes(config)):
-        raise InputError("\n".join(mistakes))
-
-
-def _mistakes(config: PipelineConfig) -> Iterator[str]:
-    """What Kubeflow needs in addition to a local run, a line for each key."""
-    needed = {
-        "kubeflow.image": config.kubeflow.image,
-        "kubeflow.pipeline_root": config.kubeflow.pipeline_root,
-        "serving.push_to": config.serving.push_to,
-        "data.train": config.data.train,
-    }
-    for key, value in needed.items():
-        if not value:
-            yield f"{key!r} is not set; Kubeflow needs it"
-    baseline = config.kubeflow.baseline_model
-    places = {**needed, "data.eval": config.data.eval, "kubeflow.baseline_model": baseline}
-    del places["kubeflow.image"]
-    for key, value in places.items():
-        if value and not is_remote(value) and not os.path.isabs(value):  # noqa: PTH117 (may be remote)
-            yield f"{key!r} should be a URI or an absolute path, which all containers see alike. Received: {value!r}"
-    root = config.kubeflow.pipeline_root
-    if root and not root.startswith(("gs://", "s3://")):
-        yield (
-            "'kubeflow.pipeline_root' should be a gs:// or s3:// URI, which Kubeflow and TensorFlow both open. "
-            f"Received: {root!r}"
-        )
-    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,126}[a-z0-9])?", config.name):
-        yield f"'name' should be lower-case letters, digits and hyphens on Kubeflow. Received: {config.name!r}"
-    if config.serving.infra_validation == "model_server":
-        yield (
-            "'serving.infra_validation' should be 'auto' or 'saved_model' on Kubeflow, which has no InfraValidator. "
-            "Received: 'model_server'"
-        )
 
 
 def _check_nodes(named: dict[str, NodeConfig], known: list[str]) -> None:

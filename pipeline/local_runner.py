@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import absl.logging
+from mlet_tf.pipeline.checks import check_run, state_folder
 from mlet_tf.pipeline.code_version import code_version
 from mlet_tf.pipeline.pipeline import create_pipeline, last_blessed_model
 from mlet_tf.pipeline.results import gather, last_run_artifacts, read_run, write_run
@@ -15,11 +16,9 @@ from tfx import v1 as tfx
 
 from mlet_tf.child_processes import safe_path
 from mlet_tf.config import PipelineConfig, dump_config
-from mlet_tf.datasets.files import list_files
-from mlet_tf.errors import InputError
-from mlet_tf.outputs import output_folder
+from mlet_tf.datasets.presets import PRESETS
 from mlet_tf.progress import ProgressLine
-from mlet_tf.storage import absolute, exists, file_stamp, is_remote, join, remove
+from mlet_tf.storage import absolute, exists, file_stamp, join, remove, writing, written_aside
 
 
 def run(config: PipelineConfig) -> dict[str, Any]:
@@ -35,11 +34,9 @@ def run(config: PipelineConfig) -> dict[str, Any]:
         InputError: If the data or the output folder cannot be used.
         GateError: If a check of data or collapse failed.
     """
+    files = check_run(config)
     state, output = state_folder(config), absolute(config.output)
-    files = _input_files(config)
-    _prepare(state, config)
-    if not is_remote(config.push_to):
-        output_folder(config.push_to)  # Now rather than after the training.
+    store_config(state, config)
     fingerprint = fingerprint_of(config, files)
     last = read_run(state)
     if config.enable_cache and last and last.get("fingerprint") == fingerprint and _still_there(last):
@@ -63,32 +60,29 @@ def run(config: PipelineConfig) -> dict[str, Any]:
     return {**result, "unchanged": False}
 
 
-def state_folder(config: PipelineConfig) -> Path:
-    """Folder for the files of a run that must be local: SQLite metadata, log, `run.json`.
+def store_config(folder: Path, config: PipelineConfig) -> None:
+    """Writes the resolved configuration; its paths are absolute, so that it means the same in any folder.
 
-    It is the output folder or, if that is remote, a folder in `runs` with the pipeline's name.
+    Args:
+        folder: Output folder of a run, made where it does not exist.
+        config: The configuration.
+
+    Raises:
+        InputError: The file cannot be written.
     """
-    return (Path("runs") / config.name if is_remote(config.output) else Path(config.output)).absolute()
-
-
-def _input_files(config: PipelineConfig) -> list[str]:
-    if config.data.train is None:
-        raise InputError("'data.train' is not set; give it with --set data.train=PATH")
-    files = list_files(config.data.train)
-    if config.data.eval is not None:
-        files += list_files(config.data.eval)
-    return files
-
-
-def _prepare(output: Path, config: PipelineConfig) -> None:
-    """Makes the output folder and stores the resolved configuration in it."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(dump_config(config))
-    except OSError as error:
-        raise InputError(
-            f"output folder {output}: {error.strerror}; 'output' should be a writable folder"
-        ) from None
+    data, push_to = config.data, config.serving.push_to
+    data = data.replace(
+        train=data.train and absolute(data.train),
+        eval=data.eval and absolute(data.eval),
+        schema=data.schema if data.schema in PRESETS else absolute(data.schema),
+    )
+    serving = config.serving.replace(push_to=push_to and absolute(push_to))
+    stored = config.replace(output=absolute(config.output), data=data, serving=serving)
+    path = folder / "config.yaml"
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_aside(path) as file:
+            file.write(dump_config(stored).encode())
 
 
 def fingerprint_of(config: PipelineConfig, files: list[str]) -> str:

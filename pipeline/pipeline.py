@@ -82,6 +82,8 @@ def _data_nodes(config: PipelineConfig) -> dict[str, base_node.BaseNode]:
         seed=data.split.seed,
         max_reject_share=data.max_reject_share,
         chunk_bytes=data.chunk_bytes,
+        column=data.split.column,
+        parts=data.split.parts,
         code_version=code_version("mlet_tf.components.click_log_example_gen"),
     )
     schema_gen = ClickLogSchemaGen(schema_text(config.schema, config.validation))

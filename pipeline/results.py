@@ -8,6 +8,7 @@ from ml_metadata.proto import metadata_store_pb2
 from mlet_tf.components.weight_collapser.executor import REPORT
 
 from mlet_tf import strict_json
+from mlet_tf.errors import InputError
 from mlet_tf.features.ingestion import read_ingest_report
 from mlet_tf.gate import GATE_FILE, slice_text
 from mlet_tf.metrics import METRICS
@@ -97,5 +98,8 @@ def write_run(output: Path, run: dict[str, Any]) -> Path:
 
 
 def read_run(output: Path) -> dict[str, Any] | None:
-    """The last `run.json` in an output folder, or None."""
-    return read_run_file(output) if (output / RUN_FILE).exists() else None
+    """The last `run.json` in an output folder; None if there is none, or one of another version."""
+    try:
+        return read_run_file(output)
+    except InputError:
+        return None

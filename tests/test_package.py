@@ -13,16 +13,28 @@ import yaml
 HEAVY = ("apache_beam", "tfx", "tensorflow_recommenders", "tensorflow_transform")
 
 
-def _modules_after(code: str) -> set[str]:
-    script = f"import sys; {code}; print(*sys.modules)"
+def _modules_after(*codes: str) -> list[set[str]]:
+    """Runs pieces of code in one new process; the names of the modules that are imported after each."""
+    script = "import sys\n" + "".join(f"{code}\nprint(*sys.modules)\n" for code in codes)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return [set(line.split()) for line in done.stdout.splitlines()]
 
 
-def test_the_library_needs_neither_beam_nor_tfx_nor_tfrs():
-    modules = _modules_after("import mlet_tf; mlet_tf.MLETEmbedding")
-    assert {"mlet_tf.layers", "keras", "tensorflow"} <= modules
-    assert not modules & set(HEAVY)
+def test_what_an_import_of_the_library_brings():
+    """Neither Beam nor TFX nor TFRS, nor the pipeline; but what Keras needs to load a model of ours.
+
+    Looking for Keras without importing it, as matplotlib, TensorFlow and others do, once kept our optimizers from
+    being registered.
+    """
+    layers, all_modules = _modules_after(
+        "import importlib.util, mlet_tf; assert importlib.util.find_spec('keras'); import keras\n"
+        "assert {'mlet_tf>SplitOptimizer', 'mlet_tf>MLETEmbedding'} <= set(keras.saving.get_custom_objects())\n"
+        "mlet_tf.MLETEmbedding",
+        "import mlet_tf.collapse, mlet_tf.models, mlet_tf.export, mlet_tf.serving",
+    )
+    assert {"mlet_tf.layers", "keras", "tensorflow"} <= layers
+    assert not layers & set(HEAVY)
+    assert not all_modules & {"mlet_tf.pipeline", "mlet_tf.components"}
 
 
 def test_importing_the_library_is_enough_to_load_a_compiled_model(tmp_path):
@@ -40,14 +52,6 @@ def test_importing_the_library_is_enough_to_load_a_compiled_model(tmp_path):
         _modules_after(f"import {first}; import mlet_tf, keras; {load}")
 
 
-def test_looking_for_keras_does_not_keep_the_layers_from_being_registered():
-    """As matplotlib, TensorFlow and others look: `frontier shrink` then knew none of our optimizers."""
-    _modules_after(
-        "import importlib.util, mlet_tf; assert importlib.util.find_spec('keras'); import keras; "
-        "assert {'mlet_tf>SplitOptimizer', 'mlet_tf>MLETEmbedding'} <= set(keras.saving.get_custom_objects())"
-    )
-
-
 def test_the_command_answers_without_tensorflow():
     """The group, and the help of each command: nothing that takes long to import."""
     code = (
@@ -55,15 +59,45 @@ def test_the_command_answers_without_tensorflow():
         "results = [CliRunner().invoke(cli, [name, '--help']) for name in ('--help', *cli.commands)]; "
         "assert all(result.exit_code == 0 for result in results)"
     )
-    slow = {"tensorflow", "keras", "numpy", "pyarrow", "matplotlib", "optuna", "rich", "kfp", "jinja2"}
-    assert not _modules_after(code) & {*slow, *HEAVY}
+    (modules,) = _modules_after(code)
+    slow = {
+        "tensorflow",
+        "pydantic",
+        "keras",
+        "numpy",
+        "pyarrow",
+        "matplotlib",
+        "optuna",
+        "rich",
+        "kfp",
+        "jinja2",
+    }
+    assert not modules & {*slow, *HEAVY}
 
 
-def test_the_library_does_not_know_the_pipeline():
-    modules = _modules_after(
-        "import mlet_tf, mlet_tf.collapse, mlet_tf.models, mlet_tf.export, mlet_tf.serving"
+@pytest.mark.parametrize(
+    ("command", "settings", "line"),
+    [
+        ("run", ["data.train=absent.tsv"], "No file found at 'absent.tsv'"),
+        ("run", ["data.train=log.tsv", "output=log.tsv"], "'output' should be a writable folder"),
+        ("run", ["data.train=log.tsv", "serving.push_to=log.tsv/below"], "log.tsv is no folder"),
+        ("compile", ["data.train=gs://bucket/log.tsv"], "'kubeflow.image' is not set"),
+        ("sweep", ["sweep.grid=[{}]", "data.train=absent.tsv"], "No file found at 'absent.tsv'"),
+    ],
+)
+def test_mistakes_that_show_at_once_are_told_before_tensorflow_is_imported(tmp_path, command, settings, line):
+    """It took 24 s, and the output folder was only looked at after that."""
+    (tmp_path / "log.tsv").write_text("1\n")
+    (tmp_path / "config.yaml").write_text("name: early\n")
+    arguments = [command, "--config", "config.yaml", *(text for key in settings for text in ("--set", key))]
+    code = (
+        f"import os; os.chdir({str(tmp_path)!r}); from click.testing import CliRunner\n"
+        "from mlet_tf.errors import InputError; from mlet_tf.pipeline.cli.main import cli\n"
+        f"error = CliRunner().invoke(cli, {arguments!r}).exception\n"
+        f"assert isinstance(error, InputError) and {line!r} in str(error), error"
     )
-    assert not modules & {"mlet_tf.pipeline", "mlet_tf.components"}
+    (modules,) = _modules_after(code)
+    assert not modules & {"tensorflow", "keras", *HEAVY}
 
 
 def test_keras_2_is_refused():

@@ -17,12 +17,12 @@ def value(lines, name):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "row_wise_adagrad", "lazy_adam"])
 def test_weights_and_state_are_those_of_the_model(optimizer):
-    from mlet_tf.config import ModelConfig, OptimizerConfig, TrainConfig
+    from mlet_tf.config import ModelConfig, TablesConfig, TrainConfig
     from mlet_tf.training.build import build_model, compile_model
 
     config = ModelConfig(output_dim=8, hidden_dim=32)
     model = build_model(config, {f"c{i}": rows for i, rows in enumerate(SIZES.vocabulary)}, SIZES.num_dense)
-    compile_model(model, TrainConfig(tables=OptimizerConfig(name=optimizer, learning_rate=0.1)), 10)
+    compile_model(model, TrainConfig(tables=TablesConfig(name=optimizer, learning_rate=0.1)), 10)
     model.optimizer.build(model.trainable_variables)
     tables = [v for v in model.trainable_variables if v.path.rsplit("/", 1)[1].endswith("table")]
     names = [table.path.replace("/", "_") for table in tables]

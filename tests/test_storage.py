@@ -125,3 +125,22 @@ print(sorted({{"tensorflow", "keras", "numpy", "pyarrow", "fsspec"}} & set(sys.m
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
+
+
+def test_what_a_killed_process_left_beside_a_file_is_removed_by_the_next_one(tmp_path):
+    """`.NAME.PID.part` stayed for ever after a kill; what a process still writes stays."""
+    target = tmp_path / "log.tsv"
+    code = "import sys, pathlib; from mlet_tf import storage; print(storage.aside_path(pathlib.Path(sys.argv[1])))"
+    run = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True, check=True)
+    left, mine, other = (
+        Path(run.stdout.strip()),
+        storage.aside_path(target),
+        tmp_path / ".unfinished-x.log.tsv",
+    )
+    for path in (left, mine, other, storage.aside_path(tmp_path / "folder") / "inside"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    with storage.written_aside(target) as file:
+        file.write(b"1")
+    assert not left.exists() and mine.exists() and other.exists()
+    assert read(str(target)) == b"1" and len(list(tmp_path.iterdir())) == 4

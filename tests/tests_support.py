@@ -2,6 +2,7 @@
 
 ROWS = 3000
 DENSE, VOCABULARY = 3, 50
+TIMEOUT = 900  # Seconds for a process; the machine may be busy with other things.
 
 
 def raw_columns(rows):

@@ -1,5 +1,7 @@
 """The TFX component."""
 
+from collections.abc import Mapping, Sequence
+
 from mlet_tf.components.click_log_example_gen.config import to_proto
 from mlet_tf.components.click_log_example_gen.driver import Driver
 from mlet_tf.components.click_log_example_gen.executor import Executor
@@ -42,6 +44,8 @@ class ClickLogExampleGen(component.FileBasedExampleGen):
         seed: int = 0,
         max_reject_share: float = 0.001,
         chunk_bytes: int = 16 << 20,
+        column: str | None = None,
+        parts: Mapping[str, Sequence[str]] | None = None,
         code_version: str = "",
     ) -> None:
         """Makes the component.
@@ -50,19 +54,24 @@ class ClickLogExampleGen(component.FileBasedExampleGen):
             schema: Columns of the log.
             train: A file, a pattern or a folder; all rows, unless `method` is `"files"`.
             eval: The same for the rows of `eval`, if `method` is `"files"`.
-            method: `"hash"`, `"time"` or `"files"`.
+            method: `"hash"`, `"time"`, `"files"` or `"column"`.
             eval_share: Share of rows for `eval`, for `hash` and for `time` without a `cut`.
             cut: For `time`: first value of the time column that belongs to `eval`.
             seed: Seed of the hash.
             max_reject_share: The run fails when a larger share of the rows is malformed.
             chunk_bytes: About how much of a file one worker reads at a time.
+            column: For `column`: the column that names the part of a row; the schema may drop it.
+            parts: For `column`: its values, all that it has, of `train` and of `eval`.
             code_version: Changes with the code, so that TFX's cache misses, as it does for another version of this
                 library.
 
         Raises:
             InputError: A value does not fit.
         """
-        config = IngestConfig(schema, method, eval_share, cut, seed, max_reject_share, chunk_bytes)
+        lists = {split: list(values) for split, values in (parts or {}).items()}
+        config = IngestConfig(
+            schema, method, eval_share, cut, seed, max_reject_share, chunk_bytes, column, lists
+        )
         if (method == "files") != (eval is not None):
             raise InputError(
                 f"`eval` and method 'files' go together. Received: eval={eval!r}, method {method!r}"

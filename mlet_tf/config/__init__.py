@@ -13,7 +13,7 @@ from mlet_tf.config.kubeflow import KubeflowConfig, NodeConfig
 from mlet_tf.config.model import ModelConfig
 from mlet_tf.config.pipeline import PipelineConfig, dump_config, load_config
 from mlet_tf.config.serving import ServingConfig
-from mlet_tf.config.training import OptimizerConfig, ScheduleConfig, TrainConfig
+from mlet_tf.config.training import OptimizerConfig, ScheduleConfig, TablesConfig, TrainConfig
 
 __all__ = [
     "BeamConfig",
@@ -30,6 +30,7 @@ __all__ = [
     "ScheduleConfig",
     "ServingConfig",
     "SplitConfig",
+    "TablesConfig",
     "TrainConfig",
     "ValidationConfig",
     "VocabularyConfig",

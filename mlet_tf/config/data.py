@@ -1,22 +1,59 @@
 """Rows: where they are, how they are split and validated, which values become ids."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mlet_tf.config.base import Group, GroupError
-from mlet_tf.config.types import Seed, Share, Text
+from mlet_tf.config.base import Group, GroupError, shown
+from mlet_tf.config.types import Category, Distinct, Seed, Share, Text
 
 _LAST_SECOND = 253_402_300_799  # Of the year 9999; milliseconds are larger.
+
+
+def check_parts(
+    method: str, column: str | None, parts: Mapping[Any, tuple[str, ...]], required: tuple[str, ...]
+) -> None:
+    """Checks the keys of a split by column.
+
+    Args:
+        method: How rows are split.
+        column: The column that names the part of a row.
+        parts: Values of the column by split.
+        required: Splits that need a list.
+
+    Raises:
+        GroupError: The method is `column` and a key is missing, or it is not and a key is given; or two parts share
+            a value.
+    """
+    if (method == "column") != (column is not None):
+        raise GroupError(
+            "column",
+            f"and method 'column' go together; give both or neither. Received: {column!r} and {method!r}",
+        )
+    if method == "column" and not set(required) <= set(parts):
+        raise GroupError(
+            "parts", f"should have lists for {' and '.join(required)}. Received: {sorted(parts)}"
+        )
+    if method != "column" and parts:
+        raise GroupError("parts", f"should be given for method 'column' only. Received: {shown(parts)}")
+    part_of: dict[str, str] = {}
+    for part, values in parts.items():
+        for value in values:
+            if other := part_of.get(value):
+                raise GroupError(
+                    f"parts.{part}", f"should share no value with '{other}'. Received: {value!r} in both"
+                )
+            part_of[value] = part
 
 
 class SplitConfig(Group):
     """How rows are divided into `train` and `eval`."""
 
-    method: Literal["hash", "time", "files"] = Field(
+    method: Literal["hash", "time", "files", "column"] = Field(
         "hash",
         description="`hash` draws rows at random, `time` trains on earlier and evaluates on later rows, `files` takes "
-        "those of `data.eval` for evaluation.",
+        "those of `data.eval` for evaluation, `column` takes what a column of the log says.",
     )
     eval_share: float = Field(
         0.2,
@@ -30,6 +67,13 @@ class SplitConfig(Group):
         le=_LAST_SECOND,
         description="For `time`: first value of the time column that belongs to `eval`.",
     )
+    column: Text | None = Field(
+        None,
+        description="For `column`: the column that names the part of a row. It may be one that the schema drops.",
+    )
+    parts: dict[Literal["train", "eval"], Distinct[Category]] = Field(
+        {}, description="For `column`: values of the column by split, all that it has."
+    )
     seed: Seed = Field(0, description="Seed of the draw, for `hash`.")
 
     @model_validator(mode="after")
@@ -38,6 +82,11 @@ class SplitConfig(Group):
             raise GroupError(
                 "cut", f"should be given for method 'time' only. Received: {self.cut} for {self.method!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _column_has_parts(self) -> Self:
+        check_parts(self.method, self.column, self.parts, ("train", "eval"))
         return self
 
 

@@ -25,9 +25,20 @@ class ModelConfig(Group):
     top_units: Items[Dim] = Field(
         (512, 256), max_length=32, description="Widths of the top MLP, before the logit."
     )
+    dot_skip: bool = Field(
+        True,
+        description="Whether a linear path leads from the dot products of the embeddings to the logit, beside the top "
+        "MLP. Without it a log of ids alone may train nothing.",
+    )
     initialization: InitializationName = Field(
         INITIALIZATIONS[0],
         description="Named initialisation of the factors, see `mlet_tf.layers.MLETEmbedding`.",
+    )
+    initial_scale: float = Field(
+        1.0,
+        gt=0,
+        le=1_000_000,
+        description="Factor on the initial embeddings: on the rows of direct tables and of `W1`.",
     )
     mixed_precision: Literal["auto", "on", "off"] = Field(
         "auto", description="`auto` computes in bfloat16 where there is a GPU; tables stay float32."

@@ -16,6 +16,7 @@ from mlet_tf.config.serving import ServingConfig
 from mlet_tf.config.training import TrainConfig
 from mlet_tf.config.types import Folder, Name
 from mlet_tf.datasets import ClickLogSchema, load_schema
+from mlet_tf.datasets.schema import reading_schema
 from mlet_tf.documents import dump_document
 from mlet_tf.errors import InputError, nearest
 
@@ -82,6 +83,11 @@ def _against_schema(config: PipelineConfig) -> Iterator[Found]:
     if split.method == "time" and schema.time is None:
         path: tuple[str, ...] = ("data", "split", "method")
         yield path, f"'data.split.method' is 'time', but schema {schema.name!r} has no time column"
+    elif split.column is not None:
+        try:
+            reading_schema(schema, split.column, "data.split.column")
+        except InputError as error:
+            yield ("data", "split", "column"), str(error)
     elif (
         split.cut is not None and schema.time and schema.time.format == "yymmddhh" and not _is_hour(split.cut)
     ):

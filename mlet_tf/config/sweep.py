@@ -6,21 +6,26 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, create_model, model_validator
 
 from mlet_tf.config.base import Group, GroupError, shown
-from mlet_tf.config.data import DataConfig, VocabularyConfig
+from mlet_tf.config.data import DataConfig, VocabularyConfig, check_parts
 from mlet_tf.config.model import ModelConfig
 from mlet_tf.config.training import TrainConfig
-from mlet_tf.config.types import Dim, Distinct, Folder, Items, Name, Penalty, Rate, Seed, Share
+from mlet_tf.config.types import Category, Dim, Distinct, Folder, Items, Name, Rate, Seed, Share, Text
 
 Kind = Literal["direct", "mlet", "mlet_frozen", "nested", "projected", "hash", "qr"]
-RateKey = Literal[
-    "train.tables.learning_rate", "train.projections.learning_rate", "train.dense.learning_rate"
+Part = Literal["train", "validation", "test"]
+SearchKey = Literal[
+    "train.tables.learning_rate",
+    "train.projections.learning_rate",
+    "train.dense.learning_rate",
+    "train.tables.l2",
+    "train.projections.l2",
+    "train.dense.l2",
 ]
 # Keys of a run that a sweep does not follow, and why.
 RUN_ONLY = {
     "data.eval": "`sweep.split` divides the rows",
     "data.split": "`sweep.split` divides the rows",
     "data.chunk_bytes": "the log is read in one process",
-    "train.early_stopping_patience": "every trial trains all of its steps",
     "train.checkpoint_steps": "trials have no checkpoints",
     "train.shuffle_rows": "each epoch has all rows in an order of its own",
     "train.shard_tables": "a trial is one process",
@@ -47,20 +52,42 @@ class GeneratedConfig(Group):
 class SweepSplitConfig(Group):
     """Train, validation and test rows."""
 
-    method: Literal["random", "sequential"] = Field(
+    method: Literal["random", "sequential", "time", "column"] = Field(
         "random",
-        description="`random` draws all three at random; `sequential` trains on the first rows in file order and draws "
-        "validation and test at random from the others, as is usual for Criteo-Kaggle and Avazu.",
+        description="`random` draws all three at random, 8:1:1 by default as in AutoInt; `sequential` trains on the "
+        "first rows in file order and draws validation and test at random from the others, as is usual for "
+        "Criteo-Kaggle and Avazu; `time` trains on the earliest rows, validates on later and tests on the latest ones, "
+        "with all rows of one time in one split; `column` takes what a column of the log says.",
     )
     validation_share: float = Field(
-        0.1, gt=0, lt=1, description="Share of all rows that selects learning rates."
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of all rows that selects learning rates; for `column` without a list for `validation`, of "
+        "the rows of `train`.",
     )
-    test_share: float = Field(0.1, gt=0, lt=1, description="Share of all rows that is reported.")
+    test_share: float = Field(
+        0.1, gt=0, lt=1, description="Share of all rows that is reported; not for `column`."
+    )
+    column: Text | None = Field(
+        None,
+        description="For `column`: the column that names the part of a row. It may be one that the schema drops.",
+    )
+    parts: dict[Part, Distinct[Category]] = Field(
+        {},
+        description="For `column`: values of the column by split, all that it has. Without a list for `validation`, "
+        "its rows are drawn at random from those of `train`.",
+    )
     seed: Seed = Field(0, description="Seed of the draw.")
 
     @model_validator(mode="after")
+    def _column_has_parts(self) -> Self:
+        check_parts(self.method, self.column, self.parts, ("train", "test"))
+        return self
+
+    @model_validator(mode="after")
     def _rows_are_left(self) -> Self:
-        if self.validation_share + self.test_share >= 1:
+        if self.method != "column" and self.validation_share + self.test_share >= 1:
             raise GroupError(
                 "test_share",
                 "and 'validation_share' should leave rows to train on. "
@@ -70,7 +97,7 @@ class SweepSplitConfig(Group):
 
 
 class RangeConfig(Group):
-    """Where a learning rate is searched, on a logarithmic scale."""
+    """Where a learning rate or an L2 penalty is searched, on a logarithmic scale."""
 
     low: Rate = Field(description="Lowest value.")
     high: Rate = Field(description="Highest value.")
@@ -83,21 +110,30 @@ class RangeConfig(Group):
 
 
 class TuningConfig(Group):
-    """How learning rates are chosen for every cell: by Optuna, on the validation rows."""
+    """How learning rates and penalties are chosen for every cell: by Optuna, on the validation rows."""
 
-    trials: int = Field(6, ge=0, le=10_000, description="Trials a cell; 0 takes the run's own rates.")
+    trials: int = Field(
+        6, ge=0, le=10_000, description="Trials a cell, as many for each kind; 0 takes the run's own values."
+    )
+    output_dim: Dim | None = Field(
+        None,
+        description="The `d` at which cells that differ in `d` alone are tuned together; null tunes each of them, "
+        "beginning with what was best in the one before.",
+    )
     seed: Seed = Field(
         1000, description="Seed of initialisation and data order in these trials, none of the final ones."
     )
     metric: Literal["auc", "logloss"] = Field("auc", description="Metric that chooses.")
-    search: dict[RateKey, RangeConfig] = Field(
+    search: dict[SearchKey, RangeConfig] = Field(
         {
-            "train.tables.learning_rate": RangeConfig(low=0.005, high=0.5),
-            "train.projections.learning_rate": RangeConfig(low=0.005, high=0.2),
+            "train.tables.learning_rate": RangeConfig(low=0.005, high=1.0),
+            "train.projections.learning_rate": RangeConfig(low=0.002, high=0.5),
+            "train.dense.learning_rate": RangeConfig(low=0.0003, high=0.03),
         },
-        description="Range of each rate that is searched; the others stay at the run's own. The first trial has the "
-        "run's own rates, in a cell after another of its kind what was best there. By default tables from 0.005 to "
-        "0.5 and projections from 0.005 to 0.2.",
+        description="Range of each learning rate and L2 penalty that is searched; the others stay at the run's own. A "
+        "kind without trained projections leaves theirs out. The first trial of a kind has the run's own values, where "
+        "they lie outside the nearer end of the range. By default tables' rates from 0.005 to 1, projections' from "
+        "0.002 to 0.5 and dense ones from 0.0003 to 0.03.",
     )
 
 
@@ -142,11 +178,11 @@ class GridConfig(_RunKeys):
         description="Null gives every feature `k`; a number `a` gives a feature of `V` rows the power of two nearest "
         "to `a sqrt(V)`, at least `d` and at most `k`.",
     )
-    table_l2: Distinct[Penalty] = Field(
-        (0.0,), min_length=1, description="L2 penalties of the tables' touched rows."
-    )
-    projection_l2: Distinct[Penalty] = Field(
-        (0.0,), min_length=1, description="L2 penalties of the projections, where there are some."
+    collapse_at: Distinct[Annotated[float, Field(gt=0, lt=1)] | None] = Field(
+        (None,),
+        min_length=1,
+        description="Share of the steps after which `mlet` and `mlet_frozen` are collapsed and trained on as a direct "
+        "model: its tables' optimizer starts anew, that of the dense part goes on. Null trains the factors to the end.",
     )
     reference_dim: Dim = Field(
         16, description="Width that `projected`, `hash` and `qr` give to the rest of the model."
@@ -220,15 +256,8 @@ class SweepConfig(Group):
         return self
 
     @model_validator(mode="after")
-    def _search_begins_in_its_range(self) -> Self:
-        search = self.sweep.tuning.search if self.sweep.tuning.trials else {}
-        for key, bounds in search.items():
-            if not bounds.low <= self.value(key) <= bounds.high:
-                raise GroupError(
-                    key,
-                    f"should be in its range in 'sweep.tuning.search', from {bounds.low} to {bounds.high}, where the "
-                    f"search begins. Received: {self.value(key)}",
-                )
+    def _no_key_is_searched_and_varied(self) -> Self:
+        for key in self.sweep.tuning.search if self.sweep.tuning.trials else ():
             for number, grid in enumerate(self.sweep.grid):
                 if key in grid.run_keys():
                     raise GroupError(

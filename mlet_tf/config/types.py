@@ -4,6 +4,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
 
+from mlet_tf.datasets.values import canonical_text
 from mlet_tf.names import RENAMED_INITIALIZATIONS, Initialization
 
 T = TypeVar("T")
@@ -22,11 +23,27 @@ def _todays_name(value: object) -> object:
     return RENAMED_INITIALIZATIONS.get(value, value) if isinstance(value, str) else value
 
 
+def _integer_as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _canonical(text: str) -> str:
+    return canonical_text(text.encode()).decode()
+
+
 InitializationName = Annotated[Initialization, BeforeValidator(_todays_name)]
 Text = Annotated[
     str,
     StringConstraints(pattern=rf"^{_PRINTABLE}+$"),
     WithJsonSchema({"type": "string", "allowed": "a text"}),
+]
+# Of a column of the log, as its reader gives it.
+Category = Annotated[
+    str,
+    StringConstraints(pattern=rf"^{_PRINTABLE}+$"),
+    BeforeValidator(_integer_as_text),
+    AfterValidator(_canonical),
+    WithJsonSchema({"type": ["string", "integer"], "allowed": "a text or an integer"}),
 ]
 Word = Annotated[
     str,

@@ -316,5 +316,12 @@ def _not_utf8(raw: pa.Array) -> np.ndarray:
     try:
         raw.cast(pa.string())
     except pa.ArrowInvalid:
-        return np.array([value is not None and not is_utf8(value) for value in raw.to_pylist()])
-    return np.zeros(len(raw), bool)
+        pass
+    else:
+        return np.zeros(len(raw), bool)
+    # Python looks at the values that are not ASCII, which are few in most logs.
+    ascii_only = pc.fill_null(pc.string_is_ascii(raw.view(pa.string())), True)
+    suspects = np.flatnonzero(~np.asarray(ascii_only))
+    broken = np.zeros(len(raw), bool)
+    broken[suspects] = [not is_utf8(value) for value in raw.take(pa.array(suspects)).to_pylist()]
+    return broken

@@ -280,6 +280,29 @@ class ClickLogSchema:
         return cls(**filled)
 
 
+def reading_schema(schema: ClickLogSchema, column: str, key: str) -> ClickLogSchema:
+    """The schema with which a log is read so that its tables have a column, which may be one to drop.
+
+    Args:
+        schema: Schema of the log.
+        column: The column. If it is dropped, it is read as the last category.
+        key: Dotted key that names the column, for the message.
+
+    Raises:
+        InputError: The schema has no such column, or it is the label.
+    """
+    if column not in schema.columns or column == schema.label:
+        known = [name for name in schema.columns if name != schema.label]
+        raise InputError(
+            f"{key!r} should be a column of schema {schema.name!r} other than its label. Received: {column!r}."
+            f"{nearest(column, known)} Columns: {', '.join(known)}"
+        )
+    if column not in schema.drop:
+        return schema
+    drop = tuple(name for name in schema.drop if name != column)
+    return dataclasses.replace(schema, categoricals=(*schema.categoricals, column), drop=drop)
+
+
 def nearest_hint(name: str, known: Iterable[str]) -> str:
     """Returns `". Did you mean 'x'?"` for the known name nearest to `name`, or an empty text."""
     hint = nearest(name, known)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mlet_tf.datasets.times import derive, yymmddhh
 from mlet_tf.datasets.truth import Score, TeacherReport
 from mlet_tf.datasets.writing import log_writer
 from mlet_tf.errors import InputError, reason
+from mlet_tf.storage import aside_path
 
 # Rows are drawn in batches of this size, each from its own generator: the file depends on nothing else.
 _BATCH_ROWS = 16_384
@@ -265,7 +265,7 @@ def write_log(
     model = Teacher(schema, seed, **teacher)
     score = Score()
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished = aside_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with log_writer(path, unfinished, schema) as write:

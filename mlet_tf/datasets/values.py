@@ -23,6 +23,9 @@ SPACES = " \t"
 _WHOLE_BYTES = re.compile(WHOLE.encode())
 _INTEGER_BYTES = re.compile(INTEGER.encode())
 _EXACT_FLOAT = 2.0**53
+# What holds a text. Database drivers give bytes as the last two.
+TEXT_TYPES = (str, bytes, bytearray, memoryview)
+Text = str | bytes | bytearray | memoryview
 _MISSING_TYPES = ("NAType", "NaTType")  # pandas.NA and pandas.NaT, without importing pandas.
 
 
@@ -45,7 +48,7 @@ def is_missing(value: Any, marks: Collection[bytes]) -> bool:
         value: The value.
         marks: Texts that mean "no value", as of `ClickLogSchema.missing_marks`.
     """
-    if isinstance(value, str | bytes):
+    if isinstance(value, TEXT_TYPES):
         text = as_bytes(value)
         return text in marks or canonical_text(text) in marks
     if value is None or type(value).__name__ in _MISSING_TYPES or _is_nan(value):
@@ -85,7 +88,7 @@ def to_integer(value: Any) -> int:
     Raises:
         ValueError: It is no integer of 64 bits.
     """
-    if isinstance(value, str | bytes):
+    if isinstance(value, TEXT_TYPES):
         return parse_int64(as_bytes(value))
     number = whole_number(value)
     if not -(2**63) <= number < 2**63:
@@ -99,7 +102,7 @@ def to_category(value: Any) -> bytes:
     Raises:
         ValueError: It is neither text without a NUL byte nor a whole number; booleans are refused too.
     """
-    if isinstance(value, str | bytes):
+    if isinstance(value, TEXT_TYPES):
         text = as_bytes(value)
         if not is_category(text):
             raise ValueError(value)
@@ -140,9 +143,9 @@ def is_utf8(data: bytes) -> bool:
     return True
 
 
-def as_bytes(text: str | bytes) -> bytes:
-    """Text as UTF-8; bytes stay as they are."""
-    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+def as_bytes(text: Text) -> bytes:
+    """Text as UTF-8; bytes of any type as they are."""
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
 
 
 def _is_nan(value: Any) -> bool:

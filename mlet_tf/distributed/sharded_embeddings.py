@@ -14,6 +14,7 @@ from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.layers.factorization import BLOCK_ROWS, write_rows
 from mlet_tf.layers.ids import as_ids, guard_ids
 from mlet_tf.layers.initializers import RowScaledUniform
+from mlet_tf.layers.roles import mark_tables, stacked_tables
 
 
 class RowShardedEmbeddings(keras.layers.Layer):
@@ -35,6 +36,7 @@ class RowShardedEmbeddings(keras.layers.Layer):
         direct_threshold: As in `EmbeddingCollection`.
         workers: The processes.
         initialization: As in `EmbeddingCollection`.
+        initial_scale: As in `EmbeddingCollection`.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
@@ -62,6 +64,7 @@ class RowShardedEmbeddings(keras.layers.Layer):
         *,
         workers: Workers,
         initialization: str = "fixed_variance",
+        initial_scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -80,6 +83,7 @@ class RowShardedEmbeddings(keras.layers.Layer):
             hidden_dim,
             direct_threshold,
             initialization=initialization,
+            initial_scale=initial_scale,
             dtype=self.dtype_policy,
             name=self.name,
         )
@@ -95,6 +99,7 @@ class RowShardedEmbeddings(keras.layers.Layer):
             hidden_dim,
             direct_threshold=0,
             initialization=initialization,
+            initial_scale=initial_scale,
             dtype=self.dtype_policy,
             name=f"{self.name}_rows",
         )
@@ -110,7 +115,9 @@ class RowShardedEmbeddings(keras.layers.Layer):
         random.setstate(before)
         for table, names in self._tables():
             whole_rows = [int(self._rows[self._index(name)]) for name in names]
-            self._write_initial(table, names, RowScaledUniform(whole_rows))
+            initializer = RowScaledUniform(whole_rows, scale=self._local.initial_scale)
+            self._write_initial(table, names, initializer)
+            mark_tables(table, stacked_tables(table).row_counts, whole_rows)
         random.setstate(after)
         self.built = True
 

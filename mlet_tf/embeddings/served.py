@@ -81,7 +81,7 @@ class ServedTable(SingleEmbedding):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "plan": _plain(self.plan), "mask_zero": self.mask_zero}
 
-    def _embed(self, ids: Any) -> Any:
+    def _embed(self, ids: Any, training: bool = False) -> Any:
         ids, invalid = guard_ids(as_ids(ids), [self.input_dim], [self.name], "error")
         vectors = ops.cast(self.table(ids), self.compute_dtype)
         if invalid is None:

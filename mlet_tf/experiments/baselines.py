@@ -24,6 +24,7 @@ class HashedEmbeddings(keras.layers.Layer):
         table_rows: Vocabulary size V by feature.
         output_dim: Width of a row.
         share: Share of the rows that is kept, at most 1.
+        initial_scale: As in `EmbeddingCollection`.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
@@ -36,14 +37,23 @@ class HashedEmbeddings(keras.layers.Layer):
         Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", arXiv 0902.2206.
     """
 
-    def __init__(self, table_rows: Mapping[str, int], output_dim: int, share: float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        table_rows: Mapping[str, int],
+        output_dim: int,
+        share: float,
+        initial_scale: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         sizes = list(table_rows.values())
         self._buckets = [min(size, max(1, round(size * share))) for size in sizes]
         self._whole = np.array([kept == size for kept, size in zip(self._buckets, sizes, strict=True)])
         self._steps = np.arange(len(sizes), dtype=np.int64) * _STEP % _MODULUS
         features = [EmbeddingFeature(n, b) for n, b in zip(table_rows, self._buckets, strict=True)]
-        self._tables = EmbeddingCollection(features, output_dim, dtype=self.dtype_policy)
+        self._tables = EmbeddingCollection(
+            features, output_dim, initial_scale=initial_scale, dtype=self.dtype_policy
+        )
         self.served_values = sum(self._buckets) * output_dim
 
     def build(self, input_shape: Any) -> None:
@@ -71,6 +81,7 @@ class QuotientRemainderEmbeddings(keras.layers.Layer):
         table_rows: Vocabulary size V by feature.
         output_dim: Width of a row.
         share: Share of V that both tables together may have as rows; never less than about `2 sqrt(V)`.
+        initial_scale: As in `EmbeddingCollection`.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
@@ -84,7 +95,14 @@ class QuotientRemainderEmbeddings(keras.layers.Layer):
         Systems", arXiv 1909.02107.
     """
 
-    def __init__(self, table_rows: Mapping[str, int], output_dim: int, share: float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        table_rows: Mapping[str, int],
+        output_dim: int,
+        share: float,
+        initial_scale: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         sizes = list(table_rows.values())
         self._moduli = np.array([_modulus(size, share) for size in sizes], np.int64)
@@ -97,6 +115,7 @@ class QuotientRemainderEmbeddings(keras.layers.Layer):
             ]
             + [EmbeddingFeature(f"{n} quotient", q) for n, q in zip(table_rows, quotients, strict=True)],
             output_dim,
+            initial_scale=initial_scale,
             dtype=self.dtype_policy,
         )
         # A quotient table of one row is a constant that the remainder table could have taken in.

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from mlet_tf.config import Group, ModelConfig, TrainConfig, from_mapping, load
@@ -15,8 +16,9 @@ from mlet_tf.errors import InputError
 G = TypeVar("G", bound=Group)
 
 FACTORISED = ("mlet", "mlet_frozen", "nested")
+SWITCHABLE = ("mlet", "mlet_frozen")
 WIDENED = ("projected", "hash", "qr")
-ROLES = ("tables", "projections", "dense")
+PROJECTED = ("mlet", "nested", "projected")  # Kinds whose projections are trained.
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,7 @@ class Cell:
         direct_threshold: Features with at most this many rows stay direct; None means `k`.
         reference_dim: See `GridConfig`; None for other kinds.
         hidden_scale: See `GridConfig`.
-        table_l2: L2 penalty of the tables.
-        projection_l2: L2 penalty of the projections.
+        collapse_at: Share of the steps after which the model is collapsed; None for other kinds, or never.
         settings: Values of all other keys of a run that the grid varies.
     """
 
@@ -47,8 +48,7 @@ class Cell:
     direct_threshold: int | None = None
     reference_dim: int | None = None
     hidden_scale: float | None = None
-    table_l2: float = 0.0
-    projection_l2: float = 0.0
+    collapse_at: float | None = None
     settings: tuple[tuple[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,8 +78,7 @@ def cells(config: SweepConfig, grid: GridConfig) -> list[Cell]:
         "hidden_scale": grid.hidden_scale,
         "direct_threshold": varied("model.direct_threshold"),
         "initialization": varied("model.initialization"),
-        "table_l2": grid.table_l2,
-        "projection_l2": grid.projection_l2,
+        "collapse_at": grid.collapse_at,
         "reference_dim": (grid.reference_dim,),
         "output_dim": sorted(varied("model.output_dim")),
     }
@@ -95,7 +94,13 @@ def cells(config: SweepConfig, grid: GridConfig) -> list[Cell]:
 def of_kind(cell: Cell) -> Cell:
     """The cell without what its kind does not have."""
     kind = "direct" if cell.kind == "mlet" and cell.hidden_dim is None else cell.kind
-    cell = replace(cell, kind=kind, reference_dim=cell.reference_dim if kind in WIDENED else None)
+    cell = replace(
+        cell,
+        kind=kind,
+        reference_dim=cell.reference_dim if kind in WIDENED else None,
+        settings=tuple((key, value) for key, value in cell.settings if has_key(kind, key)),
+        collapse_at=cell.collapse_at if kind in SWITCHABLE else None,
+    )
     if kind not in FACTORISED:
         return replace(
             cell,
@@ -103,11 +108,15 @@ def of_kind(cell: Cell) -> Cell:
             hidden_scale=None,
             direct_threshold=None,
             initialization=None,
-            projection_l2=0.0,
         )
     if cell.hidden_dim is None:
         raise InputError(f"'model.hidden_dim' should be a number for {kind!r}. Received: null")
     return cell
+
+
+def has_key(kind: str, key: str) -> bool:
+    """Whether a key of the training says something about a kind."""
+    return kind in PROJECTED or not key.startswith("train.projections.")
 
 
 def model_config(config: SweepConfig, cell: Cell) -> ModelConfig:
@@ -123,19 +132,17 @@ def model_config(config: SweepConfig, cell: Cell) -> ModelConfig:
 
 
 def train_config(
-    config: SweepConfig, cell: Cell, rates: Sequence[float] | None = None, seed: int = 0
+    config: SweepConfig, cell: Cell, tuned: Mapping[str, float] = MappingProxyType({}), seed: int = 0
 ) -> TrainConfig:
     """The training of a cell, as a run has it.
 
     Args:
         config: The study.
         cell: The cell.
-        rates: Learning rates of `ROLES`; by default those of the configuration.
+        tuned: Dotted keys of the training with the values that tuning gave them.
         seed: Seed of initialisation and data order.
     """
-    keys = dict(cell.settings) | {"train.tables.name": cell.optimizer, "train.seed": seed}
-    if rates is not None:
-        keys |= {f"train.{role}.learning_rate": rate for role, rate in zip(ROLES, rates, strict=True)}
+    keys = dict(cell.settings) | {"train.tables.name": cell.optimizer, "train.seed": seed} | dict(tuned)
     return _changed(config.train, "train", keys)
 
 

@@ -18,6 +18,7 @@ class PreparedData:
         digest: Hash of the configuration that made them.
         splits: The rows of each split, by name.
         table_rows: Rows V of each feature's table, by name.
+        oov_buckets: Ids of each feature for values out of vocabulary; before the last id, which is missing values.
         rare_below: Ids seen less often than this in `train` are rare.
         best: AUC, logloss and normalised entropy of the true probabilities over the test rows; None for a
             real log.
@@ -26,6 +27,7 @@ class PreparedData:
     digest: str
     splits: dict[str, PackedRows]
     table_rows: dict[str, int]
+    oov_buckets: int
     rare_below: int
     best: dict[str, float] | None
 

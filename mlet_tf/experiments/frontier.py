@@ -6,7 +6,7 @@ import dataclasses
 import math
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from mlet_tf import strict_json
 from mlet_tf.errors import InputError
+from mlet_tf.experiments.comparison import families
 from mlet_tf.experiments.statistics import Group
 
 matplotlib.use("Agg")
@@ -33,6 +34,7 @@ _COLORS = {
 # Truncations that are drawn; the others only confirm that these are the better ones.
 _METHOD_STYLES = {"leading": ":", "allocated": "-.", "fine_tuned": "--"}
 _REPORT = "frontier.json"
+_PANELS_A_ROW = 3
 
 
 def plot_sweep(groups: Sequence[Group], title: str, best_auc: float | None = None) -> plt.Figure:
@@ -45,7 +47,7 @@ def plot_sweep(groups: Sequence[Group], title: str, best_auc: float | None = Non
     """
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     lines: dict[tuple[str, str, str], list[Group]] = {}
-    for group in groups:
+    for group in (group for group in groups if group.values):
         name = "direct_rescaled" if group.record["stage"] == "control" else group.record["kind"]
         method = group.record["method"]
         if method in _METHOD_STYLES:
@@ -70,15 +72,62 @@ def plot_sweep(groups: Sequence[Group], title: str, best_auc: float | None = Non
         )
     if best_auc is not None:
         axes.axhline(best_auc, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)), label="best reachable")
-    drawn = np.array([group.mean() for members in lines.values() for group in members])
-    # One kind that fails must not flatten the differences between all others; the tables have its numbers.
-    axes.set_ylim(bottom=max(drawn.min(), 4 * np.median(drawn) - 3 * drawn.max()) - 0.005)
+    _set_floor(axes, lines.values())
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axes.set(xlabel="KiB of tables served", ylabel="AUC on test rows", title=title)
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def plot_headline(studies: Mapping[str, Sequence[Group]]) -> plt.Figure:
+    """AUC on test rows against bytes served, a panel for each study and in it a line for each family.
+
+    Of the cells of a family and size the best on validation rows is drawn, with its 95 % interval over the seeds.
+
+    Args:
+        studies: Final results by study, see `statistics.groups`.
+    """
+    columns = min(_PANELS_A_ROW, len(studies))
+    rows = math.ceil(len(studies) / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.2 * columns, 3.2 * rows + 0.4), layout="constrained", squeeze=False
+    )
+    drawn: dict[str, Any] = {}
+    for panel, (study, found) in zip(axes.flat, studies.items(), strict=False):
+        lines = families(found)
+        _set_floor(panel, lines.values())
+        for family, members in lines.items():
+            kind, _, truncated = family.partition(", ")
+            drawn[family] = panel.errorbar(
+                [group.record["bytes"] / 1024 for group in members],
+                [group.mean() for group in members],
+                [group.interval() for group in members],
+                fmt="o",
+                linestyle="--" if truncated else "-",
+                color=_COLORS.get(kind, "#333333"),
+                markersize=3,
+                linewidth=1.2,
+                capsize=2,
+            )
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        panel.set(title=study, xlabel="KiB of tables served", ylabel="AUC on test rows")
+        panel.grid(alpha=0.3, linewidth=0.5)
+    for panel in axes.flat[len(studies) :]:
+        panel.set_axis_off()
+    figure.legend(
+        list(drawn.values()), list(drawn), frameon=False, ncols=len(drawn), loc="outside lower center"
+    )
+    return figure
+
+
+def _set_floor(axes: plt.Axes, lines: Iterable[Sequence[Group]]) -> None:
+    """One kind that fails must not flatten the differences between all others; the tables have its numbers."""
+    drawn = np.array([group.mean() for members in lines for group in members])
+    if len(drawn):
+        axes.set_ylim(bottom=max(drawn.min(), 4 * np.median(drawn) - 3 * drawn.max()) - 0.005)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ import tensorflow as tf
 
 from mlet_tf import strict_json
 from mlet_tf.config import ValidationConfig
-from mlet_tf.config.sweep import GeneratedConfig, SweepConfig, SweepSplitConfig
+from mlet_tf.config.sweep import GeneratedConfig, SweepConfig
 from mlet_tf.datasets import ClickLogSchema, Teacher, load_schema, read_log, write_log
 from mlet_tf.datasets.files import list_files
-from mlet_tf.errors import InputError
 from mlet_tf.experiments.data import PreparedData
+from mlet_tf.experiments.splits import SPLITS, schema_to_read, split_log
 from mlet_tf.features.counts import Run, ValueCounter
 from mlet_tf.features.packed_rows import PackedRows, pack_words
 from mlet_tf.features.preprocessing import preprocessing_fn
@@ -32,10 +31,12 @@ from mlet_tf.features.transform_graph import TransformGraph, table_rows, write_t
 from mlet_tf.features.validation import schema_proto
 from mlet_tf.features.vocabulary import make_vocabulary
 from mlet_tf.metrics import ctr_metrics
+from mlet_tf.storage import aside_path, file_stamp
 
-SPLITS = ("train", "validation", "test")
 _META = "meta.json"
-_SCHEMA_SINCE = ("quoting", "positive", "negative")  # Not yet there when the first trials were stored.
+# Not yet there when the first trials were stored.
+_SCHEMA_SINCE = ("quoting", "positive", "negative")
+_SPLIT_SINCE = ("column", "parts")
 _VOCABULARY_SETTINGS = ("min_count", "max_size", "rare_below", "max_values_in_memory")
 
 
@@ -51,7 +52,7 @@ def prepare(config: SweepConfig, folder: Path, progress: Callable[[str], None] |
         The rows.
 
     Raises:
-        InputError: If the log cannot be read or a split would be empty.
+        InputError: If the log cannot be read or cannot be split as wanted.
     """
     digest = digest_of(config)
     target = folder / f"rows-{digest}"
@@ -63,7 +64,14 @@ def prepare(config: SweepConfig, folder: Path, progress: Callable[[str], None] |
         name: PackedRows(str(target / f"{name}.bin"), rows, meta["dense"], sparse)
         for name, rows in meta["rows"].items()
     }
-    return PreparedData(digest, splits, meta["table_rows"], meta["rare_below"], meta["best"])
+    return PreparedData(
+        digest,
+        splits,
+        meta["table_rows"],
+        config.vocabulary.num_oov_buckets,
+        meta["rare_below"],
+        meta["best"],
+    )
 
 
 def generated_schema(config: GeneratedConfig) -> ClickLogSchema:
@@ -84,29 +92,21 @@ def generated_schema(config: GeneratedConfig) -> ClickLogSchema:
     )
 
 
-def split_of_rows(rows: int, config: SweepSplitConfig) -> np.ndarray:
-    """Which of `SPLITS` each row belongs to, uint8 `[rows]`."""
-    validation, test = round(rows * config.validation_share), round(rows * config.test_share)
-    train = rows - validation - test
-    if min(validation, test, train) < 1:
-        raise InputError(f"{rows} rows are too few for three splits")
-    split = np.repeat(np.arange(3, dtype=np.uint8), [train, validation, test])
-    generator = np.random.default_rng(config.seed)
-    generator.shuffle(split[train:] if config.method == "sequential" else split)
-    return split
-
-
 def digest_of(config: SweepConfig) -> str:
-    """Hash of all that makes the rows: the configuration, and the files of a log."""
+    """Hash of all that makes the rows: the configuration, and the files of a log, known by size and last change."""
     generated, schema = config.sweep.generated, _schema(config)
     columns = schema.to_dict()
     for name in _SCHEMA_SINCE:
         if getattr(schema, name) == getattr(ClickLogSchema, name):
             del columns[name]
-    state: list[Any] = [config.sweep.split.to_plain(), config.vocabulary.to_plain(), columns]
+    split = config.sweep.split.to_plain()
+    for name in _SPLIT_SINCE:
+        if not split[name]:
+            del split[name]
+    state: list[Any] = [split, config.vocabulary.to_plain(), columns]
     state.append(generated.to_plain() if generated else None)
     if config.data.train is not None:
-        state += [(Path(file).name, Path(file).stat().st_size) for file in list_files(config.data.train)]
+        state += [(Path(file).name, *file_stamp(file)) for file in list_files(config.data.train)]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -121,20 +121,20 @@ class _Preparation:
     def __init__(self, config: SweepConfig, progress: Callable[[str], None]) -> None:
         self._config, self._progress = config, progress
         self._generated, self._log, self._schema = config.sweep.generated, config.data.train, _schema(config)
+        self._schema_to_read = schema_to_read(self._schema, config.sweep.split)
 
     def write(self, target: Path) -> None:
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        aside = aside_path(target)
         (aside / "made").mkdir(parents=True)
         try:
             if self._generated is not None:
                 self._generate(self._generated, aside / "made" / "log.parquet")
             self._progress("counting rows")
             # All columns: rows that are rejected in the later passes must not be counted.
-            rows = sum(len(table) for table in self._read(self._progress))
-            split = split_of_rows(rows, self._config.sweep.split)
+            split = split_log(self._read(self._progress), self._schema, self._config.sweep.split)
             self._progress(f"vocabularies of {int((split == 0).sum()):,} rows")
             transform = self._write_transform(split, aside / "made")
-            self._progress(f"preprocessing {rows:,} rows")
+            self._progress(f"preprocessing {len(split):,} rows")
             dense, best = self._write_rows(split, transform, aside)
             meta = {
                 "rows": dict(zip(SPLITS, np.bincount(split, minlength=len(SPLITS)).tolist(), strict=True)),
@@ -203,13 +203,13 @@ class _Preparation:
 
     def _read(self, on_rejects: Callable[[str], None] | None = None) -> Iterator[pa.Table]:
         share = self._config.data.max_reject_share
-        return read_log(self._log, self._schema, max_reject_share=share, on_rejects=on_rejects)
+        return read_log(self._log, self._schema_to_read, max_reject_share=share, on_rejects=on_rejects)
 
     def _blocks(self, split: np.ndarray) -> Iterator[tuple[pa.Table, np.ndarray]]:
         """Tables of the log and which split each of their rows belongs to."""
-        first = 0
+        first, columns = 0, [self._schema.label, *self._schema.raw_features]
         for table in self._read():
-            yield table, split[first : first + len(table)]
+            yield table.select(columns), split[first : first + len(table)]
             first += len(table)
 
 

@@ -3,12 +3,16 @@
     python -m mlet_tf.experiments.results docs/results.md
 
 The page holds pairs of comments `<!-- NAME of STUDY -->` and `<!-- end -->`; what stands between is replaced. NAME is
-`cells`, `same size`, `variants`, `chosen`, `claim` or `one training`; the trials of STUDY are in
-`results/STUDY.jsonl` beside the page, and its plot is written to `results/STUDY.png` where the page shows it.
+`cells`, `same size`, `variants`, `chosen`, `claim`, `one training`, `frequency` or `matches`, which may be of several
+studies, `<!-- matches of A, B -->`. The trials of STUDY are in `results/STUDY.jsonl` beside the page; its plot is
+written to `results/STUDY.png`, and that of all studies of the page to `results/headline.png`, where the page shows
+them.
 """
 
 from __future__ import annotations
 
+import collections
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -17,14 +21,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from mlet_tf.errors import InputError
-from mlet_tf.experiments.frontier import plot_sweep
-from mlet_tf.experiments.statistics import Difference, Group, difference, groups
+from mlet_tf.experiments.comparison import Match, band_differences, best_on_validation, matches, paired
+from mlet_tf.experiments.frontier import plot_headline, plot_sweep
+from mlet_tf.experiments.statistics import Difference, Group, groups
 from mlet_tf.experiments.store import read_records
 from mlet_tf.storage import written_aside
 
 TOLERANCE = 0.0005
 _BLOCK = re.compile(
-    r"(<!-- (cells|same size|variants|chosen|claim|one training) of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (cells|same size|variants|chosen|claim|one training|frequency|matches) of (\w+(?:, \w+)*) -->\n)"
+    r".*?(<!-- end -->)",
+    re.DOTALL,
 )
 _PLOT_DPI = 90
 _PLAIN = {
@@ -33,8 +40,6 @@ _PLAIN = {
     "dtype": ("float32",),
     "hidden_dim": (None, 64),
     "hidden_scale": (None,),
-    "table_l2": (0.0,),
-    "projection_l2": (0.0,),
     "settings": ((),),
 }
 
@@ -45,18 +50,28 @@ def fill(page: Path) -> None:
     Raises:
         InputError: If the results of a study are missing.
     """
-    text = page.read_text()
-    studies: dict[str, list[Group]] = {}
-    for _, _, study, _ in _BLOCK.findall(text):
-        if study not in studies:
-            studies[study] = groups(read_records(page.parent / "results" / f"{study}.jsonl"))
-            if f"results/{study}.png" in text:
-                figure = plot_sweep(studies[study], study)
-                figure.savefig(page.parent / "results" / f"{study}.png", dpi=_PLOT_DPI)
-                plt.close(figure)
-    filled = _BLOCK.sub(lambda m: f"{m[1]}\n{_TABLES[m[2]](studies[m[3]])}\n\n{m[4]}", text)
+    text, folder = page.read_text(), page.parent / "results"
+    names = dict.fromkeys(name for _, _, of, _ in _BLOCK.findall(text) for name in of.split(", "))
+    studies = {name: groups(read_records(folder / f"{name}.jsonl")) for name in names}
+    for name, found in studies.items():
+        _draw(folder / f"{name}.png", text, functools.partial(plot_sweep, found, name))
+    _draw(folder / "headline.png", text, lambda: plot_headline(studies))
+
+    def block(match: re.Match[str]) -> str:
+        found = [group for name in match[3].split(", ") for group in studies[name]]
+        return f"{match[1]}\n{_TABLES[match[2]](found)}\n\n{match[4]}"
+
+    filled = _BLOCK.sub(block, text)
     with written_aside(page) as file:
         file.write(filled.encode())
+
+
+def _draw(path: Path, page: str, plot: Callable[[], plt.Figure]) -> None:
+    """Writes a plot that the page shows."""
+    if f"results/{path.name}" in page:
+        figure = plot()
+        figure.savefig(path, dpi=_PLOT_DPI)
+        plt.close(figure)
 
 
 def reference(found: Sequence[Group]) -> Group:
@@ -64,7 +79,7 @@ def reference(found: Sequence[Group]) -> Group:
 
     The best is that of the highest AUC on validation rows, as good is a mean difference of at most `TOLERANCE`.
     """
-    direct = [g for g in found if g.matches(kind="direct", stage="final", method=None)]
+    direct = [g for g in found if g.matches(kind="direct", stage="final", method=None) and g.values]
     best = max(direct, key=lambda group: group.mean(split="validation"))
     good = [g for g in direct if best.mean(split="validation") - g.mean(split="validation") <= TOLERANCE]
     return min(good, key=lambda group: group.record["bytes"])
@@ -77,13 +92,14 @@ def cells_table(found: Sequence[Group]) -> str:
         (g for g in found if g.record["method"] is None), key=lambda g: (g.record["bytes"], g.label)
     ):
         record = group.record
-        rare = group.values.get("test_rare", {}).get("auc")
+        rare = group.by_seed(split="test_rare")
+        edge = " (edge)" if "train.tables.learning_rate" in record.get("at_edge", ()) else ""
         rows.append(
             [
                 group.label,
                 f"{record['bytes']:,}",
-                f"{record['learning_rates']['tables']:g}",
-                f"{group.mean():.4f} ± {group.interval():.4f}",
+                f"{record['learning_rates']['tables']:g}{edge}",
+                _with_fault(f"{group.mean():.4f} ± {group.interval():.4f}", group),
                 f"{group.mean('logloss'):.4f}",
                 f"{group.mean('normalized_entropy'):.4f}",
                 f"{group.mean(split='test_rare'):.4f}" if rare else "",
@@ -103,7 +119,8 @@ def same_size_table(found: Sequence[Group]) -> str:
         for other in found:
             same = other.record["output_dim"] == direct.record["output_dim"] and other is not direct
             if same and other.record["method"] is None:
-                rows.append([other.label, _signed(difference(other, direct)), _signed(_rare(other, direct))])
+                gaps = [_signed(paired(other, direct, split)) for split in ("test", "test_rare")]
+                rows.append([_with_fault(other.label, other), *gaps])
     return _table(["embedding", "AUC against tuned direct, same d", "on rare ids"], rows)
 
 
@@ -119,23 +136,24 @@ def variants_table(found: Sequence[Group]) -> str:
     for (kind, d), own in plain.items():
         for group in finals:
             if group.matches(kind=kind, output_dim=d) and group is not own:
-                gaps = [_signed(difference(group, other)) for other in (own, plain["direct", d])]
+                gaps = [_signed(paired(group, other)) for other in (own, plain.get(("direct", d)))]
                 rows.append([group.label, own.label, *gaps])
     return _table(["embedding", "against", "AUC", "AUC against tuned direct, same d"], rows)
 
 
 def chosen_table(found: Sequence[Group]) -> str:
     """Of each kind and size the cell with the highest AUC on validation rows, and how it compares on test rows."""
-    kinds: dict[tuple[int, str], list[Group]] = {}
-    for group in found:
-        if group.matches(stage="final", method=None):
-            kinds.setdefault((group.record["output_dim"], group.record["kind"]), []).append(group)
-    best = {key: max(cells, key=lambda group: group.mean(split="validation")) for key, cells in kinds.items()}
+    finals = [group for group in found if group.matches(stage="final", method=None)]
+
+    def size(group: Group) -> tuple[int, str]:
+        return group.record["output_dim"], group.record["kind"]
+
+    best, tried = best_on_validation(finals, size), collections.Counter(map(size, finals))
     rows = []
     for (d, kind), group in sorted(best.items()):
-        gap = None if kind == "direct" else difference(group, best[d, "direct"])
-        tried = str(len(kinds[d, kind]))
-        rows.append([str(d), kind, tried, group.label, f"{group.mean():.4f}", _signed(gap)])
+        gap = None if kind == "direct" else paired(group, best.get((d, "direct")))
+        count = str(tried[d, kind])
+        rows.append([str(d), kind, count, group.label, f"{group.mean():.4f}", _signed(gap)])
     heads = ["d", "kind", "cells tried", "best on validation rows", "AUC", "against the best direct"]
     return _table(heads, rows)
 
@@ -149,7 +167,8 @@ def claim_table(found: Sequence[Group]) -> str:
             families.setdefault(_family(group), []).append(group)
     rows = []
     for family, members in families.items():
-        pairs = [(group, difference(group, base)) for group in members if group is not base]
+        gaps = [(group, paired(group, base)) for group in members if group is not base]
+        pairs = [(group, gap) for group, gap in gaps if gap is not None]
         good = [pair for pair in pairs if pair[1].mean >= -TOLERANCE]
         if not pairs:
             continue
@@ -184,8 +203,8 @@ def one_training_table(found: Sequence[Group]) -> str:
     ):
         n = group.record["truncated_to"]
         source = f"{group.record['kind']} d={group.record['output_dim']}"
-        gap = difference(group, direct[n])
-        within = "yes" if gap.mean >= -TOLERANCE else "no"
+        gap = paired(group, direct[n])
+        within = "yes" if gap is not None and gap.mean >= -TOLERANCE else "no"
         size = f"{group.record['bytes']:,}"
         rows.append(
             [str(n), source, group.record["method"], size, f"{group.mean():.4f}", _signed(gap), within]
@@ -202,6 +221,54 @@ def one_training_table(found: Sequence[Group]) -> str:
     return _table(heads, rows)
 
 
+def frequency_table(found: Sequence[Group]) -> str:
+    """The best MLET cell against the best direct one of the same `d`, by how often an id was seen in training."""
+    rows = [
+        [
+            str(one.output_dim),
+            one.feature,
+            one.band,
+            f"{one.rows:,}",
+            f"{one.direct:.4f}",
+            _signed(one.gap),
+        ]
+        for one in band_differences(found)
+    ]
+    return _table(
+        ["d", "feature", "ids seen", "test rows", "AUC, direct", "MLET against direct, same d"], rows
+    )
+
+
+def matches_table(found: Sequence[Group]) -> str:
+    """The direct `d` that is as good as each `d` of MLET, of one study or several; see `comparison.Match`."""
+    rows = []
+    for study in dict.fromkeys(group.record["study"] for group in found):
+        for match in matches([group for group in found if group.record["study"] == study]):
+            mlet = match.mlet
+            auc = f"{mlet.mean():.4f} ± {mlet.interval():.4f}"
+            sizes = [_direct_size(match, group) for group in (match.direct, match.no_lower)]
+            gaps = [_signed(gap) for gap in (match.gap, match.rare)]
+            rows.append([study, str(mlet.record["output_dim"]), auc, sizes[0], gaps[0], sizes[1], gaps[1]])
+    heads = [
+        "data set",
+        "MLET d",
+        "AUC",
+        "direct d as good (times MLET's bytes)",
+        "its AUC against MLET's",
+        "direct d with no lower mean",
+        "MLET on rare ids, against direct of its d",
+    ]
+    return _table(heads, rows)
+
+
+def _direct_size(match: Match, direct: Group | None) -> str:
+    """`d` of a direct cell and how many times MLET's bytes it serves; what is known where there is none."""
+    chosen = direct or match.largest
+    times = f"{chosen.record['bytes'] / match.mlet.record['bytes']:.2f}"
+    d = chosen.record["output_dim"]
+    return f"{d} ({times})" if direct else f"none up to {d} (> {times})"
+
+
 _TABLES: dict[str, Callable[[Sequence[Group]], str]] = {
     "cells": cells_table,
     "same size": same_size_table,
@@ -209,6 +276,8 @@ _TABLES: dict[str, Callable[[Sequence[Group]], str]] = {
     "chosen": chosen_table,
     "claim": claim_table,
     "one training": one_training_table,
+    "frequency": frequency_table,
+    "matches": matches_table,
 }
 
 
@@ -225,8 +294,9 @@ def _size(group: Group) -> str:
     )
 
 
-def _rare(a: Group, b: Group) -> Difference | None:
-    return difference(a, b, split="test_rare") if "auc" in a.values.get("test_rare", {}) else None
+def _with_fault(text: str, group: Group) -> str:
+    """The text, and how many seeds have learned nothing, which it leaves out."""
+    return f"{text}, {group.fault}" if group.values and group.fault else group.fault or text
 
 
 def _signed(value: Difference | None) -> str:

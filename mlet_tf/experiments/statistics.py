@@ -2,17 +2,25 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, get_args
 
 import numpy as np
 from scipy import stats
 
 from mlet_tf.experiments.cells import Cell
+from mlet_tf.training.learned import Fault
 
 # Records are without the choices that there were not when they were stored.
 _CELL = {field.name: getattr(Cell, field.name, None) for field in dataclasses.fields(Cell)}
 _GROUP = ("study", "stage", *_CELL, "method", "truncated_to")
+FAULTS: tuple[Fault, ...] = get_args(Fault)  # Marks of records whose training has learned nothing.
+_SHORT = {"train.tables.l2": "table L2", "train.projections.l2": "projection L2"}
+
+
+# Rows that metrics are of: `validation`, `test`, `test_rare`, or the test rows of a (feature, frequency band).
+Split = str | tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,24 +29,42 @@ class Group:
 
     Attributes:
         record: The first record, for what all have in common.
-        values: Metrics by seed: `values["test"]["auc"][seed]`.
+        values: Metrics by seed, of those that have learned: `values["test"]["auc"][seed]`.
+        faults: Of the other seeds, which of `FAULTS` they are: `faults[seed]`.
     """
 
     record: dict[str, Any]
-    values: dict[str, dict[str, dict[int, float]]]
+    values: dict[Split, dict[str, dict[int, float]]]
+    faults: dict[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """A short name for people."""
         return label(self.record)
 
-    def mean(self, metric: str = "auc", split: str = "test") -> float:
-        """Mean over the seeds."""
-        return float(np.mean(list(self.values[split][metric].values())))
+    @property
+    def fault(self) -> str:
+        """The seeds that are left out of all means, `constant (2 of 5)`; empty if there are none."""
+        seeds = len(self.faults) + len(self.by_seed())
+        counts = {fault: list(self.faults.values()).count(fault) for fault in FAULTS}
+        return ", ".join(f"{fault} ({count} of {seeds})" for fault, count in counts.items() if count)
 
-    def interval(self, metric: str = "auc", split: str = "test") -> float:
+    def by_seed(self, metric: str = "auc", split: Split = "test") -> dict[int, float]:
+        """A metric by seed; empty where it was not measured."""
+        return self.values.get(split, {}).get(metric, {})
+
+    def bands(self) -> list[tuple[str, str]]:
+        """The pairs of feature and frequency band that test rows were scored by."""
+        return [split for split in self.values if isinstance(split, tuple)]
+
+    def mean(self, metric: str = "auc", split: Split = "test") -> float:
+        """Mean over the seeds; NaN without any."""
+        values = list(self.by_seed(metric, split).values())
+        return float(np.mean(values)) if values else math.nan
+
+    def interval(self, metric: str = "auc", split: Split = "test") -> float:
         """Half width of the 95 % confidence interval of the mean (Student's t)."""
-        return _half_width(np.array(list(self.values[split][metric].values())))
+        return _half_width(np.array(list(self.by_seed(metric, split).values())))
 
     def matches(self, **wanted: Any) -> bool:
         """Whether the records have these values."""
@@ -75,19 +101,31 @@ def groups(records: Iterable[Mapping[str, Any]]) -> list[Group]:
             continue
         whole = _CELL | dict(record)
         group = found.setdefault(json.dumps([whole.get(key) for key in _GROUP]), Group(whole, {}))
-        for split in ("validation", "test", "test_rare"):
-            for metric, value in record.get(split, {}).items():
+        fault = next((fault for fault in FAULTS if record.get(fault)), None)
+        if fault:
+            group.faults[record["seed"]] = fault
+            continue
+        for split, metrics in _metrics(record):
+            for metric, value in metrics.items():
                 group.values.setdefault(split, {}).setdefault(metric, {})[record["seed"]] = value
     return list(found.values())
 
 
-def difference(a: Group, b: Group, metric: str = "auc", split: str = "test") -> Difference:
+def _metrics(record: Mapping[str, Any]) -> Iterator[tuple[Split, Mapping[str, float]]]:
+    for split in ("validation", "test", "test_rare"):
+        yield split, record.get(split, {})
+    for feature, bands in record.get("test_by_frequency", {}).items():
+        for band, metrics in bands.items():
+            yield (feature, band), metrics
+
+
+def difference(a: Group, b: Group, metric: str = "auc", split: Split = "test") -> Difference:
     """Compares two groups, seed by seed.
 
     Raises:
         ValueError: They have less than two seeds in common.
     """
-    left, right = a.values[split][metric], b.values[split][metric]
+    left, right = a.by_seed(metric, split), b.by_seed(metric, split)
     seeds = sorted(left.keys() & right.keys())
     if len(seeds) < 2:
         raise ValueError(f"`a` and `b` should have two seeds in common. Received: {seeds}")
@@ -111,10 +149,10 @@ def label(record: Mapping[str, Any]) -> str:
         parts.append(record["optimizer"])
     if record.get("dtype", "float32") != "float32":
         parts.append(record["dtype"])
-    for part, key in (("table", "table_l2"), ("projection", "projection_l2")):
-        if record.get(key):
-            parts.append(f"{part} L2 {record[key]:g}")
-    parts += [f"{key}={value}" for key, value in dict(record.get("settings", ())).items()]
+    if record.get("collapse_at") is not None:
+        parts.append(f"collapsed at {record['collapse_at']:g}")
+    for key, value in dict(record.get("settings", ())).items():
+        parts.append(f"{_SHORT[key]} {value:g}" if key in _SHORT else f"{key}={value}")
     if record["method"] is not None:
         parts.append(f"-> {record['truncated_to']} ({record['method']})")
     return " ".join(parts)

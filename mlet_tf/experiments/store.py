@@ -2,12 +2,14 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlet_tf import strict_json
 from mlet_tf.errors import InputError
+
+_PENALTIES = {"table_l2": "train.tables.l2", "projection_l2": "train.projections.l2"}
 
 
 class TrialStore:
@@ -26,11 +28,7 @@ class TrialStore:
 
     def load(self) -> dict[str, list[dict[str, Any]]]:
         """The records by the key of their trial, the trial's own record first."""
-        trials: dict[str, list[dict[str, Any]]] = {}
-        if self.path.exists():
-            for record in _lines(self.path.read_text()):
-                trials.setdefault(record["key"], []).append(record)
-        return trials
+        return _newest(_lines(self.path.read_text())) if self.path.exists() else {}
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
         """Adds the records of a trial."""
@@ -46,20 +44,30 @@ class TrialStore:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """All records of a file.
+    """The records of a file, of a trial that was written again the newest.
 
     Raises:
         InputError: If there is no such file, or no record in it.
     """
     try:
-        records = list(_lines(Path(path).read_text()))
+        trials = _newest(_lines(Path(path).read_text()))
     except OSError as error:
         raise InputError(f"results {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(f"results {path}: expected a JSON record a line, found no text") from None
-    if not records:
+    if not trials:
         raise InputError(f"results {path}: expected a JSON record a line, found none")
-    return records
+    return [record for records in trials.values() for record in records]
+
+
+def _newest(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Records by trial; the record of a trial itself, which comes before those of its truncations, begins it anew."""
+    trials: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        if record.get("method") is None:
+            trials[record["key"]] = []
+        trials.setdefault(record["key"], []).append(record)
+    return trials
 
 
 def _lines(text: str) -> list[dict[str, Any]]:
@@ -75,7 +83,10 @@ def _lines(text: str) -> list[dict[str, Any]]:
 
 
 def _renamed(record: dict[str, Any]) -> dict[str, Any]:
-    """Gives values their names of today: older records call the first initialisation after its authors."""
-    if record.get("initialization") == "authors":
-        return record | {"initialization": "fixed_variance"}
-    return record
+    """Gives older records the names of today, for the first initialisation and for L2 penalties."""
+    renamed = dict(record)
+    if renamed.get("initialization") == "authors":
+        renamed["initialization"] = "fixed_variance"
+    penalties = {key: renamed.pop(name, 0.0) for name, key in _PENALTIES.items()}
+    settings = renamed.get("settings", {}) | {key: value for key, value in penalties.items() if value}
+    return renamed | ({"settings": settings} if settings else {})

@@ -1,18 +1,16 @@
-"""Runs a sweep: tunes learning rates of every cell, trains the final seeds, keeps every core busy.
+"""Runs a sweep: tunes every cell, trains the final seeds, keeps every core busy.
 
 A chain is the cells of one kind by growing `d`. Within a chain each cell starts tuning from what was best in
-the one before; chains run beside each other. Finished trials are found in the store and not run again, so a
-sweep that was interrupted resumes where it was.
+the one before, or takes it as it is (`tuning.output_dim`); chains run beside each other. Finished trials are found in
+the store and not run again, so a sweep that was interrupted resumes where it was.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import os
-import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,15 @@ from typing import Any
 import optuna
 
 from mlet_tf.child_processes import safe_path
-from mlet_tf.config.sweep import GridConfig, SweepConfig, TuningConfig
-from mlet_tf.experiments.cells import ROLES, Cell, cells, of_kind, train_config
+from mlet_tf.config.sweep import GridConfig, SweepConfig
+from mlet_tf.experiments.cells import Cell, cells, has_key, of_kind, train_config
 from mlet_tf.experiments.data import PreparedData
 from mlet_tf.experiments.preparation import prepare
 from mlet_tf.experiments.processes import Processes
 from mlet_tf.experiments.store import TrialStore
 from mlet_tf.experiments.trial import Trial, run_alone
+from mlet_tf.experiments.tuning import Choice, Records, count_tuning, round_rate, tune, warnings_of
 
-Records = list[dict[str, Any]]
 _Chain = Generator[list[Trial], list[Records], None]
 
 
@@ -58,7 +56,7 @@ def run_sweep(
 
     Args:
         config: The study.
-        note: Called with a line about each step before the trials.
+        note: Called with a line about each step before the trials, and with warnings after them.
         progress: Called at the start and after each trial.
 
     Returns:
@@ -70,7 +68,11 @@ def run_sweep(
     store = TrialStore(output / "trials.jsonl")
     report = progress or (lambda state: None)
     runner = _Runner(config, data, store, report)
-    runner.run([chain for grid in config.sweep.grid for chain in _chains(grid, config)])
+    grids = config.sweep.grid
+    records = runner.run([_chain(chain, grid, config) for grid in grids for chain in _chains(grid, config)])
+    if note:
+        for line in warnings_of(records, config.sweep.tuning):
+            note(line)
     return store.path
 
 
@@ -78,64 +80,48 @@ def count_trials(config: SweepConfig) -> int:
     """Trials of the whole sweep."""
     total, study = 0, config.sweep
     for grid in study.grid:
-        for cell in cells(config, grid):
-            total += study.tuning.trials + len(study.seeds)
-            if grid.rescaled_control and cell.kind == "mlet":
-                total += len(study.seeds)
+        for chain in _chains(grid, config):
+            controls = sum(grid.rescaled_control and cell.kind == "mlet" for cell in chain)
+            tuned = chain[:1] if study.tuning.output_dim else chain
+            total += sum(count_tuning(cell, study.tuning) for cell in tuned)
+            total += (len(chain) + controls) * len(study.seeds)
     return total
 
 
-def _chains(grid: GridConfig, config: SweepConfig) -> Iterator[_Chain]:
+def _chains(grid: GridConfig, config: SweepConfig) -> Iterator[list[Cell]]:
     def of_chain(cell: Cell) -> Cell:
         return dataclasses.replace(cell, output_dim=0)
 
     for _, group in itertools.groupby(cells(config, grid), of_chain):
-        yield _chain(list(group), grid, config)
+        yield list(group)
 
 
 def _chain(group: list[Cell], grid: GridConfig, config: SweepConfig) -> _Chain:
     """Yields lists of trials that may run at once, takes their records."""
-    train, seeds = train_config(config, group[0]), config.sweep.seeds
-    rates = tuple(getattr(train, role).learning_rate for role in ROLES)
+    seeds, choice, tuned_dim = config.sweep.seeds, None, config.sweep.tuning.output_dim
+    if tuned_dim is not None:
+        choice = yield from tune(dataclasses.replace(group[0], output_dim=tuned_dim), config)
     for cell in group:
-        rates = yield from _tune(cell, rates, config.sweep.tuning)
+        if choice is None or tuned_dim is None:
+            choice = yield from tune(cell, config, choice.values if choice else None)
         to = tuple(n for n in grid.truncate_to if n < cell.output_dim)
-        tune = grid.fine_tune if to else 0.0
-        finals = [Trial(cell, "final", seed, rates, to, tune) for seed in seeds]
+        tuned, share = tuple(choice.values.items()), grid.fine_tune if to else 0.0
+        finals = [Trial(cell, "final", seed, tuned, to, share, choice.notes) for seed in seeds]
         if grid.rescaled_control and cell.kind == "mlet":
-            direct = of_kind(dataclasses.replace(cell, kind="direct"))
-            # What an SGD step on a product amounts to at the authors' initialisation.
-            rescaled = (_round(rates[0] * 0.0625 * (cell.hidden_dim or 0)), *rates[1:])
-            finals += [Trial(direct, "control", seed, rescaled) for seed in seeds]
+            finals += _controls(cell, choice, config)
         yield finals
 
 
-def _tune(
-    cell: Cell, start: tuple[float, ...], tuning: TuningConfig
-) -> Generator[list[Trial], list[Records], tuple[float, ...]]:
-    """Asks Optuna for learning rates; a repeated run asks the same questions and finds the answers stored."""
-    bounds = {key.split(".")[1]: (of.low, of.high) for key, of in tuning.search.items()}
-    if cell.hidden_dim is None or cell.kind == "mlet_frozen":
-        bounds.pop("projections", None)
-    # A handful of trials: low-discrepancy points beat a model that has nothing to learn from.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.QMCSampler(seed=0, scramble=True, warn_independent_sampling=False)
-    study = optuna.create_study(
-        direction="maximize" if tuning.metric == "auc" else "minimize", sampler=sampler
-    )
-    best, best_value = dict(zip(ROLES, start, strict=True)), math.nan
-    free = [role for role in ROLES if role in bounds]
-    study.enqueue_trial({role: best[role] for role in free})
-    for _ in range(tuning.trials):
-        asked = study.ask()
-        rates = best | {n: _round(asked.suggest_float(n, *bounds[n], log=True)) for n in free}
-        records = yield [Trial(cell, "tune", tuning.seed, tuple(rates.values()))]
-        value = records[0][0]["validation"][tuning.metric]
-        study.tell(asked, value)
-        if study.best_trial.number == asked.number or math.isnan(best_value):
-            best, best_value = rates, value
-    return tuple(best[role] for role in ROLES)
+def _controls(cell: Cell, choice: Choice, config: SweepConfig) -> list[Trial]:
+    """Direct tables with the learning rate that an SGD step on an `mlet` cell's product amounts to.
+
+    At the authors' initialisation that is its tables' own times `0.0625 k`.
+    """
+    direct = of_kind(dataclasses.replace(cell, kind="direct"))
+    rate = train_config(config, cell, choice.values).tables.learning_rate
+    tuned = {key: value for key, value in choice.values.items() if has_key("direct", key)}
+    tuned["train.tables.learning_rate"] = round_rate(rate * 0.0625 * (cell.hidden_dim or 0))
+    return [Trial(direct, "control", seed, tuple(tuned.items())) for seed in config.sweep.seeds]
 
 
 class _Runner:
@@ -150,9 +136,11 @@ class _Runner:
     ) -> None:
         self._config, self._data, self._store, self._report = config, data, store, report
         self._finished = store.load()
+        self._records: dict[str, Records] = {}  # Those of this sweep.
         self._done, self._total = 0, count_trials(config)
 
-    def run(self, chains: list[_Chain]) -> None:
+    def run(self, chains: list[_Chain]) -> list[dict[str, Any]]:
+        """Runs the chains to their end; returns the record of each trial."""
         self._report(Progress(0, self._total))
         workers = self._config.sweep.workers or os.cpu_count() or 1
         with safe_path(), Processes(workers) as pool:
@@ -165,6 +153,7 @@ class _Runner:
                 running = [future for state in waiting for future in state.futures.values()]
                 if running:
                     wait(running, return_when=FIRST_COMPLETED)
+        return [records[0] for records in self._records.values()]
 
     def _advance(self, state: _Waiting, pool: Processes) -> bool:
         """Takes what is finished, starts what can be; whether the chain goes on."""
@@ -192,6 +181,11 @@ class _Runner:
             records = [record | {"study": self._config.name} for record in records]
             self._store.append(records)
             self._finished[key] = records
+        elif key not in self._records and _differ(self._finished[key][0], trial.notes):
+            # Of a search in other ranges, or with more trials, which has found the same.
+            self._finished[key] = [{**record, **trial.notes} for record in self._finished[key]]
+            self._store.append(self._finished[key])
+        self._records.setdefault(key, self._finished[key])
         state.records[number] = self._finished[key]
         self._done += 1
         self._report(Progress(self._done, self._total, state.records[number][0], fresh))
@@ -212,6 +206,5 @@ class _Waiting:
         self.trials = self.chain.send(records)
 
 
-def _round(rate: float) -> float:
-    """Three digits: enough for a learning rate, and the same after JSON."""
-    return float(f"{rate:.3g}")
+def _differ(record: Mapping[str, Any], notes: Mapping[str, Any]) -> bool:
+    return any(record.get(name) != value for name, value in notes.items())

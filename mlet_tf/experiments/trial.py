@@ -8,36 +8,38 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from mlet_tf.collapse import collapse_model
-from mlet_tf.config import OptimizerConfig, TrainConfig
+from mlet_tf.config import TrainConfig
 from mlet_tf.config.sweep import SweepConfig
-from mlet_tf.experiments import truncation
+from mlet_tf.experiments import switching, truncation
 from mlet_tf.experiments.baselines import HashedEmbeddings, QuotientRemainderEmbeddings
-from mlet_tf.experiments.cells import ROLES, Cell, model_config, train_config
+from mlet_tf.experiments.cells import Cell, model_config, train_config
 from mlet_tf.experiments.data import PreparedData
 from mlet_tf.experiments.nested import NestedEmbeddings, embedding_collection
+from mlet_tf.experiments.slices import by_frequency
 from mlet_tf.features.packed_rows import PackedRows
 from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.metrics import ctr_metrics
 from mlet_tf.models import DLRM
 from mlet_tf.training import build
 from mlet_tf.training.checkpoints import Progress
+from mlet_tf.training.early_stopping import EarlyStopping, WeightsInMemory
 from mlet_tf.training.evaluation import Predictor
-from mlet_tf.training.loop import fit_epochs, steps_an_epoch, total_steps
+from mlet_tf.training.learned import judge
+from mlet_tf.training.loop import EpochBatches, fit_epochs, steps_an_epoch, total_steps
+from mlet_tf.training.optimizers import GROUPS
 
 NESTED_SIZES = (2, 4, 8, 16, 32)
 _METRICS = ("auc", "logloss", "normalized_entropy")
 _MOMENT_ROWS = 16_384
 _FINE_TUNE_RATE = 0.3  # A fresh Adagrad begins with steps as large as at the start of training.
 _VALUE_BYTES = 4
-_CHOICES_SINCE = ("dtype", "hidden_scale", "table_l2", "projection_l2", "settings")
-_STORED_ACCUMULATOR = 1e-6  # In the keys of all stored trials without an Adagrad.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,63 +50,40 @@ class Trial:
         cell: What is trained.
         stage: `tune`, `final` or `control`.
         seed: Seed of initialisation and data order.
-        rates: Learning rates of tables, projections and dense part.
+        tuned: Keys of the training, dotted, with the values that tuning gave them.
         truncate_to: Ranks to which the trained model is truncated too.
         fine_tune: Share of an epoch for which truncations are trained on, see `GridConfig`.
+        notes: What the records say of its tuning: `tuning` and `at_edge`, see `mlet_tf.experiments.tuning`.
     """
 
     cell: Cell
     stage: str
     seed: int
-    rates: tuple[float, ...]
+    tuned: tuple[tuple[str, float], ...] = ()
     truncate_to: tuple[int, ...] = ()
     fine_tune: float = 0.0
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def key(self, config: SweepConfig, data_digest: str) -> str:
-        """Names the trial, however the sweep it belongs to is ordered."""
-        values = dataclasses.asdict(self) | {"training": _stored_training(self, config), "data": data_digest}
-        if self.cell.initialization == "fixed_variance":
-            values["cell"]["initialization"] = "authors"  # Its name when the first trials were stored.
-        # Keys of trials that were stored before there was a choice.
-        if not self.fine_tune:
-            del values["fine_tune"]
-        for name in _CHOICES_SINCE:
-            if getattr(self.cell, name) == getattr(Cell, name):
-                del values["cell"][name]
+        """Names the trial by all that its training depends on, however the sweep it belongs to is ordered."""
+        values = {
+            "cell": dataclasses.asdict(self.cell),
+            "stage": self.stage,
+            "model": model_config(config, self.cell).to_plain(),
+            "train": self.train_config(config).to_plain(),
+            "truncate_to": self.truncate_to,
+            "fine_tune": self.fine_tune,
+            "data": data_digest,
+        }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
-    def train_config(self, config: SweepConfig, rate_factor: float = 1.0) -> TrainConfig:
-        """The training as a run has it, with a factor on the learning rates."""
-        return train_config(config, self.cell, [rate * rate_factor for rate in self.rates], self.seed)
+    def train_config(self, config: SweepConfig) -> TrainConfig:
+        """The training as a run has it."""
+        return train_config(config, self.cell, dict(self.tuned), self.seed)
 
-
-def _stored_training(trial: Trial, config: SweepConfig) -> dict[str, Any]:
-    """What trials have in common, in the words of the first ones: their keys are made of it.
-
-    A training that these words do not tell in full stands beside them.
-    """
-    model, train = model_config(config, trial.cell), trial.train_config(config)
-    rules = (train.tables, train.projections, train.dense)
-    starts = [rule.initial_accumulator for rule in rules if rule.name.endswith("adagrad")]
-    start = starts[0] if starts else _STORED_ACCUMULATOR
-    shared = {name: getattr(train, name) for name in ("batch_size", "epochs", "steps_per_execution")}
-    words = {
-        **shared,
-        "bottom_units": model.bottom_units,
-        "top_units": model.top_units,
-        "dense_optimizer": train.dense.name,
-        "initial_accumulator": start,
-    }
-    names = (train.tables.name, "sgd" if train.tables.name == "sgd" else "adagrad", train.dense.name)
-    told = {
-        role: OptimizerConfig(
-            name=name, learning_rate=rate, initial_accumulator=start if name.endswith("adagrad") else None
-        )
-        for role, name, rate in zip(ROLES, names, trial.rates, strict=True)
-    }
-    if train != TrainConfig(**shared, **told, seed=trial.seed):
-        words["train"] = train.to_plain()
-    return words
+    def training(self, config: SweepConfig, data: PreparedData) -> TrainConfig:
+        """The training on these rows: nothing is null that depends on them."""
+        return self.train_config(config).for_rows(data.splits["train"].rows)
 
 
 def run_trial(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dict[str, Any]]:
@@ -116,12 +95,20 @@ def run_trial(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dic
         data: The rows.
 
     Returns:
-        The record of the trial, then one for each truncation of it.
+        The record of the trial, then one for each truncation of it. `epochs` has the metrics of validation rows after
+        each epoch, `best_epoch` the one whose weights all others are of; `constant` or `diverged` is there, and true,
+        where it has learned nothing.
     """
-    model = build_model(trial, config, data)
-    rows = data.splits["train"]
+    model, progress = build_model(trial, config, data), Progress()
+    rows, train = data.splits["train"], trial.training(config, data)
     wall, cpu = time.monotonic(), time.process_time()
-    fit(model, rows, trial.train_config(config))
+    if trial.cell.collapse_at is not None:
+        steps = _epoch_steps(rows, train), total_steps(train, rows.rows)
+        model, progress = switching.fit_and_collapse(
+            model, _permuted(rows, train), *steps, trial.cell.collapse_at, train
+        )
+    predictor = Predictor(model)
+    fit(model, data.splits, train, predictor, progress)
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     splits = ("validation",) if trial.stage == "tune" else ("validation", "test")
     record = {
@@ -130,7 +117,10 @@ def run_trial(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dic
         "rows": rows.rows,
         "train_seconds": round(wall, 2),
         "train_cpu_seconds": round(cpu, 2),
-        **evaluate(Predictor(model), data, splits),
+        "epochs": [_epoch(epoch) for epoch in progress.history],
+        "best_epoch": progress.final_epoch,
+        **_fault(progress, data.splits["validation"]),
+        **evaluate(predictor, data, splits),
     }
     records = [record]
     if trial.truncate_to:
@@ -148,7 +138,7 @@ def run_alone(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dic
 def build_model(trial: Trial, config: SweepConfig, data: PreparedData) -> DLRM:
     """The compiled DLRM of a trial."""
     keras.utils.set_random_seed(trial.seed)
-    rows, train = data.splits["train"], trial.train_config(config)
+    rows, train = data.splits["train"], trial.training(config, data)
     model = build.build_model(
         model_config(config, trial.cell),
         data.table_rows,
@@ -156,7 +146,7 @@ def build_model(trial: Trial, config: SweepConfig, data: PreparedData) -> DLRM:
         functools.partial(make_embeddings, trial.cell),
         streaming_metrics=False,  # Predictions are scored afterwards.
     )
-    _compile(model, trial, train, total_steps(train, rows.rows))
+    build.compile_model(model, train, total_steps(train, rows.rows))
     return model
 
 
@@ -179,7 +169,8 @@ def make_embeddings(
     if cell.kind in ("hash", "qr"):
         layer = HashedEmbeddings if cell.kind == "hash" else QuotientRemainderEmbeddings
         table_rows = {feature.name: feature.input_dim for feature in features}
-        return layer(table_rows, output_dim, cell.output_dim / output_dim, dtype=options["dtype"])
+        kept = {name: options[name] for name in ("initial_scale", "dtype")}
+        return layer(table_rows, output_dim, cell.output_dim / output_dim, **kept)
     if cell.kind == "projected":
         # A table that a projection would not make smaller stays as it is.
         hidden_dim = cell.output_dim
@@ -196,32 +187,53 @@ def make_embeddings(
     return collection
 
 
-def fit(model: keras.Model, rows: PackedRows, config: TrainConfig, share: float | None = None) -> None:
-    """Trains; the order of the rows depends on seed and epoch alone.
+def fit(
+    model: keras.Model,
+    splits: Mapping[str, PackedRows],
+    config: TrainConfig,
+    predictor: Predictor | None = None,
+    progress: Progress | None = None,
+) -> Progress:
+    """Trains, and stops early by the validation rows; the order of the rows depends on seed and epoch alone.
 
     Args:
         model: A compiled model.
-        rows: The training rows.
-        config: Batch size, epochs, steps and seed.
-        share: Share of one more epoch to train, in the place of the configured epochs.
+        splits: Its rows, `train` and `validation`.
+        config: Batch size, epochs, steps, early stopping and seed.
+        predictor: Predicts with the model; made here by default.
+        progress: Where the training begins, by default at the start; updated.
+
+    Returns:
+        Where the training has ended.
     """
-    epoch_steps = steps_an_epoch(rows.rows, config.batch_size)
-    first, steps = 0, total_steps(config, rows.rows)
-    if share is not None:
-        first = config.epochs
-        steps = first * epoch_steps + _share_steps(rows, config, share)
+    rows, validation = splits["train"], splits["validation"]
+    predictor, progress = predictor or Predictor(model), progress or Progress()
+    stopping = EarlyStopping(config, progress, WeightsInMemory(model))
+
+    def end_epoch(loss: float, started: float) -> None:
+        found = predictor.metrics(validation)
+        record = {f"eval_{name}": found[name] for name in ("auc", "logloss")}
+        seconds = time.monotonic() - started
+        stopping.judge({"epoch": progress.epoch, "loss": loss, **record, "seconds": seconds})
+
+    steps = total_steps(config, rows.rows)
     fit_epochs(
-        model,
-        lambda epoch, step: rows.permuted_batches(config.batch_size, (config.seed, epoch), step),
-        epoch_steps,
-        steps,
-        Progress(epoch=first),
+        model, _permuted(rows, config), _epoch_steps(rows, config), steps, progress, end_epoch=end_epoch
     )
+    stopping.end()
+    return progress
 
 
-def evaluate(predictor: Predictor, data: PreparedData, splits: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Metrics by split; for `test` also those of the rows with a rare id."""
-    result = {}
+def fine_tune(model: keras.Model, rows: PackedRows, config: TrainConfig, share: float) -> None:
+    """Trains for a share of one more epoch than those of the configuration."""
+    steps = config.epochs * _epoch_steps(rows, config) + _share_steps(rows, config, share)
+    progress = Progress(epoch=config.epochs)
+    fit_epochs(model, _permuted(rows, config), _epoch_steps(rows, config), steps, progress)
+
+
+def evaluate(predictor: Predictor, data: PreparedData, splits: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Metrics by split; for `test` also of the rows with a rare id, and by feature and frequency of its id."""
+    result: dict[str, dict[str, Any]] = {}
     for split in splits:
         rows = data.splits[split]
         ctr = predictor(rows)
@@ -229,6 +241,7 @@ def evaluate(predictor: Predictor, data: PreparedData, splits: Sequence[str]) ->
         if split == "test":
             rare = data.rare_rows(split)
             result["test_rare"] = _metrics(rows.label[rare], ctr[rare]) | {"rows": int(rare.sum())}
+            result["test_by_frequency"] = by_frequency(data, split, ctr)
     return result
 
 
@@ -247,8 +260,16 @@ def served_values(model: DLRM) -> int:
     return values
 
 
+def _permuted(rows: PackedRows, config: TrainConfig) -> EpochBatches:
+    return lambda epoch, step: rows.permuted_batches(config.rows_a_step, (config.seed, epoch), step)
+
+
+def _epoch_steps(rows: PackedRows, config: TrainConfig) -> int:
+    return steps_an_epoch(rows.rows, config.rows_a_step)
+
+
 def _share_steps(rows: PackedRows, config: TrainConfig, share: float) -> int:
-    return steps_an_epoch(int(rows.rows * share), config.batch_size)
+    return steps_an_epoch(int(rows.rows * share), config.rows_a_step)
 
 
 def _scaled(cell: Cell, rows: int) -> int | None:
@@ -270,12 +291,22 @@ def _metrics(label: np.ndarray, ctr: np.ndarray) -> dict[str, float]:
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def _compile(model: DLRM, trial: Trial, config: TrainConfig, steps: int) -> None:
-    l2 = {"tables": trial.cell.table_l2, "projections": trial.cell.projection_l2}
-    build.compile_model(model, config, steps, l2=l2)
+def _epoch(record: Mapping[str, float]) -> dict[str, float]:
+    """What a record keeps of an epoch; JSON has no NaN."""
+    names = {"epoch": "epoch", "eval_auc": "auc", "eval_logloss": "logloss", "seconds": "seconds"}
+    values = {to: round(record[name], 2 if to == "seconds" else 6) for name, to in names.items()}
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def _fault(progress: Progress, validation: PackedRows) -> dict[str, bool]:
+    """`{"constant": True}` or `{"diverged": True}` of a model that has not learned, see `mlet_tf.training.learned`."""
+    reached = progress.record(progress.final_epoch)
+    fault = judge(validation.label, reached["eval_auc"], reached["eval_logloss"]).fault
+    return {fault: True} if fault else {}
 
 
 def _identity(trial: Trial, config: SweepConfig, data: PreparedData) -> dict[str, Any]:
+    train = trial.training(config, data)
     return {
         "key": trial.key(config, data.digest),
         "data": data.digest,
@@ -283,8 +314,18 @@ def _identity(trial: Trial, config: SweepConfig, data: PreparedData) -> dict[str
         **trial.cell.to_dict(),
         "method": None,
         "seed": trial.seed,
-        "learning_rates": dict(zip(ROLES, trial.rates, strict=True)),
+        "learning_rates": {role: getattr(train, role).learning_rate for role in GROUPS},
+        "l2": {role: getattr(train, role).l2 for role in GROUPS},
+        **trial.notes,
     }
+
+
+def _slower(train: TrainConfig, factor: float) -> TrainConfig:
+    """The training with a factor on its learning rates."""
+    rules = {role: getattr(train, role) for role in GROUPS}
+    return train.replace(
+        **{role: rule.replace(learning_rate=rule.learning_rate * factor) for role, rule in rules.items()}
+    )
 
 
 def _truncations(
@@ -301,12 +342,14 @@ def _truncations(
         # With the tables at their old width the same model can be scored again and again.
         collection.tables[0].assign(np.concatenate(candidate.restored()))
         common = record | {"truncated_to": candidate.size, "bytes": candidate.values * _VALUE_BYTES}
-        del common["validation"]
-        records.append(common | {"method": candidate.method} | evaluate(predictor, data, ("test",)))
+        del common["epochs"]
+        scored = evaluate(predictor, data, ("validation", "test"))
+        records.append(common | {"method": candidate.method} | scored)
         if trial.fine_tune and candidate.method == "allocated":
             tuned = truncation.truncated_model(collapsed, candidate)
-            rows, train = data.splits["train"], trial.train_config(config, _FINE_TUNE_RATE)
-            _compile(tuned, trial, train, _share_steps(rows, train, trial.fine_tune))
-            fit(tuned, rows, train, trial.fine_tune)
-            records.append(common | {"method": "fine_tuned"} | evaluate(Predictor(tuned), data, ("test",)))
+            rows, train = data.splits["train"], _slower(trial.training(config, data), _FINE_TUNE_RATE)
+            build.compile_model(tuned, train, _share_steps(rows, train, trial.fine_tune))
+            fine_tune(tuned, rows, train, trial.fine_tune)
+            scored = evaluate(Predictor(tuned), data, ("validation", "test"))
+            records.append(common | {"method": "fine_tuned"} | scored)
     return records

@@ -1,5 +1,7 @@
 """Checks of arguments that several layers take."""
 
+import math
+import numbers
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -25,3 +27,10 @@ def positive_int(name: str, value: int) -> int:
     if not is_positive_int(value):
         raise ValueError(f"`{name}` should be a positive integer. Received: {value!r}")
     return int(value)
+
+
+def positive_float(name: str, value: float) -> float:
+    """Returns the value, or raises ValueError where it is not a finite number above zero."""
+    if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"`{name}` should be a finite number above 0. Received: {value!r}")
+    return float(value)

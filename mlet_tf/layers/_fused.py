@@ -12,6 +12,7 @@ from mlet_tf.layers._plan import Chain, Plan, TableGroup
 from mlet_tf.layers.backend import (
     SliceTracker,
     gather_rows,
+    gather_trained_rows,
     in_compiled_code,
     on_tensorflow,
     spread,
@@ -33,6 +34,7 @@ class FusedLookup:
         compute_dtype: Dtype of the embeddings.
         oov: What happens to an out-of-range id, see `guard_ids`.
         deduplicate: Whether ids are de-duplicated first; None decides by the batch size.
+        training: Whether the model is being trained.
     """
 
     plan: Plan
@@ -42,6 +44,7 @@ class FusedLookup:
     compute_dtype: str
     oov: str
     deduplicate: bool | None
+    training: bool = False
 
     def embed(self, ids: Any) -> Any:
         """Returns `[B, F, d]` for ids `[B, F]` of one value a feature."""
@@ -76,7 +79,8 @@ class FusedLookup:
         table = self.tables[number]
         if on_tensorflow() and isinstance(table, keras.Variable):
             self.slices[number].note(table, unique and not self.plan.groups[number].shares_rows)
-        return ops.cast(gather_rows(table, rows), self.compute_dtype)
+        read = gather_trained_rows if self.training else gather_rows
+        return ops.cast(read(table, rows), self.compute_dtype)
 
     def stack(self, chain: Chain, which: Sequence[int]) -> Any:
         """Returns the `[len(which), k, d]` projections, chains multiplied out, in compute precision."""

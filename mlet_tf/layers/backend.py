@@ -45,6 +45,19 @@ def gather_rows(table: Any, ids: Any) -> Any:
     return tf.gather(table.value if isinstance(table, keras.Variable) else table, ids)
 
 
+def gather_trained_rows(table: Any, ids: Any) -> Any:
+    """Reads rows of a table in training: with the weight decay that its optimizer still owes them.
+
+    The optimizer applies it when it next updates the rows (see `mlet_tf.optimizers`). The gradient is that of the
+    decayed rows, so that what the model learns is what it would learn if all rows decayed in every step.
+    """
+    rows = gather_rows(table, ids)
+    owed = getattr(table, "mlet_owed_decay", None)
+    if owed is None:
+        return rows
+    return rows + ops.stop_gradient(rows * (ops.cast(owed(ids), rows.dtype)[..., None] - 1))
+
+
 def wide_enough_to_sum(rows: Any) -> Any:
     """Casts half precision to float32: bfloat16 cannot count beyond 256, nor float16 beyond 2048."""
     return ops.cast(rows, keras.backend.result_type(rows.dtype, "float32"))

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from mlet_tf.layers._arguments import hidden_chain, positive_int
+from mlet_tf.layers._arguments import hidden_chain, positive_float, positive_int
 from mlet_tf.layers._bags import columns_of, embed_bags, is_bag
 from mlet_tf.layers._fused import FusedLookup
 from mlet_tf.layers._parts import Parts
@@ -23,7 +23,7 @@ from mlet_tf.layers.initializers import (
     projection_initializer,
     validate_initialization,
 )
-from mlet_tf.layers.roles import mark, validate_multiplier
+from mlet_tf.layers.roles import mark, mark_tables, validate_multiplier
 
 __all__ = ["EmbeddingCollection", "EmbeddingFeature"]
 
@@ -44,9 +44,10 @@ class EmbeddingCollection(keras.layers.Layer):
             tables.
         direct_threshold: Largest vocabulary that stays direct; None means `V <= k` of the feature.
         initialization: As in `MLETEmbedding`. Direct tables start from `U(+-1/sqrt(V))`.
+        initial_scale: Factor on the initial embeddings: on the rows of direct tables and of `W1`.
         table_regularizer: Regulariser of each single table, direct ones included. It reads whole tables and makes
-            their gradients dense, so the cost of a step grows with the tables. `l2` and `weight_decay` of
-            `mlet_tf.optimizers` act on the rows of the batch only.
+            their gradients dense, so the cost of a step grows with the tables; that of `l2` and `weight_decay` of
+            `mlet_tf.optimizers` does not.
         projection_regularizer: Regulariser of each projection.
         table_constraint: Constraint of each table, direct ones included, applied to all rows in every step.
         projection_constraint: Constraint of each projection.
@@ -97,6 +98,7 @@ class EmbeddingCollection(keras.layers.Layer):
         direct_threshold: int | None = None,
         *,
         initialization: str = "fixed_variance",
+        initial_scale: float = 1.0,
         table_regularizer: Any = None,
         projection_regularizer: Any = None,
         table_constraint: Any = None,
@@ -118,6 +120,7 @@ class EmbeddingCollection(keras.layers.Layer):
         self.hidden_dims = None if hidden_dim is None else hidden_chain(hidden_dim)
         self.direct_threshold = direct_threshold
         self.initialization = validate_initialization(initialization)
+        self.initial_scale = positive_float("initial_scale", initial_scale)
         self.table_regularizer = keras.regularizers.get(table_regularizer)
         self.projection_regularizer = keras.regularizers.get(projection_regularizer)
         self.table_constraint = keras.constraints.get(table_constraint)
@@ -157,9 +160,9 @@ class EmbeddingCollection(keras.layers.Layer):
         """Calls the layer, see `keras.layers.Layer`."""
         return super().__call__(without_wrapping(inputs), *args, **kwargs)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the embeddings of all features."""
-        lookup = self._lookup()
+        lookup = self._lookup(bool(training))
         if isinstance(inputs, Mapping):
             columns = columns_of(self._plan, inputs)
             if any(map(is_bag, self.features, columns)):
@@ -193,6 +196,7 @@ class EmbeddingCollection(keras.layers.Layer):
             "hidden_dim": None if self.hidden_dims is None else list(self.hidden_dims),
             "direct_threshold": self.direct_threshold,
             "initialization": self.initialization,
+            "initial_scale": self.initial_scale,
             "table_regularizer": keras.regularizers.serialize(self.table_regularizer),
             "projection_regularizer": keras.regularizers.serialize(self.projection_regularizer),
             "table_constraint": keras.constraints.serialize(self.table_constraint),
@@ -316,7 +320,7 @@ class EmbeddingCollection(keras.layers.Layer):
                 projections = tuple(stack[block.projection] for stack in stacks)
                 yield block.slots, Factorization(name, table, block.offset, block.rows, projections)
 
-    def _lookup(self) -> FusedLookup:
+    def _lookup(self, training: bool) -> FusedLookup:
         return FusedLookup(
             self._plan,
             self.tables,
@@ -325,6 +329,7 @@ class EmbeddingCollection(keras.layers.Layer):
             self.compute_dtype,
             self.oov,
             self.deduplicate,
+            training,
         )
 
     def _add_table(self, index: int, group: TableGroup) -> keras.Variable:
@@ -333,7 +338,7 @@ class EmbeddingCollection(keras.layers.Layer):
         parts = Parts(group.table_rows)
         table = add_table(
             self,
-            "zeros" if self._starts_at_zero else RowScaledUniform(group.table_rows),
+            "zeros" if self._starts_at_zero else RowScaledUniform(group.table_rows, scale=self.initial_scale),
             shape=(group.rows, group.chain[0] if group.chain else self.output_dim),
             regularizer=parts.regularizer(self.table_regularizer),
             constraint=parts.constraint(self.table_constraint),
@@ -342,6 +347,7 @@ class EmbeddingCollection(keras.layers.Layer):
             name=("table" if group.chain else "direct_table") + suffix,
         )
         mark(table, self.table_learning_rate_multiplier if group.chain else 1.0)
+        mark_tables(table, group.table_rows)
         return table
 
     def _add_projections(self, chain: Chain, count: int) -> list[keras.Variable]:

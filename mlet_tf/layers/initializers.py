@@ -31,15 +31,17 @@ def validate_initialization(initialization: str) -> str:
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
 class RowScaledUniform(keras.initializers.Initializer):
-    """Uniform values in `+-1/sqrt(V)`, with another `V` for each block of rows.
+    """Uniform values in `+-scale/sqrt(V)`, with another `V` for each block of rows.
 
     Args:
         row_counts: Rows of each block, top to bottom. A single block is the plain DLRM initialiser.
         seed: Integer; drawn where it is None, under `keras.utils.set_random_seed`.
+        scale: Factor on all values.
     """
 
-    def __init__(self, row_counts: Sequence[int], seed: int | None = None) -> None:
+    def __init__(self, row_counts: Sequence[int], seed: int | None = None, scale: float = 1.0) -> None:
         self.row_counts = tuple(int(rows) for rows in row_counts)
+        self.scale = float(scale)
         self._init_seed = seed
         self.seed = seed if seed is not None else _draw_seed()
 
@@ -54,7 +56,7 @@ class RowScaledUniform(keras.initializers.Initializer):
         """Yields the values in blocks of rows, which are the same for every `block_rows`."""
         generator = np.random.default_rng(self.seed)
         for rows in self.row_counts:
-            limit = np.float32(1.0 / math.sqrt(rows))
+            limit = np.float32(self.scale / math.sqrt(rows))
             for low in range(0, rows, block_rows):
                 block = generator.random((min(block_rows, rows - low), width), dtype="float32")
                 block -= np.float32(0.5)
@@ -63,7 +65,7 @@ class RowScaledUniform(keras.initializers.Initializer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {"row_counts": list(self.row_counts), "seed": self._init_seed}
+        return {"row_counts": list(self.row_counts), "seed": self._init_seed, "scale": self.scale}
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")

@@ -9,7 +9,14 @@ import numpy as np
 from keras import ops
 
 from mlet_tf.layers._arguments import hidden_chain
-from mlet_tf.layers.backend import SliceTracker, gather_rows, in_compiled_code, on_tensorflow, spread
+from mlet_tf.layers.backend import (
+    SliceTracker,
+    gather_rows,
+    gather_trained_rows,
+    in_compiled_code,
+    on_tensorflow,
+    spread,
+)
 from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization, entropy_rank, write_rows
 from mlet_tf.layers.ids import as_ids, guard_ids, validate_oov
 from mlet_tf.layers.initializers import (
@@ -50,8 +57,7 @@ class MLETEmbedding(SingleEmbedding):
         projection_initializer: Keras initialiser of the projections to use instead of the named one. No two weights
             start equal: if a seeded initialiser serves several, each gets another seed.
         table_regularizer: Regulariser of `W1`. It reads the whole table and makes its gradient dense, so the cost of
-            a step grows with the table. `l2` and `weight_decay` of `mlet_tf.optimizers` act on the rows of the batch
-            only.
+            a step grows with the table; that of `l2` and `weight_decay` of `mlet_tf.optimizers` does not.
         projection_regularizer: Regulariser of the projections.
         table_constraint: Constraint of `W1`, applied to the whole table in every step.
         projection_constraint: Constraint of the projections.
@@ -245,14 +251,14 @@ class MLETEmbedding(SingleEmbedding):
         """Returns the exponential of the entropy of the normalised singular values of `E`."""
         return entropy_rank(self.singular_values())
 
-    def _embed(self, ids: Any) -> Any:
+    def _embed(self, ids: Any, training: bool) -> Any:
         ids, invalid = guard_ids(as_ids(ids), [self.input_dim], [self.name], self.oov)
         if on_tensorflow():
             unique = self._deduplicates(ids)
             self._slices.note(self.table, unique)
-            result = self._unique_rows(ids) if unique else self._rows(ids)
+            result = self._unique_rows(ids, training) if unique else self._rows(ids, training)
         else:
-            result = self._rows(ids)
+            result = self._rows(ids, training)
         if invalid is None:
             return result
         return ops.where(invalid[..., None], ops.cast(float("nan"), result.dtype), result)
@@ -264,17 +270,18 @@ class MLETEmbedding(SingleEmbedding):
             return self.deduplicate
         return ids.shape.num_elements() is None or ids.shape.num_elements() > 256
 
-    def _rows(self, ids: Any) -> Any:
-        rows = ops.cast(gather_rows(self.table, ids), self.compute_dtype)
+    def _rows(self, ids: Any, training: bool) -> Any:
+        read = gather_trained_rows if training else gather_rows
+        rows = ops.cast(read(self.table, ids), self.compute_dtype)
         for projection in self._projection_matrices():
             rows = ops.matmul(rows, projection)
         return rows
 
-    def _unique_rows(self, ids: Any) -> Any:
+    def _unique_rows(self, ids: Any, training: bool) -> Any:
         import tensorflow as tf
 
         unique, positions = tf.unique(tf.reshape(ids, [-1]))
-        result = spread(self._rows(unique), tf.reshape(positions, tf.shape(ids)))
+        result = spread(self._rows(unique, training), tf.reshape(positions, tf.shape(ids)))
         if ids.shape.rank is not None:
             result.set_shape([*ids.shape, self.output_dim])
         return result

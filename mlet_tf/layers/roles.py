@@ -1,7 +1,9 @@
 """What a variable is to an optimizer: a table, a projection or a part of the dense network."""
 
+import dataclasses
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Literal
 
 import keras
@@ -55,3 +57,37 @@ def mark(variable: keras.Variable, learning_rate_multiplier: float) -> None:
         learning_rate_multiplier: Factor on the learning rate of this variable.
     """
     variable.mlet_lr_multiplier = learning_rate_multiplier
+
+
+@dataclasses.dataclass(frozen=True)
+class StackedTables:
+    """The tables that one variable holds.
+
+    Attributes:
+        row_counts: Rows of each in the variable, top to bottom.
+        vocabularies: `V` of each; more than its rows where a variable holds only a share of them.
+    """
+
+    row_counts: tuple[int, ...]
+    vocabularies: tuple[int, ...]
+
+
+def mark_tables(
+    variable: keras.Variable, row_counts: Sequence[int], vocabularies: Sequence[int] | None = None
+) -> None:
+    """Tells the optimizers of this package which tables a variable holds.
+
+    Args:
+        variable: A Keras variable.
+        row_counts: See `StackedTables`.
+        vocabularies: See `StackedTables`; by default the rows.
+    """
+    variable.mlet_tables = StackedTables(
+        tuple(row_counts), tuple(row_counts if vocabularies is None else vocabularies)
+    )
+
+
+def stacked_tables(variable: keras.Variable) -> StackedTables:
+    """Returns the tables of a variable with the role of one; a single one unless it is marked."""
+    rows = (int(variable.shape[0]),)
+    return getattr(variable, "mlet_tables", StackedTables(rows, rows))

@@ -13,7 +13,8 @@ from mlet_tf.layers.ids import as_ids, is_sparse, without_wrapping
 class SingleEmbedding(keras.layers.Layer):
     """Base of layers from integer ids of any rank to embeddings.
 
-    Shapes, masks, ragged and sparse inputs are those of `keras.layers.Embedding`. Subclasses define `_embed(ids)`.
+    Shapes, masks, ragged and sparse inputs are those of `keras.layers.Embedding`. Subclasses define
+    `_embed(ids, training)`.
 
     Args:
         input_dim: Vocabulary size `V`.
@@ -34,14 +35,14 @@ class SingleEmbedding(keras.layers.Layer):
         """Calls the layer, see `keras.layers.Layer`."""
         return super().__call__(without_wrapping(inputs), *args, **kwargs)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the embeddings of the ids."""
         if on_tensorflow():
             import tensorflow as tf
 
             if isinstance(inputs, tf.RaggedTensor):
-                return tf.ragged.map_flat_values(self._embed, inputs)
-        return self._embed(inputs)
+                return tf.ragged.map_flat_values(self._embed, inputs, bool(training))
+        return self._embed(inputs, bool(training))
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         """Returns where ids are not 0, with `mask_zero`."""
@@ -58,5 +59,5 @@ class SingleEmbedding(keras.layers.Layer):
         shape = self.compute_output_shape(inputs.shape)
         return keras.KerasTensor(shape, dtype=self.compute_dtype, ragged=getattr(inputs, "ragged", False))
 
-    def _embed(self, ids: Any) -> Any:
+    def _embed(self, ids: Any, training: bool) -> Any:
         raise NotImplementedError

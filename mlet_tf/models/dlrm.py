@@ -11,6 +11,7 @@ from keras import ops
 
 from mlet_tf.features.names import DENSE, MODEL_INPUTS, SPARSE
 from mlet_tf.layers import DotInteraction, EmbeddingCollection, EmbeddingFeature
+from mlet_tf.models.top import SkipTop
 
 _PARTS = ("embedding_layer", "bottom_stack", "feature_interaction", "top_stack")
 _TASK_LISTS = ("metrics", "prediction_metrics", "label_metrics", "loss_metrics")
@@ -263,6 +264,7 @@ def build_dlrm(
     bottom_units: Sequence[int] = (512, 256),
     top_units: Sequence[int] = (512, 256),
     *,
+    dot_skip: bool = True,
     jit_compile_dense: bool = False,
     task: tfrs.tasks.Task | None = None,
     dtype: str | keras.DTypePolicy | None = None,
@@ -279,6 +281,8 @@ def build_dlrm(
         hidden_dim: Hidden dimension `k`; None makes all embeddings direct.
         bottom_units: Widths of the bottom MLP before its last layer.
         top_units: Widths of the top MLP before its last layer.
+        dot_skip: Whether a linear path leads from the dot products to the logit beside the top MLP, see `SkipTop`;
+            without it the model is the paper's.
         jit_compile_dense: See `DLRM`.
         task: See `DLRM`.
         dtype: Dtype policy of all layers, such as `"mixed_bfloat16"`. Probabilities are float32.
@@ -291,13 +295,17 @@ def build_dlrm(
         The model, not compiled.
     """
     dtype = keras.dtype_policies.get(dtype)
+    if dot_skip:
+        top: keras.layers.Layer = SkipTop(top_units, output_dim, dtype=dtype, name="top")
+    else:
+        top = mlp([*top_units, 1], "sigmoid", dtype, name="top")
     model = DLRM(
         embedding_layer=embedding_class(
             features, output_dim, hidden_dim, dtype=dtype, name="embeddings", **embedding_options
         ),
         bottom_stack=mlp([*bottom_units, output_dim], "relu", dtype, name="bottom"),
         feature_interaction=DotInteraction(dtype=dtype, name="interaction"),
-        top_stack=mlp([*top_units, 1], "sigmoid", dtype, name="top"),
+        top_stack=top,
         task=task,
         jit_compile_dense=jit_compile_dense,
         dtype=dtype,

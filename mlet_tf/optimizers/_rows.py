@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
@@ -111,6 +112,19 @@ def add(variable: keras.Variable, rows: tf.Tensor, values: tf.Tensor) -> None:
 def overwrite(variable: keras.Variable, rows: tf.Tensor, values: tf.Tensor) -> None:
     """Replaces rows."""
     tf.raw_ops.ResourceScatterUpdate(resource=resource(variable), indices=rows, updates=values)
+
+
+def tables_of(rows: tf.Tensor, row_counts: Sequence[int]) -> tf.Tensor:
+    """Returns the number of the table that each row is in, int32.
+
+    Args:
+        rows: Row numbers of any shape.
+        row_counts: Rows of each table of the variable, top to bottom.
+    """
+    if len(row_counts) == 1:
+        return tf.zeros_like(rows, tf.int32)
+    ends = tf.constant(np.cumsum(row_counts), rows.dtype)
+    return tf.reshape(tf.searchsorted(ends, tf.reshape(rows, [-1]), side="right"), tf.shape(rows))
 
 
 def sparse_adagrad(

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from mlet_tf.optimizers._table_rates import per_row
 from mlet_tf.optimizers.base import SparseOptimizer, _rows
 
 
@@ -83,7 +84,8 @@ class SparseAdagrad(_AdagradBase):
 
     def _row_step(self, rows: Any, values: Any, variable: keras.Variable, index: int, rate: Any) -> None:
         accumulator = self._accumulators[index]
-        if _rows.in_xla():
+        # The fused operation takes one rate for all rows.
+        if _rows.in_xla() or rate.shape.rank:
             _rows.add(accumulator, rows, ops.square(values))
             root = ops.sqrt(_rows.gather(accumulator, rows))
             _rows.subtract(variable, rows, rate * values / (root + self.epsilon))
@@ -94,7 +96,7 @@ class SparseAdagrad(_AdagradBase):
         self, gradient: Any, variable: keras.Variable, index: int, rate: Any, touched: Any
     ) -> None:
         accumulator = self._accumulators[index]
-        if _rows is not None:
+        if _rows is not None and not rate.shape.rank:
             _rows.dense_adagrad(variable, accumulator, gradient, rate, self.epsilon)
             return
         self.assign_add(accumulator, ops.square(gradient))
@@ -152,25 +154,18 @@ class RowWiseAdagrad(_AdagradBase):
         accumulator = self._accumulators[index]
         _rows.add(accumulator, rows, _mean_square(values))
         root = ops.sqrt(_rows.gather(accumulator, rows))
-        _rows.subtract(variable, rows, values * _per_row(rate / (root + self.epsilon), values))
+        _rows.subtract(variable, rows, rate * values / per_row(root + self.epsilon, values))
 
     def _dense_step(
         self, gradient: Any, variable: keras.Variable, index: int, rate: Any, touched: Any
     ) -> None:
         accumulator = self._accumulators[index]
         self.assign_add(accumulator, _mean_square(gradient))
-        step = rate / (ops.sqrt(accumulator) + self.epsilon)
-        self.assign_sub(variable, gradient * _per_row(step, gradient))
+        root = ops.sqrt(accumulator)
+        self.assign_sub(variable, rate * gradient / per_row(root + self.epsilon, gradient))
 
 
 def _mean_square(values: Any) -> Any:
     squares = ops.square(values)
     axes = tuple(range(1, len(values.shape)))
     return ops.mean(squares, axis=axes) if axes else squares
-
-
-def _per_row(factors: Any, values: Any) -> Any:
-    """Shapes one factor a row so that it multiplies `values`."""
-    for _ in range(len(values.shape) - 1):
-        factors = ops.expand_dims(factors, -1)
-    return factors

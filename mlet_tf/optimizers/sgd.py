@@ -11,7 +11,8 @@ from mlet_tf.optimizers.base import SparseOptimizer, _rows
 class SparseSGD(SparseOptimizer):
     """Gradient descent on the touched rows: `row -= learning_rate * gradient`.
 
-    It keeps no state. Momentum is left out on purpose: its decay would have to reach untouched rows.
+    It keeps no state, but for `weight_decay` of tables. Momentum is left out on purpose: its decay would have to
+    reach untouched rows.
 
     Args:
         learning_rate: Float, schedule, or callable.

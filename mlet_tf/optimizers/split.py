@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from mlet_tf.layers.roles import variable_role
+from mlet_tf.layers.roles import Role, variable_role
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
@@ -18,6 +18,10 @@ class RoleOptimizerMap:
     def __call__(self, variable: keras.Variable) -> keras.optimizers.Optimizer:
         """Returns the optimizer of a variable."""
         return self._optimizers[variable_role(variable)]
+
+    def of_role(self, role: Role) -> keras.optimizers.Optimizer:
+        """Returns the optimizer of a role."""
+        return self._optimizers[role]
 
     def values(self) -> Iterable[keras.optimizers.Optimizer]:
         """Returns the optimizers, which `MultiOptimizer` registers before it is built."""
@@ -50,6 +54,10 @@ class SplitOptimizer(keras.optimizers.MultiOptimizer):
         super().__init__(optimizer_map, **kwargs)
         for i, optimizer in enumerate(self.optimizers):
             setattr(self, f"_part_{i}", optimizer)  # TensorFlow tracks attributes, not lists.
+
+    def of_role(self, role: Role) -> keras.optimizers.Optimizer:
+        """Returns the part for tables, projections or the dense network."""
+        return self._optimizer_map.of_role(role)
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Saves the counter; Keras saves the parts as children."""

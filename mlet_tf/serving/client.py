@@ -81,6 +81,7 @@ class _Client:
             ),
             max_batch=arguments.whole("max_batch", max_batch, 1),
         )
+        self._closed = False
         self._open(protocol)
 
     def _open(self, protocol: str) -> None:
@@ -91,6 +92,13 @@ class _Client:
         return self._dialogue.wait_until_ready(
             arguments.version_number(version), arguments.seconds("timeout", timeout, zero=True), probe
         )
+
+    def _check_open(self) -> None:
+        """Raises if the client was closed: it holds no connection any more, and opens none again."""
+        if self._closed:
+            raise InputError(
+                f"client of {self._settings.target}: expected an open one. Received: one that was closed"
+            )
 
     def _no_slot(self) -> ServingError:
         return ServingError(
@@ -214,7 +222,8 @@ class CTRClient(_Client):
         self._run(self._ready_steps(version, timeout, probe))
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections. A closed client sends nothing any more: it raises `InputError`."""
+        self._closed = True
         self._transport.close()
 
     def __enter__(self) -> "CTRClient":
@@ -236,6 +245,7 @@ class CTRClient(_Client):
                 continue
             try:
                 with self._slot(step):
+                    self._check_open()
                     answer = self._transport.send(step)
             except ServingError as failure:
                 error = failure
@@ -289,7 +299,8 @@ class AsyncCTRClient(_Client):
         await self._run(self._ready_steps(version, timeout, probe))
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections, as `CTRClient.close` does."""
+        self._closed = True
         await self._transport.close()
 
     async def __aenter__(self) -> "AsyncCTRClient":
@@ -311,6 +322,7 @@ class AsyncCTRClient(_Client):
                 continue
             try:
                 async with self._slot(step):
+                    self._check_open()
                     answer = await self._transport.send(step)
             except ServingError as failure:
                 error = failure

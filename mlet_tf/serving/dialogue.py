@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mlet_tf.datasets import ClickLogSchema
+    from mlet_tf.datasets.values import Text
 
     # Rows to predict: dicts of values by column, lines of a raw log, or columns.
     RowsLike: TypeAlias = (
         Sequence[Mapping[str, object]]
-        | Sequence[str | bytes]
+        | Sequence[Text]
         | Iterator[Mapping[str, object]]
-        | Iterator[str | bytes]
+        | Iterator[Text]
         | pd.DataFrame
         | pa.Table
         | pa.RecordBatch

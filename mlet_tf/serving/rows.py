@@ -16,6 +16,8 @@ from mlet_tf.datasets.convert import convert_column, expected_values, is_convert
 from mlet_tf.datasets.encoding import encode_examples
 from mlet_tf.datasets.times import number_of, parse_iso, valid_times
 from mlet_tf.datasets.values import (
+    TEXT_TYPES,
+    Text,
     as_bytes,
     is_missing,
     to_category,
@@ -89,7 +91,7 @@ class Rows:
         if isinstance(rows, pa.Table | pa.RecordBatch):
             _check_unique(rows.schema.names)
             return dict(zip(rows.schema.names, rows.columns, strict=True))
-        if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Sequence):
+        if isinstance(rows, (*TEXT_TYPES, Mapping)) or not isinstance(rows, Sequence):
             raise InputError(
                 "rows: expected a list of dicts or of lines, a pandas frame or an Arrow table. "
                 f"Received: {type(rows).__name__}"
@@ -103,7 +105,7 @@ class Rows:
 
     def _columns_of_lines(self, lines: Sequence[Any]) -> dict[str, list]:
         for number, line in enumerate(lines):
-            if not isinstance(line, str | bytes):
+            if not isinstance(line, TEXT_TYPES):
                 raise InputError(f"row {number}: expected a dict or a line. Received: {type(line).__name__}")
         if self._schema is None:
             raise InputError("rows: lines of a log can only be read with a schema. Received: none")
@@ -182,9 +184,9 @@ class Rows:
         """What converts one value of a column."""
         schema = self._schema
         if schema is None:
-            texts = any(isinstance(value, str | bytes) and value for value in values)
+            texts = any(isinstance(value, TEXT_TYPES) and value for value in values)
             numbers = any(
-                not isinstance(value, str | bytes) and not is_missing(value, self._marks) for value in values
+                not isinstance(value, TEXT_TYPES) and not is_missing(value, self._marks) for value in values
             )
             return to_integer if numbers and not texts else _text
         if name in schema.categoricals:
@@ -232,7 +234,7 @@ def _check_unique(names: Iterable[Any]) -> None:
             raise InputError(f"columns: expected each name once. Received: {name!r} {count} times")
 
 
-def _line_bytes(number: int, line: str | bytes) -> bytes:
+def _line_bytes(number: int, line: Text) -> bytes:
     try:
         return as_bytes(line)
     except UnicodeEncodeError:
@@ -241,7 +243,7 @@ def _line_bytes(number: int, line: str | bytes) -> bytes:
 
 def _text(value: Any) -> bytes:
     """The text of a value without a schema: text unchanged, and whole numbers in a column of texts."""
-    if isinstance(value, str | bytes):
+    if isinstance(value, TEXT_TYPES):
         return as_bytes(value)
     if isinstance(value, bool):
         raise ValueError(value)
@@ -254,7 +256,7 @@ def _time(value: Any, time: TimeColumn) -> int:
         value = value.astype("datetime64[us]").item()
     if isinstance(value, datetime.date):
         number = number_of(value, time)
-    elif time.format == "iso8601" and isinstance(value, str | bytes):
+    elif time.format == "iso8601" and isinstance(value, TEXT_TYPES):
         number = parse_iso(as_bytes(value))
     else:
         number = to_integer(value)

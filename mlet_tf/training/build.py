@@ -45,11 +45,13 @@ def build_model(
         config.hidden_dim,
         bottom_units=config.bottom_units,
         top_units=config.top_units,
+        dot_skip=config.dot_skip,
         task=task,
         dtype="mixed_bfloat16" if mixed else "float32",
         embedding_class=embeddings,
         direct_threshold=config.direct_threshold,
         initialization=config.initialization,
+        initial_scale=config.initial_scale,
     )
 
 
@@ -58,7 +60,6 @@ def compile_model(
     config: TrainConfig,
     steps: int,
     workers: Workers | None = None,
-    l2: Mapping[str, float] | None = None,
 ) -> None:
     """Compiles a model with an optimizer each for tables, projections and dense weights.
 
@@ -67,9 +68,8 @@ def compile_model(
         config: The training's part of the configuration.
         steps: Steps of the whole training.
         workers: The processes that train together, if the tables are divided over them.
-        l2: L2 penalties by group, see `make_optimizer`.
     """
-    optimizer = make_optimizer(config, steps, l2)
+    optimizer = make_optimizer(config, steps)
     if workers is not None and config.shard_tables:
         optimizer = averaged(optimizer, workers)
     model.compile(optimizer=optimizer, steps_per_execution=config.steps_per_execution)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 
 import keras
 import tensorflow as tf
@@ -17,18 +16,22 @@ class Progress:
     Attributes:
         epoch: Epochs that are complete.
         step: Steps of the current epoch that are complete.
-        best_logloss: Lowest evaluation logloss so far.
-        stale_epochs: Epochs since then.
+        best_epoch: The best epoch so far by the metric of early stopping, counted from 1; 0 before the first.
+        final_epoch: The epoch whose weights the training has ended with; 0 before its end.
         stopped: Whether early stopping has ended the training.
         history: A record an epoch: `epoch`, `loss`, `eval_logloss`, `eval_auc`, `seconds`.
     """
 
     epoch: int = 0
     step: int = 0
-    best_logloss: float = math.inf
-    stale_epochs: int = 0
+    best_epoch: int = 0
+    final_epoch: int = 0
     stopped: bool = False
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+    def record(self, epoch: int) -> dict[str, float]:
+        """The record of an epoch in `history`."""
+        return next(record for record in self.history if record["epoch"] == epoch)
 
 
 class _ProgressState(tf.train.experimental.PythonState):
@@ -62,7 +65,7 @@ class Checkpoints:
             **{name: [variable.value for variable in variables] for name, variables in state.items()},
             progress=_ProgressState(progress),
         )
-        self._workers = workers
+        self._workers, self._progress = workers, progress
         self._newest = tf.train.CheckpointManager(self._checkpoint, f"{work}/checkpoints", max_to_keep=2)
         self._best = tf.train.CheckpointManager(self._checkpoint, f"{work}/best", max_to_keep=1)
 
@@ -85,6 +88,7 @@ class Checkpoints:
         return bool(common)
 
     def restore_best(self) -> None:
-        """Restores the best state."""
-        if self._best.latest_checkpoint:
-            self._checkpoint.restore(self._best.latest_checkpoint)
+        """Restores the best state, but for the progress, which stays where training has ended."""
+        end = dataclasses.replace(self._progress)
+        self._checkpoint.restore(self._best.latest_checkpoint)
+        vars(self._progress).update(vars(end))

@@ -1,7 +1,6 @@
 """The training loop: resumable, with a fixed order of rows, on one device, several, or several hosts."""
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,9 @@ from mlet_tf.errors import InputError
 from mlet_tf.features.packed_rows import PackedRows
 from mlet_tf.progress import ProgressLine
 from mlet_tf.training.checkpoints import Checkpoints, Progress
+from mlet_tf.training.early_stopping import EarlyStopping
 from mlet_tf.training.evaluation import Predictor
+from mlet_tf.training.learned import judge
 
 # Returns the batches of an epoch from a step on: `(epoch, first_step)`, both counted from 0.
 EpochBatches = Callable[[int, int], tf.data.Dataset]
@@ -41,7 +42,7 @@ def total_steps(config: TrainConfig, rows: int) -> int:
     Raises:
         InputError: If there are fewer rows than a batch takes.
     """
-    steps = steps_an_epoch(rows, config.batch_size) * config.epochs
+    steps = steps_an_epoch(rows, config.rows_a_step) * config.epochs
     return min(steps, config.max_steps or steps)
 
 
@@ -89,8 +90,7 @@ def train(
 
     The order of the rows depends on seed and epoch alone, so a run that was killed and resumed ends with the same
     weights as an undisturbed one. Of several processes each has a folder for its own checkpoints; they resume from
-    the
-    newest that all of them have.
+    the newest that all of them have.
 
     Args:
         model: A compiled model, made in the scope of the strategy in force.
@@ -105,10 +105,11 @@ def train(
         Where training stands at the end.
 
     Raises:
-        InputError: The batch size does not fit the rows or the processes.
+        InputError: The batch size does not fit the rows or the processes; the model has not learned anything, see
+            `mlet_tf.training.learned`.
     """
     workers = Workers(Cluster()) if workers is None else workers
-    if config.batch_size % workers.size:
+    if config.rows_a_step % workers.size:
         raise InputError(
             f"'train.batch_size' should be a multiple of the {workers.size} workers. Received: {config.batch_size}"
         )
@@ -118,12 +119,13 @@ def train(
     model.optimizer.build(model.trainable_variables)
     predictor, progress = Predictor(model), Progress()
     checkpoints = Checkpoints(model, progress, str(work), workers)
+    stopping = EarlyStopping(config, progress, checkpoints)
     if checkpoints.restore_newest():
         logging.info("Resuming at epoch %d, step %d.", progress.epoch + 1, progress.step)
 
     def batches(epoch: int, first: int) -> tf.data.Dataset:
         return train_rows.shuffled_batches(
-            config.batch_size, config.seed + epoch, config.shuffle_rows, first, part
+            config.rows_a_step, config.seed + epoch, config.shuffle_rows, first, part
         )
 
     def callback(first: int, last: int) -> keras.callbacks.Callback:
@@ -140,17 +142,16 @@ def train(
         # Bitwise equal in all processes, because it decides when to stop.
         record = {key: workers.mean(value) for key, value in record.items()}
         record["seconds"] = time.monotonic() - started
-        _judge_epoch(record, progress, config, checkpoints)
+        _show_epoch(record)
+        stopping.judge(record)
         checkpoints.save()
 
     with _writer(board, workers):
-        epoch_steps = steps_an_epoch(train_rows.rows, config.batch_size)
+        epoch_steps = steps_an_epoch(train_rows.rows, config.rows_a_step)
         steps = total_steps(config, train_rows.rows)
         fit_epochs(model, batches, epoch_steps, steps, progress, callback, end_epoch)
-    if config.early_stopping_patience is not None:
-        final = dataclasses.replace(progress)  # The best checkpoint brings its own progress.
-        checkpoints.restore_best()
-        return final
+    stopping.end()
+    _check_learned(progress, eval_rows)
     return progress
 
 
@@ -190,24 +191,22 @@ def _fit_mirrored(
         own = strategy.experimental_local_results(step(iterator))[0]
         for callback in callbacks:
             callback.on_train_batch_end(number, {"loss": own})
+    model.optimizer.finalize_variable_values(model.trainable_variables)
     return float(next(metric for metric in model.metrics if metric.name == "loss").result())
 
 
-def _judge_epoch(
-    record: dict[str, float], progress: Progress, config: TrainConfig, checkpoints: Checkpoints
-) -> None:
-    progress.history.append(record)
+def _check_learned(progress: Progress, eval_rows: PackedRows) -> None:
+    reached = progress.record(progress.final_epoch)
+    verdict = judge(eval_rows.label, reached["eval_auc"], reached["eval_logloss"])
+    if verdict.fault:
+        raise InputError(f"the trained model {verdict}")
+
+
+def _show_epoch(record: Mapping[str, float]) -> None:
     for key, value in record.items():
-        tf.summary.scalar(key, value, step=progress.epoch)
+        tf.summary.scalar(key, value, step=int(record["epoch"]))
     values = ", ".join(f"{key} {value:.5g}" for key, value in record.items() if key != "epoch")
     logging.info("Epoch %d: %s", record["epoch"], values)
-    if record["eval_logloss"] < progress.best_logloss:
-        progress.best_logloss, progress.stale_epochs = record["eval_logloss"], 0
-        checkpoints.save_best()
-    else:
-        progress.stale_epochs += 1
-        patience = config.early_stopping_patience
-        progress.stopped = patience is not None and progress.stale_epochs > patience
 
 
 class _Checkpointer(keras.callbacks.Callback):

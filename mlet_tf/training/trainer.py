@@ -66,6 +66,7 @@ def fit_and_export(arguments: TrainingArguments, workers: Workers) -> None:
     train_rows = pack_examples(arguments.train_files, schema, transform, packed / "train")
     eval_rows = pack_examples(arguments.eval_files, schema, transform, packed / "eval")
     rows = table_rows(arguments.transform_output, schema, vocabulary.num_oov_buckets)
+    train_config = train_config.for_rows(train_rows.rows, workers.size)
     keras.utils.set_random_seed(train_config.seed)
     sharded = train_config.shard_tables and workers.size > 1
     embeddings = functools.partial(RowShardedEmbeddings, workers=workers) if sharded else EmbeddingCollection

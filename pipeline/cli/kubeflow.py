@@ -41,12 +41,15 @@ def compile_command(config_path: str, image: str | None, output: str, overrides:
     Data location, steps, hidden dim, learning rates and image become parameters of the pipeline; the configuration
     gives their defaults.
     """
+    from mlet_tf.pipeline.checks import check_kubeflow
+
     from mlet_tf.config import load_config
 
     if image is not None:
         overrides = (*overrides, f"kubeflow.image={image}")
     config = load_config(config_path, overrides)
     output_file(output, ".yaml", ".yml", make_folder=True)
+    check_kubeflow(config)
     with quiet():
         from mlet_tf.pipeline import kubeflow_runner
 

@@ -117,10 +117,18 @@ def _explain(error: Exception) -> tuple[str | None, int]:
         ), _REFUSED
     if isinstance(error, OSError):
         return _explain_os_error(error), _REFUSED
+    return _explain_library(error)
+
+
+def _explain_library(error: Exception) -> tuple[str | None, int]:
+    """The same for errors of libraries; of one that is not imported there is none."""
     if "tensorflow" in sys.modules and isinstance(error, sys.modules["tensorflow"].errors.OpError):
         # Messages of tf.io.gfile are "<path>; <reason>".
         found = re.match(r"((?:/|\w+://)[^;\n]*); ([A-Z][^\n]*)", error.message)
         return (f"{found[1]}: {found[2]}" if found else None), _REFUSED
+    botocore = sys.modules.get("botocore.exceptions")
+    if botocore is not None and isinstance(error, botocore.BotoCoreError):  # Such as missing credentials.
+        return f"s3://: {error}", _REFUSED
     serving_errors = sys.modules.get("mlet_tf.serving")
     if serving_errors is not None and isinstance(error, serving_errors.ServingError):
         return str(error), _FAILED

@@ -8,7 +8,7 @@ import click
 
 from mlet_tf.errors import InputError
 from mlet_tf.outputs import output_file
-from mlet_tf.storage import writing
+from mlet_tf.storage import aside_path, writing
 from mlet_tf.units import bytes_text
 
 
@@ -50,7 +50,7 @@ def collapse(model: str, output: str, table_dtype: str, force: bool) -> None:
     if table_dtype != "float32":
         served = quantize_model(collapsed, table_dtype)
         quantized = {record["name"]: record for record in quantization_report(collapsed, served)}
-    aside = target.with_name(f".unfinished.{target.name}")
+    aside = aside_path(target)
     try:
         with writing(output):
             served.save(aside)

@@ -25,10 +25,13 @@ def run(config_path: str, overrides: tuple[str, ...]) -> None:
     Ends with a table and with `run.json` in the output folder. A second run does nothing if nothing has changed.
     Exits with 3 if the gate or the serving check kept the model from being pushed.
     """
+    from mlet_tf.pipeline.checks import check_run
+
     from mlet_tf.config import load_config
 
     config = load_config(config_path, overrides)
     click.echo(f"Pipeline {config.name!r}; everything it writes is in {config.output}", err=True)
+    check_run(config)
     with quiet():
         from mlet_tf.pipeline import local_runner
 

@@ -1,10 +1,12 @@
 """`mlet-tf sweep` and `mlet-tf frontier`."""
 
+from __future__ import annotations
+
 import contextlib
 import datetime
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from mlet_tf.pipeline.cli._logging import quiet
@@ -15,6 +17,9 @@ from mlet_tf.outputs import output_file, output_folder
 from mlet_tf.progress import ProgressLine
 from mlet_tf.run_file import read_run_file
 from mlet_tf.storage import writing
+
+if TYPE_CHECKING:
+    from mlet_tf.experiments.statistics import Group
 
 
 @click.command()
@@ -33,10 +38,13 @@ def sweep(config_path: str, workers: int | None, overrides: tuple[str, ...]) -> 
     Learning rates are tuned on validation rows for every kind and size; final seeds are scored on test rows.
     Records are appended to trials.jsonl in the output folder. A sweep that was stopped continues where it was.
     """
+    from mlet_tf.datasets.files import list_files
     from mlet_tf.experiments.cells import load_sweep
 
     config = load_sweep(config_path, (*overrides, *([f"sweep.workers={workers}"] if workers else ())))
     output_folder(config.output)
+    if config.data.train is not None:
+        list_files(config.data.train)  # Refused before the imports of `run_sweep`, which take a while.
     with quiet(), contextlib.closing(_Display(config.name)) as display:
         from mlet_tf.experiments.sweep import run_sweep
 
@@ -45,31 +53,35 @@ def sweep(config_path: str, workers: int | None, overrides: tuple[str, ...]) -> 
 
 
 class _Display:
-    """A line for each trial; on a terminal also a bar and the time that is left."""
+    """A line for each trial and the time that is left; on a terminal also a bar."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._line = ProgressLine(in_logs=False)
-        self._started, self._fresh = time.monotonic(), 0
+        self._started, self._fresh = 0.0, 0
 
     def note(self, line: str) -> None:
         self._line.note(line)
 
     def progress(self, state: Any) -> None:
-        if state.record is not None and state.fresh:
+        if state.record is None:  # The rows are prepared, trials begin.
+            self._started = time.monotonic()
+        elif state.fresh:
             self._fresh += 1
-            self.note(f"{state.done}/{state.total} {_line(state.record)}")
-        self._line.show(state.done, state.total, lambda: self._text(state.done, state.total))
+            self.note(f"{state.done}/{state.total} {_line(state.record)}{self._left(state)}")
+        self._line.show(
+            state.done, state.total, lambda: f"{self._name} {state.done}/{state.total}{self._left(state)}"
+        )
 
     def close(self) -> None:
         self._line.end()
 
-    def _text(self, done: int, total: int) -> str:
-        text = f"{self._name} {done}/{total}"
-        if not self._fresh or done == total:
-            return text
-        seconds = (time.monotonic() - self._started) / self._fresh * (total - done)
-        return f"{text}, {datetime.timedelta(seconds=round(seconds))} left"
+    def _left(self, state: Any) -> str:
+        """The time that the other trials take, if they take as long as those trained so far."""
+        if not self._fresh or state.done == state.total:
+            return ""
+        seconds = (time.monotonic() - self._started) / self._fresh * (state.total - state.done)
+        return f", {datetime.timedelta(seconds=round(seconds))} left"
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -78,9 +90,17 @@ def _line(record: dict[str, Any]) -> str:
     split = "test" if "test" in record else "validation"
     rates = " ".join(f"{value:g}" for value in record["learning_rates"].values())
     return (
-        f"{label(record)} {record['stage']} seed {record['seed']} rates {rates}: {split} AUC "
-        f"{record[split]['auc']:.4f} logloss {record[split]['logloss']:.4f}, {record['train_seconds']:.0f} s"
+        f"{label(record)} {record['stage']} seed {record['seed']} rates {rates}: {_reached(record, split)}, epoch "
+        f"{record['best_epoch']} of {len(record['epochs'])}, {record['train_seconds']:.0f} s"
     )
+
+
+def _reached(record: dict[str, Any], split: str) -> str:
+    from mlet_tf.experiments.statistics import FAULTS
+
+    names = {"auc": "AUC", "logloss": "logloss"}
+    found = [f"{names[name]} {value:.4f}" for name, value in record[split].items() if name in names]
+    return " ".join([split, *found, *(fault for fault in FAULTS if record.get(fault))])
 
 
 @click.group()
@@ -93,25 +113,41 @@ def frontier() -> None:
 @click.option("--output", default="frontier.png", show_default=True, type=click.Path(), help="The PNG file.")
 @click.option("--best_auc", type=FiniteRange(0, 1), help="Best reachable AUC, drawn as a line.")
 def draw(results: tuple[str, ...], output: str, best_auc: float | None) -> None:
-    """Draw AUC against bytes from the trials.jsonl files RESULTS of one study."""
+    """Draw AUC against bytes from the trials.jsonl files RESULTS.
+
+    Of one study all cells are drawn; of several each has a panel, with the best cell of each kind and size, chosen on
+    validation rows.
+    """
     target = output_file(output, ".png")
     from mlet_tf.experiments.store import read_records
 
     records = [record for path in results for record in read_records(path)]
-    from mlet_tf.experiments.frontier import plot_sweep
+    from mlet_tf.experiments.frontier import plot_headline, plot_sweep
     from mlet_tf.experiments.statistics import groups
 
     found = groups(records)
     if not found:
         raise InputError(f"{', '.join(results)}: no final trial has finished yet")
-    figure = plot_sweep(found, found[0].record["study"], best_auc)
+    studies: dict[str, list[Group]] = {}
+    for group in found:
+        studies.setdefault(group.record["study"], []).append(group)
+    (first, *others) = studies
+    if others and best_auc is not None:
+        raise InputError(f"'--best_auc' is of one study. Received: trials of {', '.join(studies)}")
+    figure = plot_headline(studies) if others else plot_sweep(found, first, best_auc)
     with writing(target):
         figure.savefig(target, dpi=110)
-    for group in sorted(found, key=lambda group: group.record["bytes"]):
-        click.echo(
-            f"{group.record['bytes']:>12,} B  AUC {group.mean():.5f} +- {group.interval():.5f}  {group.label}"
-        )
+    for study, members in studies.items():
+        if others:
+            click.echo(study)
+        for group in sorted(members, key=lambda group: group.record["bytes"]):
+            click.echo(_group_line(group))
     click.echo(output)
+
+
+def _group_line(group: Group) -> str:
+    line = f"{group.record['bytes']:>12,} B  AUC {group.mean():.5f} +- {group.interval():.5f}  {group.label}"
+    return f"{line}, {group.fault}" if group.fault else line
 
 
 @frontier.command()

@@ -1,6 +1,7 @@
 """ClickLogExampleGen: no row is lost, splits do not depend on how files are cut, and mistakes are said clearly."""
 
 import collections
+import dataclasses
 import gzip
 import itertools
 import json
@@ -229,6 +230,31 @@ def test_too_many_rejects_fail_the_run_with_the_first_ten(tmp_path):
     assert not list(Path(tmp_path, "out").glob("Split-*"))
 
 
+def test_a_column_that_the_schema_drops_names_the_split(tmp_path):
+    schema = dataclasses.replace(TINY, drop=("part",), columns=("y", "i", "t", "c", "part"))
+    parts = ["train", "old", "test", "train"]
+    lines = [f"{line}\t{parts[n % 4]}" for n, line in enumerate(lines_of())]
+    lines[7] = "2\t7\t1000007\tcat7\tnone of them"  # A row that is rejected needs no part.
+    log = tmp_path / "log.tsv"
+    log.write_text("\n".join(["y\ti\tt\tc\tpart", *lines]) + "\n")
+
+    def run(folder, train):
+        lists = {"train": train, "eval": ["test"]}
+        options = {"method": "column", "column": "part", "parts": lists, "chunk_bytes": 9000}
+        return ingest(tmp_path / folder, schema, log, **options)
+
+    examples = run("out", ["train", "old"])
+    assert count_rows(examples.uri) == {"train": 2249, "eval": 750}
+    for split, numbers in (("train", {0, 1, 3}), ("eval", {2})):
+        rows = rows_of(examples.uri, split)
+        assert {int(row["c"][0].removeprefix(b"cat")) % 4 for row in rows} == numbers
+        assert all(set(row) <= {"y", "i", "t", "c"} for row in rows), "it is no feature"
+    message = message_of(lambda: run("unlisted", ["train"]))
+    assert (
+        message == "'data.split.parts' should list all values of column 'part'. Received: 'old' in 750 rows"
+    )
+
+
 def test_what_cannot_be_split_or_read_is_said(tmp_path):
     def fails(name, lines, **kwargs):
         log = write_lines(tmp_path / name, lines)
@@ -320,7 +346,7 @@ def test_a_lost_chunk_and_a_lost_record_are_noticed(hashed, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"method": "random"}, "`method` should be one of hash, time, files. Received: 'random'"),
+        ({"method": "random"}, "`method` should be one of hash, time, files, column. Received: 'random'"),
         ({"eval_share": 1.5}, "`eval_share` should be between 0 and 1. Received: 1.5"),
         ({"cut": 5}, "`cut` should be given for method 'time' only"),
         ({"method": "files"}, "`eval` and method 'files' go together"),
@@ -328,6 +354,15 @@ def test_a_lost_chunk_and_a_lost_record_are_noticed(hashed, tmp_path, monkeypatc
         ({"max_reject_share": -1}, "`max_reject_share` should be from 0 to 1"),
         ({"chunk_bytes": 0}, "`chunk_bytes` should be at least 1"),
         ({"schema": CRITEO, "method": "time"}, "Schema 'criteo' has none"),
+        (
+            {"column": "c"},
+            "`column`, `parts` of train and eval, and method 'column' go together. Received: 'c'",
+        ),
+        ({"method": "column", "column": "c"}, "go together. Received: 'c', parts of [], method 'column'"),
+        (
+            {"method": "column", "column": "cc", "parts": {"train": ["a"], "eval": ["b"]}},
+            "'column' should be a column of schema 'tiny' other than its label. Received: 'cc'. Did you mean 'c'?",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(arguments, text):
@@ -335,11 +370,14 @@ def test_arguments_that_do_not_fit_are_named(arguments, text):
 
 
 def test_the_configuration_survives_the_way_to_the_executor():
-    config = IngestConfig(AVAZU, "time", 0.3, 14_103_000, 7, 0.5, 1000)
-    sent = proto_utils.proto_to_json(to_proto(config))
-    received = example_gen_pb2.CustomConfig()
-    proto_utils.json_to_proto(sent, received)
-    assert from_proto(received) == config
+    for config in (
+        IngestConfig(AVAZU, "time", 0.3, 14_103_000, 7, 0.5, 1000),
+        IngestConfig(AVAZU, "column", column="id", parts={"train": ["1"], "eval": ["2", "3"]}),
+    ):
+        sent = proto_utils.proto_to_json(to_proto(config))
+        received = example_gen_pb2.CustomConfig()
+        proto_utils.json_to_proto(sent, received)
+        assert from_proto(received) == config
 
 
 def test_tfx_caches_until_files_or_settings_change(tmp_path):

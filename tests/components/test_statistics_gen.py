@@ -27,17 +27,22 @@ def examples(tmp_path_factory):
     return run_example_gen(folder / "examples", CRITEO, folder / "log.tsv", chunk_bytes=100_000)
 
 
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory, examples):
+    """Those of all rows."""
+    return run_statistics_gen(tmp_path_factory.mktemp("all"), CRITEO, examples)
+
+
 def _features(statistics):
     (dataset,) = statistics.datasets
     return dataset.num_examples, {feature.path.step[0]: feature for feature in dataset.features}
 
 
-def test_counts_and_top_values_equal_those_of_tfdv(tmp_path, examples):
-    ours = run_statistics_gen(tmp_path, CRITEO, examples)
+def test_counts_and_top_values_equal_those_of_tfdv(examples, statistics):
     for split in ("train", "eval"):
         files = f"{examples.uri}/Split-{split}/*"
         expected = tfdv.generate_statistics_from_tfrecord(files)
-        rows, features = _features(ours[split])
+        rows, features = _features(statistics[split])
         expected_rows, expected_features = _features(expected)
         assert rows == expected_rows > 0
         assert features.keys() == expected_features.keys() == {CRITEO.label, *CRITEO.raw_features}
@@ -72,9 +77,8 @@ def test_a_sample_is_drawn_and_is_the_same_again(tmp_path, examples):
     assert not Path(tmp_path, "a", "statistics", "staging").exists()
 
 
-def test_a_small_split_is_looked_at_whatever_the_sample_rate(tmp_path, examples):
-    whole = run_statistics_gen(tmp_path / "whole", CRITEO, examples)
-    assert run_statistics_gen(tmp_path / "all", CRITEO, examples, sample_rate=1e-9) == whole
+def test_a_small_split_is_looked_at_whatever_the_sample_rate(tmp_path, examples, statistics):
+    assert run_statistics_gen(tmp_path / "all", CRITEO, examples, sample_rate=1e-9) == statistics
     some = run_statistics_gen(tmp_path / "some", CRITEO, examples, sample_rate=0.01, min_rows=400)
     for split in ("train", "eval"):
         assert _features(some[split])[0] == pytest.approx(400, rel=0.25)
@@ -127,14 +131,13 @@ def _summarize_tracked(task, **kwargs):
 
 
 def test_results_of_files_are_merged_one_at_a_time_and_parsed_by_one_graph(
-    tmp_path, monkeypatch, caplog, examples
+    tmp_path, monkeypatch, caplog, examples, statistics
 ):
     files = sorted(Path(examples.uri, "Split-train").iterdir())
     assert len(files) > 5
-    expected = run_statistics_gen(tmp_path / "a", CRITEO, examples)
     monkeypatch.setattr(executor, "summarize_file", _summarize_tracked)
     with caplog.at_level("WARNING"):
-        assert run_statistics_gen(tmp_path / "b", CRITEO, examples) == expected
+        assert run_statistics_gen(tmp_path / "b", CRITEO, examples) == statistics
     # One merged, one loaded, and the one before it that a loop may still name.
     assert 0 < _Tracked.most <= 3
     assert "retracing" not in caplog.text

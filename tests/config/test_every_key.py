@@ -65,6 +65,7 @@ def absurd_values(schema, node):
     """Values that a key must not have: of another type, below and above its range, not a number."""
     content = schema.content(node)
     kind = content.get("type")
+    kinds = kind if isinstance(kind, list) else [kind]
     values = [math.nan, math.inf, -math.inf]
     others = {
         "string": ["", "many", "1", "nan", "true", "0x10"],
@@ -73,16 +74,16 @@ def absurd_values(schema, node):
         "array": [[], [1], [None]],
         "object": [{"x": 1}, {"": {}}],
     }
-    own = "number" if kind == "integer" else kind
-    values += [value for other, wrong in others.items() if other != own for value in wrong]
+    own = {"number" if kind == "integer" else kind for kind in kinds}
+    values += [value for other, wrong in others.items() if other not in own for value in wrong]
     if "properties" not in content and all(option.get("type") != "null" for option in node.get("anyOf", ())):
         values.append(None)
     if kind in ("integer", "number"):
         low, high, excluded = bounds(content)
         values += [low - 1, high + 1, *excluded]
-    if kind == "integer":
+    if "integer" in kinds:
         values += [0.5, 1.0]
-    if kind == "string":
+    if "string" in kinds:
         values += ["", "a\x00b", "a\nb"]
     if kind == "array":
         values = [value for value in values if value != [] or content.get("minItems")]
@@ -170,6 +171,41 @@ def test_defaults_written_out_are_the_defaults(model):
         ),
         (
             "sweep",
+            {"split": {"method": "column"}},
+            "'sweep.split.column' and method 'column' go together; give both or neither. Received: None and 'column'",
+        ),
+        (
+            "sweep",
+            {"split": {"column": "part"}},
+            "'sweep.split.column' and method 'column' go together; give both or neither. Received: 'part' and 'random'",
+        ),
+        (
+            "sweep",
+            {"split": {"method": "column", "column": "part", "parts": {"train": ["a"]}}},
+            "'sweep.split.parts' should have lists for train and test. Received: ['train']",
+        ),
+        (
+            "sweep",
+            {"split": {"parts": {"test": ["a"]}}},
+            "'sweep.split.parts' should be given for method 'column' only. Received: {'test': ('a',)}",
+        ),
+        (
+            "sweep",
+            {"split": {"method": "column", "column": "day", "parts": {"train": [1, 2], "test": ["2.0"]}}},
+            "'sweep.split.parts.test' should share no value with 'train'. Received: '2' in both",
+        ),
+        (
+            "sweep",
+            {"split": {"method": "column", "column": "day", "parts": {"train": [1, "1"], "test": [2]}}},
+            "'sweep.split.parts.train'",
+        ),
+        (
+            "sweep",
+            {"split": {"method": "column", "column": "day", "parts": {"eval": [1], "test": [2]}}},
+            "unknown key 'sweep.split.parts.eval'",
+        ),
+        (
+            "sweep",
             {"tuning": {"search": {"train.dense.learning_rate": {"low": 0.5, "high": 0.1}}}},
             "'sweep.tuning.search.train.dense.learning_rate.high' should be above 'low' (0.5). Received: 0.1",
         ),
@@ -179,9 +215,9 @@ def test_defaults_written_out_are_the_defaults(model):
             "unknown key 'sweep.tuning.search.train.table.learning_rate'. Did you mean 'train.tables.learning_rate'?",
         ),
         (
-            "train",
-            {"tables": {"learning_rate": 2.0}},
-            "'train.tables.learning_rate' should be in its range in 'sweep.tuning.search', from 0.01 to 1.0",
+            "sweep",
+            {"tuning": {"search": {"train.tables.initial_accumulator": {"low": 0.1, "high": 1.0}}}},
+            "unknown key 'sweep.tuning.search.train.tables.initial_accumulator'. Did you mean",
         ),
         (
             "sweep",
@@ -214,7 +250,6 @@ def test_mistakes_of_a_sweep_name_the_key(group, changes, line):
     [
         ("data.split", {"method": "time"}),
         ("data.chunk_bytes", 8192),
-        ("train.early_stopping_patience", 1),
         ("train.checkpoint_steps", 5),
         ("train.shuffle_rows", 5),
         ("train.shard_tables", True),

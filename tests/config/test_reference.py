@@ -39,16 +39,16 @@ def test_the_page_has_every_key():
     [
         (
             ["train.batch_size"],
-            ["train.batch_size: 512", "    An integer from 1 to 100,000,000. Rows a step"],
+            ["train.batch_size: null", "    An integer from 1 to 100,000,000 or null. Rows a step"],
         ),
-        (["train.tables"], ["train.tables:\n", "train.tables.learning_rate: 0.02"]),
+        (["train.tables"], ["train.tables:\n", "train.tables.learning_rate: 0.1"]),
         (["gate.bounds.auc"], ["gate.bounds.<name>.min: null"]),
         (["--sweep", "sweep.grid.embedding"], ['sweep.grid[].embedding: ["mlet"]']),
         (
             ["--sweep"],
             [
                 "name: (required)",
-                "train.batch_size: 512",
+                "train.batch_size: null",
                 "sweep.generated.rows: 500000",
                 "sweep.grid[].train.batch_size: []\n    A list of different items, each an integer from 1",
             ],

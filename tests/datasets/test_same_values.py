@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlet_tf.datasets import ClickLogSchema
+from mlet_tf.datasets.convert import convert_column
 from mlet_tf.datasets.encoding import encode_examples
 from mlet_tf.datasets.reading import plan_chunks, read_chunk
 from mlet_tf.errors import InputError
@@ -88,6 +89,7 @@ def test_a_whole_number_is_one_value_in_text_parquet_arrow_pandas_and_dicts(tmp_
         ),
         "string": pd.Series([text or pd.NA for text in dotted], dtype="string"),
         "category": pd.Series(floats).astype("category"),
+        "bytearray": pd.Series([bytearray(text.encode()) for text in plain], dtype=object),
         "NaT": pd.Series([pd.NaT if number is None else number for number in numbers], dtype=object),
         "Decimal": pd.Series(
             [decimal.Decimal("NaN") if number is None else decimal.Decimal(number) for number in numbers],
@@ -102,6 +104,8 @@ def test_a_whole_number_is_one_value_in_text_parquet_arrow_pandas_and_dicts(tmp_
         floats,
         plain,
         [text.encode() for text in dotted],
+        [bytearray(text.encode()) for text in dotted],
+        [memoryview(text.encode()) for text in plain],
         [None if number is None else np.int64(number) for number in numbers],
         [np.float64("nan") if number is None else np.float64(number) for number in numbers],
         [pd.NA if number is None else decimal.Decimal(f"{number}.00") for number in numbers],
@@ -113,7 +117,9 @@ def test_a_whole_number_is_one_value_in_text_parquet_arrow_pandas_and_dicts(tmp_
         assert predicted(rows) == expected
         # Many rows go a column at a time.
         assert predicted(rows + [{}] * 200)[: len(rows)] == expected
-    assert predicted([f"{text},{text}" for text in dotted]) == expected
+    lines = [f"{text},{text}" for text in dotted]
+    assert predicted(lines) == expected
+    assert predicted([bytearray(line.encode()) for line in lines]) == expected
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -274,3 +280,15 @@ def test_one_moment_is_one_number_in_every_form():
     for value in ("2014-13-01", "20141021", "1413855000", "yesterday", 5.5, -1):
         with pytest.raises(InputError, match=r"row 0: column 'at' should be a time \(iso8601\) or missing"):
             Rows([{"at": value}], TIMED)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.none() | st.binary(max_size=3) | st.sampled_from([b"a", "\u00e9".encode(), b"\xe9"])))
+def test_bytes_that_are_not_utf8_are_found_among_others(cells):
+    column = pa.array([b"before", *cells], pa.binary())[1:]
+    _, bad = convert_column(column, "c", LOG)
+
+    def is_category(cell):
+        return cell.decode("utf-8", "replace").encode() == cell and b"\0" not in cell
+
+    assert bad.tolist() == [cell is not None and not is_category(cell) for cell in cells]

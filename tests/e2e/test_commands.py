@@ -13,15 +13,14 @@ from pathlib import Path
 import keras
 import pytest
 import yaml
+from tests_support import TIMEOUT
 
 import mlet_tf.models  # noqa: F401 (Keras has to know the DLRM.)
-
-TIMEOUT = 900  # Seconds; for a machine that is busy with other things.
 
 SWEEP = {
     "name": "tiny",
     "model": {"bottom_units": [4], "top_units": [4]},
-    "train": {"batch_size": 256},
+    "train": {"batch_size": 256, "epochs": 1},
     "sweep": {
         "workers": 1,
         "generated": {"rows": 3000, "categoricals": 2, "integers": 1, "rank": 2, "vocabulary": 20},
@@ -62,13 +61,12 @@ def _free_port():
         return listener.getsockname()[1]
 
 
-def test_run_to_prediction(finished_run, call, installed_command, tmp_path):
+def test_run_to_prediction(shrunk, call, installed_command, tmp_path):
     """synth, run, shrink, push, rollback, serve, predict; `frontier shrink` could not load a run's model."""
-    log, small, base = tmp_path / "log.tsv", tmp_path / "small", tmp_path / "ctr"
+    log, base = tmp_path / "log.tsv", tmp_path / "ctr"
     assert "20 rows" in call("synth", log, "--rows", 20, "--vocabulary", 60)
-    shrunk = call("frontier", "shrink", finished_run.output, "--output", small, "--max_auc_drop", 1)
-    assert f"model   {small}/Format-Serving" in shrunk
-    model = small / "Format-Serving"
+    model = shrunk.folder / "Format-Serving"
+    assert f"model   {model}\n" in shrunk.printed
     assert call("push", model, base) == f"{base}/1\n"
     assert call("push", model, base, "--warmup", log, "--rows", 2) == f"{base}/2\n"
     assert call("rollback", base) == f"{base}/1\n"
@@ -88,8 +86,8 @@ def test_run_to_prediction(finished_run, call, installed_command, tmp_path):
     assert server.returncode == 0, err
 
 
-def test_report(finished_run, call, tmp_path):
-    page = Path(call("report", finished_run.output, "--output", tmp_path / "report").strip()).read_text()
+def test_report(report):
+    page = Path(report.printed.strip()).read_text()
     failed = re.findall(r"<td>failed</td>", page)
     assert ">blessed<" in page and not failed
     assert "<td>auc of all rows</td>" in page and "at least 0.5" in page

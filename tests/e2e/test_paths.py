@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 
 import pytest
@@ -11,6 +12,13 @@ from mlet_tf.pipeline.cli.main import EXTRAS, cli
 from mlet_tf.errors import InputError
 from mlet_tf.outputs import output_file, output_folder
 from mlet_tf.storage import writing
+
+# What every run writes into `run.json`.
+ARTIFACTS = ("evaluation", "collapse_report", "collapsed_model", "uncollapsed_model", "history", "examples")
+RUN = {
+    **{group: {} for group in ("rows", "seconds", "metrics", "table_bytes", "quantization")},
+    "artifacts": dict.fromkeys((*ARTIFACTS, "transform_graph"), "/nowhere"),
+}
 
 
 @pytest.fixture
@@ -22,7 +30,7 @@ def folder(tmp_path):
     (tmp_path / "saved_model").mkdir()
     (tmp_path / "saved_model" / "saved_model.pb").touch()
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text(json.dumps({"artifacts": {}}))
+    (tmp_path / "run" / "run.json").write_text(json.dumps(RUN))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"output": str(tmp_path / "output")}))
     settings = {
         "kubeflow": {"image": "i", "pipeline_root": "gs://b/root"},
@@ -173,7 +181,14 @@ def test_devices_are_not_replaced_by_files(refuse):
     refuse("synth {} --force", "/dev/full")
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"name": "x"}', "\x80"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", '{"name": "x"}', "\x80", '{"artifacts": {}}'),
+        json.dumps({**RUN, "artifacts": {}}),
+        json.dumps({**RUN, "artifacts": {**RUN["artifacts"], "history": 5}}),
+    ],
+)
 def test_a_run_file_that_is_none(refuse, folder, text):
     (folder / "run" / "run.json").write_text(text, encoding="latin-1")
     refuse("report {}", folder / "run")
@@ -201,8 +216,8 @@ def test_an_option_that_is_not_a_number_is_refused(command, arguments):
 
 
 def test_a_file_of_a_run_that_is_gone(refuse, folder):
-    artifacts = {"collapse_report": str(folder / "gone.json"), "evaluation": str(folder)}
-    (folder / "run" / "run.json").write_text(json.dumps({"artifacts": artifacts}))
+    artifacts = {**RUN["artifacts"], "collapse_report": str(folder / "gone.json")}
+    (folder / "run" / "run.json").write_text(json.dumps({**RUN, "artifacts": artifacts}))
     refuse("report @run", folder / "gone.json")
 
 
@@ -236,6 +251,20 @@ def test_errors_of_the_operating_system_are_one_line(command, monkeypatch, error
 
     monkeypatch.setattr("mlet_tf.config.load_config", fail)
     assert command("plan", "--config", "c.yaml")[::2] == (2, f"Error: {line}\n")
+
+
+def test_missing_credentials_of_an_object_store_are_one_line(command, monkeypatch, tmp_path):
+    """As s3fs has it, where tensorflow-io is not installed: a traceback of botocore."""
+    from mlet_tf import storage
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(storage, "tensorflow_opens", lambda path: False)
+    code, _, err = command("predict", "s3://bucket/log.tsv")
+    assert (code, err) == (2, "Error: s3://: Unable to locate credentials\n")
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(command, monkeypatch):

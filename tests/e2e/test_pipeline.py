@@ -180,14 +180,12 @@ def test_gate_names_metric_and_slice_and_keeps_the_model_from_being_pushed(finis
     shutil.copy(output / "run.json", finished_run.output / "run.json")
 
 
-def test_report_is_one_page_without_network(finished_run, command, tmp_path):
-    code, out, _ = command("report", finished_run.output, "--output", tmp_path / "report")
-    assert code == 0
-    page = Path(out.strip()).read_text()
+def test_report_is_one_page_without_network(report):
+    page = Path(report.printed.strip()).read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert page.count("data:image/png;base64,") == 6
     assert "C3 frequency=frequent" in page and ">blessed<" in page
-    assert {path.stem for path in (tmp_path / "report").glob("*.png")} >= {
+    assert {path.stem for path in report.folder.glob("*.png")} >= {
         "roc",
         "calibration",
         "singular_values",

@@ -8,7 +8,8 @@ import pytest
 from mlet_tf.config import from_mapping
 from mlet_tf.config.sweep import SweepConfig
 from mlet_tf.errors import InputError
-from mlet_tf.experiments.preparation import SPLITS, prepare
+from mlet_tf.experiments.preparation import prepare
+from mlet_tf.experiments.splits import SPLITS
 
 
 def test_a_row_that_only_the_features_reject_is_not_counted_and_told(tmp_path):

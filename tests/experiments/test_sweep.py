@@ -16,8 +16,9 @@ from mlet_tf.config.sweep import SweepConfig, SweepSplitConfig
 from mlet_tf.errors import InputError
 from mlet_tf.experiments.cells import Cell, cells, load_sweep, train_config
 from mlet_tf.experiments.nested import embedding_collection
-from mlet_tf.experiments.preparation import SPLITS, digest_of, prepare, split_of_rows
+from mlet_tf.experiments.preparation import digest_of, prepare
 from mlet_tf.experiments.results import fill
+from mlet_tf.experiments.splits import SPLITS, split_of_rows
 from mlet_tf.experiments.statistics import difference, groups
 from mlet_tf.experiments.store import TrialStore, read_records
 from mlet_tf.experiments.trial import Trial, build_model, fit, make_embeddings
@@ -30,7 +31,7 @@ SWEEP = {
     "name": "tiny",
     "vocabulary": {"rare_below": 50},
     "model": {"bottom_units": [4], "top_units": [8]},
-    "train": {"batch_size": 64, "steps_per_execution": 25},
+    "train": {"batch_size": 64, "steps_per_execution": 25, "epochs": 3, "early_stopping_patience": 0},
     "sweep": {
         "generated": {"rows": 3000, "categoricals": 3, "integers": 1, "rank": 2, "vocabulary": 30},
         "tuning": {"trials": 1},
@@ -46,6 +47,13 @@ SWEEP = {
             },
         ],
     },
+}
+
+
+RATES = {
+    "train.tables.learning_rate": 0.1,
+    "train.projections.learning_rate": 0.1,
+    "train.dense.learning_rate": 0.05,
 }
 
 
@@ -96,6 +104,22 @@ def test_sweep_records_resumes_and_draws(folder, command, monkeypatch):
         "logloss"
     )
     assert all(0 < r["test_rare"]["rows"] < 300 for r in records if "test" in r)
+    for record in (record for record in records if record["method"] is None):
+        losses = [epoch["logloss"] for epoch in record["epochs"]]
+        assert record["best_epoch"] == 1 + losses.index(min(losses))
+        assert record["validation"]["logloss"] == pytest.approx(min(losses), abs=2e-6)
+        assert len(losses) == min(3, record["best_epoch"] + 1), "no epoch after one that was no better"
+    tuned = [record["train_cpu_seconds"] for record in records if record["stage"] == "tune"]
+    assert mlet["tuning"] == {
+        "trials": 1,
+        "train_cpu_seconds": tuned[1],
+        "searched": [
+            "train.tables.learning_rate",
+            "train.projections.learning_rate",
+            "train.dense.learning_rate",
+        ],
+        "output_dim": 2,
+    }
 
     # A kill in the middle of a line loses that trial alone; a finished sweep trains nothing.
     lines = results.read_text().splitlines(keepends=True)
@@ -181,14 +205,15 @@ def test_penalties_act_on_tables_and_projections_apart(tmp_path):
     data = prepare(config, tmp_path / "data")
 
     def norms(**penalties):
-        cell = Cell("mlet", 2, 8, "fixed_variance", direct_threshold=0, **penalties)
-        trial = Trial(cell, "tune", 0, (0.1, 0.1, 0.05))
+        cell = Cell("mlet", 2, 8, "fixed_variance", direct_threshold=0)
+        tuned = RATES | {f"train.{role}.l2": l2 for role, l2 in penalties.items()}
+        trial = Trial(cell, "tune", 0, tuple(tuned.items()))
         model = build_model(trial, config, data)
-        fit(model, data.splits["train"], trial.train_config(config))
+        fit(model, data.splits, trial.train_config(config))
         variables = embedding_collection(model).trainable_variables
         return {variable_role(v): float(np.linalg.norm(v)) for v in variables}
 
-    plain, tables, projections = norms(), norms(table_l2=1.0), norms(projection_l2=1.0)
+    plain, tables, projections = norms(), norms(tables=1.0), norms(projections=1.0)
     assert tables["table"] < 0.7 * plain["table"]
     assert tables["projection"] > 0.7 * plain["projection"]
     assert projections["projection"] < 0.7 * plain["projection"]
@@ -199,7 +224,7 @@ def test_a_trial_starts_from_the_model_of_a_run(tmp_path):
     config = load_tiny(tmp_path)
     data = prepare(config, tmp_path / "data")
     cell = Cell("mlet", 2, 8, direct_threshold=0)
-    trial = build_model(Trial(cell, "tune", 3, (0.1, 0.1, 0.05)), config, data)
+    trial = build_model(Trial(cell, "tune", 3), config, data)
     keras.utils.set_random_seed(3)
     model = ModelConfig(
         output_dim=2,
@@ -221,24 +246,26 @@ def test_a_trial_ends_where_a_run_ends(tmp_path):
         tmp_path / "sweep.yaml", ["train.max_steps=3", "train.schedule.decay=linear", "train.batch_size=32"]
     )
     data = prepare(config, tmp_path / "data")
-    trial = Trial(Cell("mlet", 2, 8, "fixed_variance", direct_threshold=0), "tune", 0, (0.1, 0.1, 0.1))
+    trial = Trial(Cell("mlet", 2, 8, "fixed_variance", direct_threshold=0), "tune", 0)
     model = build_model(trial, config, data)
-    fit(model, data.splits["train"], trial.train_config(config))
+    fit(model, data.splits, trial.train_config(config))
     assert int(model.optimizer.iterations) == 3
     assert [float(part.learning_rate) for part in model.optimizer.optimizers] == [0, 0, 0]
 
 
 def test_direct_tables_get_every_penalty_of_the_tables():
-    config = sweep_of({"embedding": ["direct", "mlet"], "table_l2": [0, 1e-4], "projection_l2": [0, 1e-3]})
-    found = cells(config, config.sweep.grid[0])
-    penalties = [(cell.kind, cell.table_l2, cell.projection_l2) for cell in found]
-    assert penalties == [
-        ("direct", 0.0, 0.0),
-        ("direct", 1e-4, 0.0),
+    penalties = {"train.tables.l2": [0, 1e-4], "train.projections.l2": [0, 1e-3]}
+    config = sweep_of({"embedding": ["direct", "mlet_frozen", "mlet"], **penalties})
+    found = [(cell.kind, *dict(cell.settings).values()) for cell in cells(config, config.sweep.grid[0])]
+    assert sorted(found) == [
+        ("direct", 0.0),
+        ("direct", 1e-4),
         ("mlet", 0.0, 0.0),
         ("mlet", 0.0, 1e-3),
         ("mlet", 1e-4, 0.0),
         ("mlet", 1e-4, 1e-3),
+        ("mlet_frozen", 0.0),
+        ("mlet_frozen", 1e-4),
     ]
 
 
@@ -262,10 +289,10 @@ def test_a_grid_varies_any_key_of_model_and_training():
         (8, 128),
     ], "those of one chain by growing d"
     assert found[3].to_dict()["settings"] == {"train.batch_size": 128, "train.schedule.decay": "linear"}
-    train = train_config(config, found[3], (0.1, 0.2, 0.3), seed=5)
+    train = train_config(config, found[3], RATES, seed=5)
     assert (train.batch_size, train.schedule.decay, train.seed) == (128, "linear", 5)
-    assert train.projections.learning_rate == 0.2
-    keys = {Trial(cell, "final", 0, (0.1, 0.1, 0.1)).key(config, "rows") for cell in found}
+    assert train.dense.learning_rate == 0.05
+    keys = {Trial(cell, "final", 0).key(config, "rows") for cell in found}
     assert len(keys) == 4
     common = {"study": "s", "stage": "final", "method": None, "seed": 0, "test": {"auc": 0.7}}
     assert [group.label for group in groups(cell.to_dict() | common for cell in found)] == [
@@ -299,30 +326,37 @@ def test_combinations_that_no_run_takes_are_refused(tmp_path, grid, line):
     assert "\n" not in str(error.value)
 
 
-def test_stored_trials_are_found_again():
-    root = Path(__file__).parents[2]
-    for study in ("variants", "large", "sgd", "rank8", "accumulator", "dense_adagrad"):
-        config = load_sweep(root / "configs" / f"sweep_{study}.yaml")
-        for record in read_records(root / "docs" / "results" / f"{study}.jsonl"):
-            if (
-                record["method"] is None and record["output_dim"] < 32
-            ):  # Those of 32 columns are truncated too.
-                cell = Cell(**{f.name: record[f.name] for f in dataclasses.fields(Cell) if f.name in record})
-                rates = tuple(record["learning_rates"].values())
-                trial = Trial(cell, record["stage"], record["seed"], rates)
-                assert trial.key(config, record["data"]) == record["key"]
-
-
-def test_a_training_that_stored_words_do_not_tell_has_a_key_of_its_own():
-    trial = Trial(Cell("direct", 4), "final", 0, (0.1, 0.1, 0.1))
-    trains = (
-        {},
-        {"max_steps": 5},
-        {"schedule": {"decay": "linear"}},
-        {"projections": {"name": "lazy_adam"}},
-        {"projections": {"initial_accumulator": 0.5}},
-    )
-    assert len({trial.key(sweep_of({}, train=train), "rows") for train in trains}) == len(trains)
+def test_all_that_a_training_depends_on_is_in_its_key():
+    trial = Trial(Cell("mlet", 4, 8), "final", 0)
+    configs = [
+        sweep_of({}, **groups)
+        for groups in (
+            {},
+            {"model": {"top_units": [8]}},
+            {"train": {"max_steps": 5}},
+            {"train": {"schedule": {"decay": "linear"}}},
+            {"train": {"projections": {"name": "lazy_adam"}}},
+            {"train": {"projections": {"initial_accumulator": 0.5}}},
+            {"train": {"tables": {"l2": 0.5}}},
+            {"train": {"early_stopping_patience": 0}},
+            {"train": {"early_stopping_metric": "auc"}},
+        )
+    ]
+    assert len({trial.key(config, "rows") for config in configs}) == len(configs)
+    others = [
+        dataclasses.replace(trial, **change)
+        for change in (
+            {"cell": Cell("nested", 4, 8)},
+            {"stage": "control"},
+            {"seed": 1},
+            {"tuned": (("train.tables.learning_rate", 0.3),)},
+            {"truncate_to": (1,)},
+        )
+    ]
+    assert len({one.key(configs[0], "rows") for one in (trial, *others)}) == 1 + len(others)
+    assert trial.key(configs[0], "rows") != trial.key(configs[0], "other rows")
+    noted = dataclasses.replace(trial, notes={"at_edge": ["train.tables.learning_rate"]})
+    assert noted.key(configs[0], "rows") == trial.key(configs[0], "rows")
 
 
 def test_stored_rows_are_found_again():

@@ -15,7 +15,7 @@ import tensorflow_recommenders as tfrs
 from mlet_tf.collapse import collapse_model
 from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, MLETEmbedding
 from mlet_tf.models import DLRM, build_dlrm
-from mlet_tf.optimizers import RowWiseAdagrad, SparseAdagrad, SparseSGD, split_optimizer
+from mlet_tf.optimizers import LazyAdam, RowWiseAdagrad, SparseAdagrad, SparseSGD, split_optimizer
 
 ROWS = [300, 12, 50, 3]
 FEATURES = [EmbeddingFeature(f"c{i}", rows) for i, rows in enumerate(ROWS)]
@@ -88,11 +88,13 @@ def test_ways_to_run_do_not_change_the_result(log, model_options, compile_option
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-def test_outputs_are_those_of_the_formula(log):
-    model = small_dlrm()
+@pytest.mark.parametrize("dot_skip", [False, True])
+def test_outputs_are_those_of_the_formula(log, dot_skip):
+    model = small_dlrm(dot_skip=dot_skip)
     inputs = first(log[0], 20)
     bottom_1, bottom_2 = (layer.get_weights() for layer in model._bottom_stack.layers)
-    top_1, top_2 = (layer.get_weights() for layer in model._top_stack.layers)
+    top = model._top_stack.get_weights()
+    skip = top.pop(0) if dot_skip else np.zeros((10, 1))
     x = np.maximum(inputs["dense_features"] @ bottom_1[0] + bottom_1[1], 0)
     x = np.maximum(x @ bottom_2[0] + bottom_2[1], 0)
     collection = model._embedding_layer
@@ -101,12 +103,40 @@ def test_outputs_are_those_of_the_formula(log):
     ]
     vectors.append(x)
     pairs = [(vectors[i] * vectors[j]).sum(1) for i in range(5) for j in range(i)]
-    hidden = np.maximum(np.concatenate([x, np.stack(pairs, 1)], 1) @ top_1[0] + top_1[1], 0)
-    expected = 1 / (1 + np.exp(-(hidden @ top_2[0] + top_2[1])[:, 0]))
+    hidden = np.maximum(np.concatenate([x, np.stack(pairs, 1)], 1) @ top[0] + top[1], 0)
+    expected = 1 / (1 + np.exp(-(hidden @ top[2] + top[3] + np.stack(pairs, 1) @ skip)[:, 0]))
     np.testing.assert_allclose(model(inputs), expected, atol=1e-6)
     for rows in (0, 1):
         np.testing.assert_allclose(model(first(inputs, rows)), expected[:rows], atol=1e-6)
         assert model(first(inputs, rows)).shape == (rows,)
+
+
+def test_logit_starts_with_the_mean_of_the_dot_products():
+    np.testing.assert_allclose(small_dlrm()._top_stack.get_weights()[0], np.full((10, 1), 0.1), rtol=1e-6)
+
+
+def test_ids_alone_are_learned():
+    """Without the linear path the ReLU units of this model die, and its AUC stays at .5."""
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, 400, 40_000), rng.integers(0, 400, 40_000)
+    tastes, kinds = rng.normal(size=(400, 2)), rng.normal(size=(400, 2))
+    label = ((tastes[users] * kinds[items]).sum(1) > 0).astype("float32")
+    inputs = {
+        "dense_features": np.zeros((40_000, 0), "float32"),
+        "sparse_features": np.stack([users, items], 1),
+    }
+    keras.utils.set_random_seed(0)
+    model = build_dlrm(
+        0, [EmbeddingFeature(n, 400) for n in "ab"], 8, 64, (64,), (64, 32), initialization="orthogonal"
+    )
+    rule = {"initial_accumulator_value": 1e-6}
+    model.compile(
+        split_optimizer(
+            tables=SparseAdagrad(0.1, **rule), projections=SparseAdagrad(0.04, **rule), dense=LazyAdam(0.002)
+        )
+    )
+    model.fit(inputs, label, batch_size=256, epochs=2, verbose=0)
+    assert model.evaluate(inputs, label, batch_size=4096, verbose=0, return_dict=True)["auc"] > 0.8
 
 
 def test_file_restores_model_and_optimizer(log, tmp_path):

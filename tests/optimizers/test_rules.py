@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import mlet_tf.optimizers
+from mlet_tf.layers.roles import mark_tables
 from mlet_tf.optimizers import LazyAdam, RowWiseAdagrad, SparseAdagrad, SparseSGD, split_optimizer
 
 RNG = np.random.default_rng(0)
@@ -52,6 +53,48 @@ def test_variables_of_any_rank_move_against_the_gradient(rule, shape):
     assert np.all(keras.ops.convert_to_numpy(variable) < 1)
 
 
+@pytest.mark.parametrize("exponent", [0.5, 1.0])
+def test_the_rate_of_a_table_grows_with_its_rows(rule, exponent, reference):
+    """Tables of 1, 4 and 2 rows in one variable, the largest of 16 in another."""
+    weights = RNG.normal(size=(7, 3)).astype("float32")
+    stacked = keras.Variable(weights, name="table")
+    mark_tables(stacked, [1, 4, 2])
+    variables = {
+        "stacked": stacked,
+        "largest": keras.Variable(np.ones((16, 3), "float32"), name="direct_table"),
+        "projection": keras.Variable(np.ones((40, 3), "float32"), name="projection"),
+    }
+    rates = {
+        "stacked": 0.1 * (np.repeat([1, 4, 2], [1, 4, 2]) / 16) ** exponent,
+        "largest": 0.1,
+        "projection": 0.1,
+    }
+    expected = {
+        name: reference(
+            rule, keras.ops.convert_to_numpy(v), rates[name], decay=0.2, every_row=name == "projection"
+        )
+        for name, v in variables.items()
+    }
+    optimizer = make(rule, rows_exponent=exponent, weight_decay=0.2)
+    for _ in range(3):
+        gradients = [RNG.normal(size=v.shape).astype("float32") for v in variables.values()]
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients], list(variables.values()))
+        for name, gradient in zip(variables, gradients, strict=True):
+            expected[name].update(gradient)
+    for name, variable in variables.items():
+        received = keras.ops.convert_to_numpy(variable)
+        np.testing.assert_allclose(received, expected[name].w, rtol=2e-5, atol=2e-6)
+
+
+def test_plain_sgd_has_no_state():
+    variables = [
+        keras.Variable(np.ones((5, 2), "float32"), name=n) for n in ("table", "projection", "kernel")
+    ]
+    optimizer = split_optimizer(tables=SparseSGD(), projections=SparseSGD(), dense=SparseSGD())
+    optimizer.build(variables)
+    assert [v.shape for v in optimizer.variables] == [()] * len(optimizer.variables)
+
+
 def test_row_wise_state_is_one_number_a_row():
     variable = keras.Variable(np.ones((50, 8), "float32"), name="table")
     optimizer = RowWiseAdagrad()
@@ -61,7 +104,8 @@ def test_row_wise_state_is_one_number_a_row():
 
 def test_config_round_trip(rule):
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
-    optimizer = getattr(mlet_tf.optimizers, rule)(schedule, l2=0.01, weight_decay=0.1, global_clipnorm=1.0)
+    options = {"l2": 0.01, "weight_decay": 0.1, "rows_exponent": 0.5, "global_clipnorm": 1.0}
+    optimizer = getattr(mlet_tf.optimizers, rule)(schedule, **options)
     clone = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
     assert type(clone) is type(optimizer)
     assert clone.get_config() == optimizer.get_config()
@@ -132,6 +176,7 @@ def test_split_stores_its_state_once(tmp_path):
     ("make_wrong", "name"),
     [
         (lambda: SparseSGD(0.1, l2=-1), "l2"),
+        (lambda: SparseSGD(0.1, rows_exponent=-1), "rows_exponent"),
         (lambda: SparseAdagrad(0.1, epsilon=0), "epsilon"),
         (lambda: RowWiseAdagrad(0.1, initial_accumulator_value=-1), "initial_accumulator_value"),
         (lambda: LazyAdam(0.1, beta_1=1), "beta_1"),

@@ -126,7 +126,9 @@ def address(server, protocol):
 
 @pytest.fixture(params=["grpc", "rest"])
 def client(request, server):
-    with CTRClient(address(server, request.param), protocol=request.param, schema=SCHEMA, timeout=30) as made:
+    with CTRClient(
+        address(server, request.param), protocol=request.param, schema=SCHEMA, timeout=300
+    ) as made:
         yield made
 
 
@@ -262,8 +264,8 @@ def test_status_metadata_versions_and_readiness(client, server):
         "inputs": {"examples": ("string", [-1])},
         "outputs": {"ctr": ("float", [-1])},
     }
-    client.wait_until_ready(timeout=5)
-    client.wait_until_ready(2, timeout=5)
+    client.wait_until_ready(timeout=300)
+    client.wait_until_ready(2, timeout=300)
     with pytest.raises(ServingError, match=r"version 7 is not ready at .* after 0.2 s"):
         client.wait_until_ready(7, timeout=0.2)
 
@@ -340,7 +342,7 @@ def test_asyncio(server, protocol):
     async def main():
         target = address(server, protocol)
         async with AsyncCTRClient(target, protocol=protocol, schema=SCHEMA) as client:
-            await client.wait_until_ready(timeout=10)
+            await client.wait_until_ready(timeout=300)
             assert await client.status() == {2: "AVAILABLE"}
             assert "serving_default" in await client.metadata()
             answers = await asyncio.gather(*(client.predict(ROWS[: n % 5 + 1]) for n in range(20)))

@@ -13,6 +13,7 @@ from fake_servers import EXHAUSTED, Answering, predict_response
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlet_tf.errors import InputError
 from mlet_tf.serving import AsyncCTRClient, CTRClient, ServingError
 from mlet_tf.serving.retry import Backoff
 from mlet_tf.serving.rows import Rows
@@ -36,13 +37,13 @@ class Drawn(random.Random):
 
 
 def in_threads(target, calls, **options):
-    with CTRClient(target, timeout=60, **options) as client, ThreadPoolExecutor(len(calls)) as threads:
+    with CTRClient(target, timeout=300, **options) as client, ThreadPoolExecutor(len(calls)) as threads:
         return np.concatenate(list(threads.map(client.predict, calls))).tolist()
 
 
 def in_asyncio(target, calls, **options):
     async def main():
-        async with AsyncCTRClient(target, timeout=60, **options) as client:
+        async with AsyncCTRClient(target, timeout=300, **options) as client:
             return await asyncio.gather(*map(client.predict, calls))
 
     return np.concatenate(asyncio.run(main())).tolist()
@@ -109,7 +110,7 @@ def test_more_requests_of_asyncio_over_rest_than_the_event_loop_has_threads(http
 
     class Handler(Answering):
         def reply(self, _):
-            barrier.wait(60)
+            barrier.wait(300)
             return 200, '{"outputs": [0.25]}'
 
     calls = [[{}]] * 40
@@ -121,7 +122,7 @@ def test_more_requests_of_asyncio_over_rest_than_the_event_loop_has_threads(http
 def test_no_pause_outlasts_the_deadline(busy, protocol):
     model, target = busy(protocol, refusals=9)
     with (
-        CTRClient(target, protocol=protocol, timeout=1.5, backoff=5, rng=Drawn(1.0)) as client,
+        CTRClient(target, protocol=protocol, timeout=60, rng=Drawn(1000.0)) as client,
         pytest.raises(ServingError, match="RESOURCE_EXHAUSTED"),
     ):
         client.predict([{}])
@@ -183,7 +184,33 @@ def test_each_attempt_has_what_is_left_of_the_time(flaky):
     with CTRClient(target, timeout=9, backoff=1, rng=Drawn(1.0)) as client:
         client.predict([{}])
     left = [seen[2] for seen in service.seen]
+    # Of longer times gRPC sends no more than the seconds or minutes, rounded up.
     assert left[0] <= 9.1 and left[1] <= 8.1 and left[2] <= 6.1
+
+
+@both_protocols
+def test_a_closed_client_refuses_and_opens_no_connection(busy, protocol):
+    """gRPC raised an error of its own, REST connected again."""
+    model, target = busy(protocol)
+    client = CTRClient(target, protocol=protocol)
+    client.close()
+    client.close()
+
+    async def ask_closed():
+        other = AsyncCTRClient(target, protocol=protocol)
+        await other.close()
+        await other.predict([{}])
+
+    for ask in (
+        lambda: client.predict([{}]),
+        client.status,
+        client.metadata,
+        client.wait_until_ready,
+        lambda: asyncio.run(ask_closed()),
+    ):
+        with pytest.raises(InputError, match=rf"^client of {target}: expected an open one"):
+            ask()
+    assert model.asked == 0
 
 
 @pytest.fixture
@@ -236,7 +263,7 @@ def test_a_call_of_asyncio_waits_for_its_turn_and_a_cancelled_one_makes_room(stu
     target, begun, go_on = stuck("grpc")
 
     async def main():
-        async with AsyncCTRClient(target, timeout=30, max_concurrency=1) as client:
+        async with AsyncCTRClient(target, timeout=300, max_concurrency=1) as client:
             first = asyncio.create_task(client.predict([{}]))
             await asyncio.to_thread(begun.wait, 30)
             second = asyncio.create_task(client.predict([{}]))

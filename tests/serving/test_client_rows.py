@@ -95,8 +95,8 @@ def test_each_row_gets_its_own_answer_in_every_form(asked, protocol, labelled, r
 def asked(busy):
     """Clients of a server that answers a row with the length of its example."""
     with (
-        CTRClient(busy("grpc")[1], schema=SCHEMA, max_batch=3, timeout=60) as over_grpc,
-        CTRClient(busy("rest")[1], schema=SCHEMA, max_batch=3, timeout=60, protocol="rest") as over_rest,
+        CTRClient(busy("grpc")[1], schema=SCHEMA, max_batch=3, timeout=300) as over_grpc,
+        CTRClient(busy("rest")[1], schema=SCHEMA, max_batch=3, timeout=300, protocol="rest") as over_rest,
     ):
         yield {"grpc": over_grpc, "rest": over_rest}
 
@@ -105,7 +105,7 @@ def test_asyncio_takes_the_same_forms(busy):
     target, rows = busy("grpc")[1], [{"I1": n, "C1": "x" * n} for n in range(1, 6)]
 
     async def main():
-        async with AsyncCTRClient(target, schema=SCHEMA, max_batch=2, timeout=60) as client:
+        async with AsyncCTRClient(target, schema=SCHEMA, max_batch=2, timeout=300) as client:
             return await asyncio.gather(*(client.predict(form(rows, False)) for form in FORMS.values()))
 
     expected = [float(len(Rows([row], SCHEMA).examples[0])) for row in rows]

@@ -77,7 +77,7 @@ def test_serve_hands_its_limits_to_the_stand_in(command, model, tmp_path, monkey
                 instances = [{"I1": 1, "C1": "a" * length}] * rows
                 body = json.dumps({"signature_name": "predict_raw", "instances": instances}).encode()
                 try:
-                    answers.append(urllib.request.urlopen(url, body, timeout=60).status)
+                    answers.append(urllib.request.urlopen(url, body, timeout=300).status)
                 except urllib.error.HTTPError as error:
                     answers.append(error.code)
         answers.append(options.timeout_seconds)

@@ -49,7 +49,7 @@ def s3(tmp_path_factory):
 
 
 def _answers(server: subprocess.Popen, port: int) -> bool:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while server.poll() is None and time.monotonic() < deadline:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

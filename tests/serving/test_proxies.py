@@ -58,11 +58,11 @@ def target(flaky, http_server):
 def test_loopback_is_never_proxied(proxy, target, protocol, host):
     """Nor is a token of it readable anywhere."""
     address = target[protocol].replace("127.0.0.1", host)
-    with CTRClient(address, protocol=protocol, token="secret", timeout=30) as client:
+    with CTRClient(address, protocol=protocol, token="secret", timeout=300) as client:
         assert client.predict([{}]).tolist() == [0.5]
 
     async def main():
-        async with AsyncCTRClient(address, protocol=protocol, token="secret", timeout=30) as client:
+        async with AsyncCTRClient(address, protocol=protocol, token="secret", timeout=300) as client:
             return (await client.predict([{}])).tolist()
 
     assert asyncio.run(main()) == [0.5]
@@ -71,7 +71,7 @@ def test_loopback_is_never_proxied(proxy, target, protocol, host):
 
 def test_another_machine_is_reached_through_the_proxy_over_grpc(proxy):
     """So the variables were set right above; what goes through in clear has no token."""
-    with CTRClient("models.example:8500", retries=0, timeout=30) as client, pytest.raises(ServingError):
+    with CTRClient("models.example:8500", retries=0, timeout=300) as client, pytest.raises(ServingError):
         client.status()
     assert proxy[0].startswith("CONNECT models.example:8500 ")
 
@@ -127,7 +127,7 @@ def test_python_and_its_http_libraries_go_to_loopback_directly(proxy, target):
     import urllib.request
 
     bypass_proxy_for_loopback()
-    assert urllib.request.urlopen(f"http://{target['rest']}/", timeout=60).status == 200
+    assert urllib.request.urlopen(f"http://{target['rest']}/", timeout=300).status == 200
     assert proxy == []
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tests_support import DENSE, VOCABULARY, write_packed_rows
 
-from mlet_tf.config import ModelConfig, OptimizerConfig, TrainConfig
+from mlet_tf.config import ModelConfig, TablesConfig, TrainConfig
 from mlet_tf.distributed import Cluster, RowShardedEmbeddings, Workers, gather_model
 from mlet_tf.errors import InputError
 from mlet_tf.layers import EmbeddingCollection
@@ -39,7 +39,7 @@ def train_part(folder: Path, workers: Workers, changes: dict) -> None:
             "epochs": 2,
             "checkpoint_steps": 3,
             "shuffle_rows": 200,
-            "tables": OptimizerConfig(name="row_wise_adagrad", learning_rate=0.05),
+            "tables": TablesConfig(name="row_wise_adagrad", learning_rate=0.05),
             **changes,
         }
     )
@@ -174,7 +174,7 @@ def test_a_killed_process_goes_on_from_the_checkpoint(tmp_path, alone, sharded):
     changes = {"shard_tables": sharded}
     processes = start_two(tmp_path, changes, pause=0.5)
     deadline = time.monotonic() + TIMEOUT
-    # Into the second epoch: four checkpoints an epoch, and one of the best.
+    # Into the second epoch: four checkpoints an epoch.
     while newest(tmp_path) < 6 and processes[1].poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGKILL)

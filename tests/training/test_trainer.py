@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests_support import DENSE, VOCABULARY, write_packed_rows
 
-from mlet_tf.config import ModelConfig, OptimizerConfig, TrainConfig
+from mlet_tf.config import ModelConfig, OptimizerConfig, TablesConfig, TrainConfig
 from mlet_tf.errors import InputError
 from mlet_tf.metrics import auc
 from mlet_tf.optimizers import WarmupDecay
@@ -99,20 +99,35 @@ def slow_fit(folder: str) -> None:
     fit(Path(folder))
 
 
-def test_early_stopping_keeps_the_best_weights(tmp_path):
-    weights, progress = fit(
-        tmp_path / "run",
-        epochs=30,
-        early_stopping_patience=1,
-        dense=OptimizerConfig(name="sgd", learning_rate=1.0),
-    )
-    losses = [record["eval_logloss"] for record in progress.history]
-    assert progress.stopped and len(losses) < 30
-    assert np.argmin(losses) < len(losses) - 1
-    best = int(np.argmin(losses)) + 1
-    again, _ = fit(tmp_path / "best", epochs=best, dense=OptimizerConfig(name="sgd", learning_rate=1.0))
+@pytest.mark.parametrize(("metric", "best_of"), [("logloss", np.argmin), ("auc", np.argmax)])
+def test_early_stopping_keeps_the_best_weights(tmp_path, metric, best_of):
+    dense = OptimizerConfig(name="sgd", learning_rate=1.0)
+    stopping = {"early_stopping_patience": 1, "early_stopping_metric": metric}
+    weights, progress = fit(tmp_path / "run", epochs=30, dense=dense, **stopping)
+    reached = [record[f"eval_{metric}"] for record in progress.history]
+    best = int(best_of(reached)) + 1
+    assert progress.stopped and len(reached) == progress.epoch == best + 2 < 30
+    assert progress.final_epoch == progress.best_epoch == best
+    again, _ = fit(tmp_path / "best", epochs=best, dense=dense)
     for got, want in zip(weights, again, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_stays_a_constant_is_an_error(tmp_path):
+    """Not a model that the rest of the pipeline goes on with."""
+    rows = write_packed_rows(tmp_path / "rows", 3000, 0)
+    still = {"learning_rate": 1e-12}
+    config = TrainConfig(batch_size=500, tables=still, projections=still, dense=still)
+    model = build_model(MODEL, dict.fromkeys(("a", "b"), VOCABULARY), DENSE)
+    model(next(rows.blocks(1)))
+    last = max((w for w in model.trainable_variables if w.shape[-1:] == (1,)), key=lambda w: len(w.shape))
+    last.assign(np.zeros(last.shape))
+    compile_model(model, config, total_steps(config, rows.rows))
+    with pytest.raises(
+        InputError, match=r"as good as a constant.*AUC 0\.5\d* and normalised entropy 1\."
+    ) as error:
+        train(model, rows, rows, config, tmp_path / "work", str(tmp_path / "board"))
+    assert "'train.tables.learning_rate'" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_epoch_is_each_row_once_in_an_order_of_its_own(tmp_path):
@@ -182,12 +197,41 @@ def test_the_last_epoch_may_be_a_part_of_one(tmp_path):
 
 def test_fewer_rows_than_a_batch():
     with pytest.raises(InputError, match=r"batch_size.*is 512, but the train split has only 10 rows"):
-        total_steps(TrainConfig(), 10)
+        total_steps(TrainConfig(batch_size=512), 10)
+
+
+@pytest.mark.parametrize(
+    ("rows", "workers", "size"),
+    [
+        (10, 1, 10),
+        (100_000, 1, 256),
+        (530_000, 1, 512),
+        (1_600_000, 1, 2048),
+        (10**9, 1, 8192),
+        (530_000, 3, 510),
+    ],
+)
+def test_a_batch_by_the_rows(rows, workers, size):
+    """A thousandth of the rows in steps of two, between bounds; accumulators as small as its mean gradients."""
+    train = TrainConfig().for_rows(rows, workers)
+    assert train.batch_size == size
+    assert total_steps(train, rows) == rows // size * train.epochs
+    assert train.tables.initial_accumulator == train.projections.initial_accumulator == 0.25 / size**2
+    assert train.dense.initial_accumulator is None, "Adam has none"
+
+
+def test_what_is_given_is_kept():
+    given = TrainConfig(batch_size=64, tables=TablesConfig(initial_accumulator=0.1))
+    train = given.for_rows(10**6)
+    assert (train.batch_size, train.tables.initial_accumulator) == (64, 0.1)
+    assert train.projections.initial_accumulator == 0.25 / 64**2
+    with pytest.raises(ValueError, match="for_rows"):
+        total_steps(TrainConfig(), 10**6)
 
 
 def test_tables_get_the_initial_accumulator_of_the_configuration():
     model = build_model(ModelConfig(bottom_units=(4,), top_units=(4,)), {"a": 100}, 2)
-    tables = OptimizerConfig(name="adagrad", learning_rate=0.02, initial_accumulator=1e-6)
+    tables = TablesConfig(name="adagrad", learning_rate=0.02, initial_accumulator=1e-6)
     compile_model(model, TrainConfig(tables=tables), 10)
     model.optimizer.build(model.trainable_variables)
     starts = {v.path: float(v.numpy().max()) for v in model.optimizer.variables if "accumulator" in v.path}

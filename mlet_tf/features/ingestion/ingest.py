@@ -1,5 +1,6 @@
 """From a raw log to a folder of examples: chunks are written separately, checked, and renamed into place."""
 
+import collections
 import functools
 import json
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from mlet_tf.datasets.parts import check_listed
 from mlet_tf.datasets.reading import Reject, check_reject_share, lines_before, plan_chunks
 from mlet_tf.errors import InputError
 from mlet_tf.features.ingestion.config import EVAL, TRAIN, IngestConfig
@@ -69,7 +71,7 @@ def ingest(
 def _plan(inputs: Mapping[str, Sequence[str]], config: IngestConfig) -> list[Task]:
     tasks: list[Task] = []
     for split, files in inputs.items():
-        for chunk in plan_chunks(files, config.schema, config.chunk_bytes):
+        for chunk in plan_chunks(files, config.schema_to_read, config.chunk_bytes):
             tasks.append(Task(len(tasks), chunk, split if config.method == "files" else None))
     return tasks
 
@@ -111,6 +113,11 @@ def _check(tasks: list[Task], results: list[Result], config: IngestConfig) -> di
         for row in result.first_rejects
     ]
     check_reject_share(rows["read"], rows["rejected"], shown, config.max_reject_share)
+    if config.column is not None:
+        unlisted: collections.Counter[str] = collections.Counter()
+        for result in results:
+            unlisted.update(result.unlisted)
+        check_listed(unlisted, config.column, "data.split.parts")
     for split in (TRAIN, EVAL):
         if rows[split] == 0:
             raise InputError(
@@ -124,6 +131,7 @@ def _how_split(rows: dict[str, int], config: IngestConfig) -> str:
         "hash": f"eval_share {config.eval_share}",
         "time": f"cut {config.cut}",
         "files": "files of its own",
+        "column": f"column {config.column!r}",
     }
     return f"{rows['read']} rows read, {rows['rejected']} rejected, split by {config.method} ({how[config.method]})"
 

@@ -15,6 +15,7 @@ from isal import isal_zlib
 
 from mlet_tf.datasets.encoding import dictionary_columns, encode_examples, list_records
 from mlet_tf.datasets.files import plain_name
+from mlet_tf.datasets.parts import Parts
 from mlet_tf.datasets.reading import Block, Chunk, read_chunk
 from mlet_tf.errors import InputError
 from mlet_tf.features.counts import ValueCounter
@@ -60,6 +61,7 @@ class Result:
         shards: Files written, as (split, path, rows found on reading it again).
         counts: Files with the values of `train`, counted, see `mlet_tf.features.counts`.
         encoded: Rows that were encoded, by split.
+        unlisted: Rows by value of the column that splits the log, for values that no part lists.
         error: Why the chunk cannot be read or written.
     """
 
@@ -71,6 +73,7 @@ class Result:
     shards: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)
     counts: list[str] = dataclasses.field(default_factory=list)
     encoded: dict[str, int] = dataclasses.field(default_factory=lambda: {TRAIN: 0, EVAL: 0})
+    unlisted: dict[str, int] = dataclasses.field(default_factory=dict)
     error: str | None = None
 
 
@@ -91,22 +94,24 @@ def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) 
     writers = {split: _ShardWriter(f"{name}-{split}") for split in (TRAIN, EVAL)}
     rejects = _RejectWriter(f"{name}-rejects.jsonl")
     counts = _CountWriter(config, f"{name}-counts")
+    parts = Parts({split: config.parts.get(split, ()) for split in (TRAIN, EVAL)})
+    columns = [config.schema.label, *config.schema.raw_features]
     try:
         # Compression is half the work and releases the GIL: it runs while the next block is read.
         with futures.ThreadPoolExecutor(1) as thread:
             written = thread.submit(lambda: None)
-            for block in read_chunk(task.chunk, config.schema):
-                table = dictionary_columns(block.table)
+            for block in read_chunk(task.chunk, config.schema_to_read):
+                table = dictionary_columns(block.table.select(columns))
                 records = list_records(encode_examples(table))
-                in_eval = _in_eval(block, task, config, cut)
+                in_eval = _in_eval(block, task, config, cut, parts)
                 counts.add(table, ~in_eval)
-                parts = {
+                records_of = {
                     TRAIN: list(itertools.compress(records, ~in_eval)),
                     EVAL: list(itertools.compress(records, in_eval)),
                 }
                 written.result()
-                written = thread.submit(_write_parts, writers, parts)
-                for split, part in parts.items():
+                written = thread.submit(_write_records, writers, records_of)
+                for split, part in records_of.items():
                     result.encoded[split] += len(part)
                 rejects.write(block)
                 result.lines += block.lines
@@ -115,7 +120,7 @@ def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) 
         for split, writer in writers.items():
             result.shards += [(split, path, count_records(path)) for path in writer.close()]
         result.rejects_file = rejects.close()
-        result.counts = counts.close()
+        result.counts, result.unlisted = counts.close(), parts.unlisted
     except InputError as error:
         result.error = str(error)
     except (OSError, tf.errors.OpError) as error:
@@ -124,17 +129,19 @@ def write_chunk(task: Task, config: IngestConfig, cut: int | None, folder: str) 
     return result
 
 
-def _write_parts(writers: dict[str, "_ShardWriter"], parts: dict[str, list[bytes]]) -> None:
-    for split, records in parts.items():
+def _write_records(writers: dict[str, "_ShardWriter"], records_of: dict[str, list[bytes]]) -> None:
+    for split, records in records_of.items():
         writers[split].write(records)
 
 
-def _in_eval(block: Block, task: Task, config: IngestConfig, cut: int | None) -> np.ndarray:
+def _in_eval(block: Block, task: Task, config: IngestConfig, cut: int | None, parts: Parts) -> np.ndarray:
     """Which of a block's good rows belong to `eval`."""
     if task.split is not None:
         return np.full(block.table.num_rows, task.split == EVAL)
     if config.method == "time" and config.schema.time is not None:
         return block.table[config.schema.time.name].to_numpy() >= cut
+    if config.column is not None:
+        return parts.of_rows(block.table[config.column]) == (TRAIN, EVAL).index(EVAL)
     return _uniform(block.positions, task.chunk.path, config.seed) < config.eval_share
 
 
