@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from mlet_tf.embeddings.plan import BITMAP_IDS, Band, FeaturePlan, Plan
+from mlet_tf.embeddings.plan import BITMAP_IDS, Band, FeaturePlan, Plan, row_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,13 +13,20 @@ class Form:
 
     Attributes:
         store: Row store.
-        width: Columns of a row.
+        width: Columns of a row, or its bytes for `columns`, where rows of several widths have as many.
         parts: Parts of a product-quantised row.
     """
 
     store: str
     width: int
     parts: int | None
+
+    @classmethod
+    def of(cls, band: Band) -> "Form":
+        """The form of a band."""
+        if not band.width:
+            return cls("float32", 0, None)
+        return cls(band.store, row_bytes(band) if band.store == "columns" else band.width, band.parts)
 
 
 @dataclasses.dataclass
@@ -28,13 +35,23 @@ class Storage:
 
     Attributes:
         form: The form.
-        rows: Rows of all of them.
-        bands: Number of bands: each has a scale or a codebook of its own.
+        bands: The bands: each has scales or a codebook of its own.
+        counts: Rows of each band.
     """
 
     form: Form
-    rows: int = 0
-    bands: int = 0
+    bands: list[Band] = dataclasses.field(default_factory=list)
+    counts: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all bands."""
+        return sum(self.counts)
+
+    @property
+    def width(self) -> int:
+        """Columns of the widest row."""
+        return max(band.width for band in self.bands)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +150,7 @@ class Layout:
     def _place(self, position: int, feature: FeaturePlan) -> None:
         start, projected = self.feature_starts[position], feature.is_projected(self.plan.output_dim)
         for number, band in enumerate(feature.bands):
-            form = Form(
-                band.store if band.width else "float32", band.width, band.parts if band.width else None
-            )
+            form = Form.of(band)
             index = self._forms.setdefault(form, len(self.storages))
             if index == len(self.storages):
                 self.storages.append(Storage(form))
@@ -152,15 +167,15 @@ class Layout:
                     tail_ids=tail_ids,
                     first_id=self.feature_starts[position],
                     storage=index,
-                    slot=storage.bands,
+                    slot=len(storage.bands),
                     row=storage.rows,
                     rows=rows,
                     entry=self.entries,
                     mean=self.means if projected else None,
                 )
             )
-            storage.rows += rows + tail_ids
-            storage.bands += 1
+            storage.bands.append(band)
+            storage.counts.append(rows + tail_ids)
             self.means += projected
             if band.address == "bitmap" and band.width:
                 self.entries += -(-(stop - start) // BITMAP_IDS)
@@ -183,7 +198,7 @@ class Layout:
         last: tuple | None = None
         for segment in segments:
             form = self.storages[segment.place.storage].form
-            slot = segment.place.slot if form.store in ("float8", "pq") else None
+            slot = segment.place.slot if form.store in ("float8", "columns", "pq") else None
             key = (segment.lookup, segment.shift, slot, segment.place.mean)
             if segment.address != "identity" or key != last:
                 yield segment

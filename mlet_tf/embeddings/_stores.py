@@ -11,6 +11,7 @@ from keras import ops
 
 from mlet_tf.embeddings._kmeans import assign_codes, fit_codebooks
 from mlet_tf.embeddings._layout import Form, Storage
+from mlet_tf.embeddings.column_codes import NARROW_BITS, WIDE_BITS, encoded, fit_scales, sampled
 from mlet_tf.embeddings.plan import CENTROIDS
 from mlet_tf.errors import InputError
 from mlet_tf.layers.backend import gather_rows, on_tensorflow
@@ -52,7 +53,8 @@ class RowStore(keras.layers.Layer):
 
     def __init__(self, storage: Storage, **kwargs: Any) -> None:
         super().__init__(dtype="float32", trainable=False, **kwargs)
-        self.form, self.rows, self.bands = storage.form, storage.rows, storage.bands
+        self.form, self.width = storage.form, storage.width
+        self.rows, self.bands = storage.rows, len(storage.bands)
         self.autocast = False
 
     def build(self, input_shape: Any = None) -> None:
@@ -93,7 +95,7 @@ class RowStore(keras.layers.Layer):
         write_rows(self.values, rows.blocks(), low, rows.count)  # Rounds to the nearest.
 
     def _create(self) -> None:
-        self.values = self._add("values", (self.rows, self.form.width), self.form.store)
+        self.values = self._add("values", (self.rows, self.width), self.form.store)
 
     def _add(self, name: str, shape: Sequence[int], dtype: str) -> keras.Variable:
         return self.add_weight(
@@ -133,7 +135,7 @@ class Float8Store(RowStore):
         self.units.assign(np.array(store["1"]))
 
     def _create(self) -> None:
-        self.values = self._add("values", (self.rows, self.form.width), "float8_e4m3fn")
+        self.values = self._add("values", (self.rows, self.width), "float8_e4m3fn")
         self.units = self._add("units", (self.bands,), "float32")
 
 
@@ -164,7 +166,7 @@ class IntegerStore(RowStore):
             write_rows(variable, (self._quantized(block)[part] for block in rows.blocks()), low, rows.count)
 
     def _create(self) -> None:
-        columns = -(-self.form.width // 2) if self.packed else self.form.width
+        columns = -(-self.width // 2) if self.packed else self.width
         self.values = self._add("values", (self.rows, columns), "uint8" if self.packed else "int8")
         self.scales_offsets = self._add("scales_offsets", (self.rows, 2), "bfloat16")
 
@@ -173,7 +175,7 @@ class IntegerStore(RowStore):
             return ops.cast(values, "float32")
         low = ops.bitwise_and(values, np.uint8(15))
         nibbles = ops.concatenate([low, ops.right_shift(values, np.uint8(4))], axis=1)
-        return ops.cast(nibbles[:, : self.form.width], "float32") - self.reach
+        return ops.cast(nibbles[:, : self.width], "float32") - self.reach
 
     def _quantized(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns values, `[rows, columns]`, and scale and offset, bfloat16 `[rows, 2]`.
@@ -195,9 +197,77 @@ class IntegerStore(RowStore):
         if not self.packed:
             return np.rint(steps).astype("int8"), pairs
         nibbles = np.rint(steps + self.reach).astype("uint8")
-        padded = np.pad(nibbles, ((0, 0), (0, self.form.width % 2)))
+        padded = np.pad(nibbles, ((0, 0), (0, self.width % 2)))
         first, second = np.split(padded, 2, axis=1)
         return first | second << 4, pairs
+
+
+class ColumnStore(RowStore):
+    """Rows of whole bytes with a step for each column of a band: columns of eight bits, then columns of four.
+
+    At the front of a row is half a byte of each column, the high nibble of one of eight bits and all of one of four; at
+    its end, the first one last, are the low nibbles of the columns of eight bits. Both are at fixed distances from
+    either end, so that rows of as many bytes are read together, and what is not a column's is multiplied with zero.
+    """
+
+    def __init__(self, storage: Storage, **kwargs: Any) -> None:
+        super().__init__(storage, **kwargs)
+        self._wide = np.array([band.wide for band in storage.bands])
+        self._ends = np.cumsum([0, *(band.width for band in storage.bands)])  # Of the steps of each band.
+
+    def call(self, rows: Any, slots: Any) -> Any:
+        """Reads rows, widened."""
+        read = gather_rows(self.values, rows)
+        halves = ops.stack([ops.bitwise_and(read, np.uint8(15)), ops.right_shift(read, np.uint8(4))], axis=2)
+        halves = ops.cast(ops.reshape(halves, (-1, 2 * self.form.width)), "float32") - 7.5
+        steps = ops.concatenate([self.scales, ops.zeros((1,), "float32")])
+        # The high nibble of eight bits counts sixteen times.
+        factors = np.where(np.arange(self.width) < self._wide[:, None], 16.0, 1.0)
+        values = halves[:, : self.width] * self._steps(steps, np.diff(self._ends), factors, slots)
+        if not (most := int(self._wide.max())):
+            return values
+        low = ops.flip(halves[:, -most:], axis=1) * self._steps(
+            steps, self._wide, np.ones((self.bands, most)), slots
+        )
+        return values + ops.pad(low, ((0, 0), (0, self.width - most)))
+
+    def write(self, rows: Rows, slot: int, low: int) -> None:
+        """Overwrites the rows of a band."""
+        wide, first, last = int(self._wide[slot]), *self._ends[slot : slot + 2]
+        sample, weights = sampled(rows.blocks(), rows.weights)
+        parts = ((sample[:, :wide], WIDE_BITS), (sample[:, wide:], NARROW_BITS))
+        steps = np.concatenate([fit_scales(part, weights, bits)[0] for part, bits in parts])
+        scales = np.array(ops.convert_to_numpy(self.scales))
+        scales[first:last] = steps
+        self.scales.assign(scales)
+        blocks = (self._packed(block, steps, wide) for block in rows.blocks())
+        write_rows(self.values, blocks, low, rows.count)
+
+    def _create(self) -> None:
+        self.values = self._add("values", (self.rows, self.form.width), "uint8")
+        self.scales = self._add("scales", (int(self._ends[-1]),), "float32")
+
+    def _steps(self, steps: Any, counts: np.ndarray, factors: np.ndarray, slots: Any) -> Any:
+        """What nibbles of columns are multiplied with, `[n, columns]`, or `[columns]` for a scalar slot.
+
+        Args:
+            steps: The steps of all bands, and a zero.
+            counts: For each band how many of its columns have such a nibble.
+            factors: What these count, `[bands, columns]`.
+            slots: Band of each row.
+        """
+        column = np.arange(factors.shape[1])
+        at = np.where(column < counts[:, None], self._ends[:-1, None] + column, self._ends[-1])
+        return gather_rows(ops.take(steps, at.astype("int32"), axis=0) * factors.astype("float32"), slots)
+
+    def _packed(self, block: np.ndarray, steps: np.ndarray, wide: int) -> np.ndarray:
+        """Returns the bytes of rows, uint8 `[rows, size]`."""
+        first = encoded(block[:, :wide], steps[:wide], WIDE_BITS)
+        rest = encoded(block[:, wide:], steps[wide:], NARROW_BITS)
+        halves = np.zeros((len(block), 2 * self.form.width), "uint8")
+        halves[:, : len(steps)] = np.concatenate([first >> 4, rest], axis=1)
+        halves[:, 2 * self.form.width - wide :] = (first & 15)[:, ::-1]
+        return halves[:, ::2] | halves[:, 1::2] << 4
 
 
 class CodeStore(RowStore):
@@ -215,32 +285,42 @@ class CodeStore(RowStore):
         if self.bands > 1:
             first = first + ops.reshape(ops.cast(slots, "int32"), (-1, 1)) * (parts * CENTROIDS)
         pieces = gather_rows(self.codebooks, codes + first)
-        return ops.reshape(pieces, (-1, self.form.width))
+        return ops.reshape(pieces, (-1, self.width))
 
     def write(self, rows: Rows, slot: int, low: int) -> None:
         """Overwrites the rows of a band: makes its centroids, then the codes of all rows."""
         codebooks = fit_codebooks(rows.blocks, rows.weights, self.form.parts)
         size = self.form.parts * CENTROIDS
-        flat = codebooks.reshape(size, self.form.width // self.form.parts)
+        flat = codebooks.reshape(size, self.width // self.form.parts)
         write_rows(self.codebooks, [flat], slot * size, size)
         blocks: Iterable[np.ndarray] = (assign_codes(block, codebooks) for block in rows.blocks())
         write_rows(self.values, blocks, low, rows.count)
 
     def _create(self) -> None:
         self.values = self._add("values", (self.rows, self.form.parts), "uint8")
-        shape = (self.bands * self.form.parts * CENTROIDS, self.form.width // self.form.parts)
+        shape = (self.bands * self.form.parts * CENTROIDS, self.width // self.form.parts)
         self.codebooks = self._add("codebooks", shape, "float32")
 
 
 def make_store(storage: Storage, name: str) -> RowStore:
     """Makes the store of a form."""
-    special = {"float8": Float8Store, "int8": IntegerStore, "int4": IntegerStore, "pq": CodeStore}
+    special: dict[str, type[RowStore]] = {
+        "float8": Float8Store,
+        "int8": IntegerStore,
+        "int4": IntegerStore,
+        "columns": ColumnStore,
+        "pq": CodeStore,
+    }
     return special.get(storage.form.store, RowStore)(storage, name=name)
 
 
 def form_text(form: Form) -> str:
     """A form as part of a variable's name."""
-    return f"{form.store}_{form.width}" + (f"_{form.parts}" if form.parts else "")
+    return (
+        form.store
+        + (f"_{form.width}" if form.width is not None else "")
+        + (f"_{form.parts}" if form.parts else "")
+    )
 
 
 def _zeros(shape: Sequence[int], dtype: str) -> Any:

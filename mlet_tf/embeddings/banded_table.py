@@ -48,7 +48,7 @@ class BandedTable(keras.layers.Layer):
         storages = self._layout.storages
         self.stores = [make_store(storage, form_text(storage.form)) for storage in storages]
         # The widest row: what rows are padded to before they are multiplied.
-        self._columns = max(storage.form.width for storage in storages)
+        self._columns = max(storage.width for storage in storages)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -179,7 +179,7 @@ class BandedTable(keras.layers.Layer):
             segments: The segment of each.
         """
         first = self._layout.segments[members[0]]
-        width, address = first.place.band.width, first.address
+        width, address = self._layout.storages[first.place.storage].width, first.address
         if width == 0:
             return ops.zeros((ops.shape(ids)[0], self._columns), "float32")
         constant, store = self._constants(members, segments), self.stores[first.place.storage]

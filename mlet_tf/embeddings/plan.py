@@ -15,7 +15,7 @@ import numpy as np
 from mlet_tf.errors import InputError
 
 ADDRESSES = ("identity", "hash", "bitmap")
-STORES = ("float32", "float16", "bfloat16", "float8", "int8", "int4", "pq")
+STORES = ("float32", "float16", "bfloat16", "float8", "int8", "int4", "columns", "pq")
 
 CENTROIDS = 256  # Of each part of a product-quantised row: its codes are one byte.
 HASH_PRIME = 2**31 - 1
@@ -83,6 +83,7 @@ class Band(_Json):
         rows: Rows of a `hash` or `bitmap` band, None for `identity`.
         salts: Multiplier and offset of each hash, see `make_salts`.
         parts: Parts of a row with a codebook each, for `pq`; they divide `width`.
+        wide: Columns of eight bits, the first ones, for `columns`; the others have four.
 
     Raises:
         InputError: A value is invalid.
@@ -95,6 +96,7 @@ class Band(_Json):
     rows: int | None = None
     salts: tuple[tuple[int, int], ...] = ()
     parts: int | None = None
+    wide: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "salts", tuple((int(a), int(b)) for a, b in self.salts))
@@ -111,6 +113,11 @@ class Band(_Json):
         _require((self.parts is None) == (self.store != "pq"), "parts", "given for pq alone", self.parts)
         divides = self.parts is None or (self.parts >= 1 and self.width % self.parts == 0)
         _require(divides, "parts", f"a divisor of width {self.width}", self.parts)
+        _require(
+            (self.wide is None) == (self.store != "columns"), "wide", "given for columns alone", self.wide
+        )
+        fits = self.wide is None or 0 <= self.wide <= self.width
+        _require(fits, "wide", f"0 to {self.width}", self.wide)
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
@@ -160,7 +167,10 @@ class FeaturePlan(_Json):
 
     def is_projected(self, output_dim: int) -> bool:
         """Whether rows are coefficients in a basis, around the mean row of their band, rather than embeddings."""
-        return any(band.width < output_dim or band.address == "bitmap" for band in self.bands)
+        return any(
+            band.width < output_dim or band.address == "bitmap" or band.store == "columns"
+            for band in self.bands
+        )
 
     def bytes(self, output_dim: int) -> Bytes:
         """Bytes of the feature in a plan of this width `d`."""
@@ -299,6 +309,8 @@ def row_bytes(band: Band) -> int:
         return band.parts if band.width else 0
     if band.width == 0:
         return 0
+    if band.store == "columns":
+        return math.ceil((band.width + band.wide) / 2)
     return math.ceil(band.width * _VALUE_BYTES[band.store]) + (4 if band.store in _SCALED else 0)
 
 
@@ -307,7 +319,7 @@ def band_bytes(band: Band, ids: int) -> Bytes:
     if band.width == 0:
         return Bytes()
     rows = row_bytes(band) * (ids if band.rows is None else band.rows)
-    shared = {"pq": 4 * CENTROIDS * band.width, "float8": 4}.get(band.store, 0)
+    shared = {"pq": 4 * CENTROIDS * band.width, "columns": 4 * band.width, "float8": 4}.get(band.store, 0)
     bitmap = math.ceil(ids / BITMAP_IDS) * _ENTRY_BYTES if band.address == "bitmap" else 0
     return Bytes(rows + shared, bitmap)
 

@@ -139,7 +139,11 @@ def write_rows(
     elif rows == table.shape[0]:
         table.assign(_stack(blocks, rows))
     else:
-        table.assign(ops.slice_update(table, (low, 0), ops.cast(_stack(blocks, rows), table.dtype)))
+        table.assign(
+            ops.slice_update(
+                table, (low, *[0] * (len(table.shape) - 1)), ops.cast(_stack(blocks, rows), table.dtype)
+            )
+        )
 
 
 def _write_tensorflow(table: keras.Variable, blocks: Iterable[np.ndarray], low: int) -> None:

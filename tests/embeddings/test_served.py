@@ -26,9 +26,9 @@ def plan(*bands, others="float32"):
 
 
 END = SITES - TAIL
-PARTS = {"pq": 4}
-FORMS = {store: plan(Band(END, D, store, parts=PARTS.get(store)), others=store) for store in STORES[:-1]}
-FORMS |= {f"{store} narrow": plan(Band(END, 3, store)) for store in STORES[:-1]}
+PLAIN = [store for store in STORES if store not in ("columns", "pq")]
+FORMS = {store: plan(Band(END, D, store), others=store) for store in PLAIN}
+FORMS |= {f"{store} narrow": plan(Band(END, 3, store)) for store in PLAIN}
 FORMS |= {
     "codes": plan(Band(END, D, "pq", parts=4), others="int8"),
     "codes of narrow rows": plan(Band(END, 4, "pq", parts=2)),
@@ -37,6 +37,26 @@ FORMS |= {
     "hot and hashed": plan(Band(50, D), Band(END, D, address="hash", rows=60, salts=make_salts(0, 0, 1))),
     "bitmap": plan(Band(END, D, address="bitmap", rows=70)),
     "bitmap, int4": plan(Band(65, 6, "int8"), Band(END, 5, "int4", address="bitmap", rows=200)),
+    "columns": plan(Band(END, D, "columns", wide=D)),
+    "columns of all sizes": Plan(
+        D,
+        (
+            FeaturePlan(
+                "site",
+                SITES,
+                (
+                    Band(40, 8, "columns", wide=5),
+                    Band(130, 5, "columns", wide=3),
+                    Band(200, 3, "columns", "hash", 20, make_salts(0, 0, 1), wide=1),
+                    Band(400, 1, "columns", "bitmap", 70, wide=1),
+                    Band(END, 2, "columns", wide=0),
+                ),
+                TAIL,
+            ),
+            FeaturePlan("device", 4, (Band(4, D),)),
+            FeaturePlan("app", 90, (Band(90, 4, "columns", wide=4),)),
+        ),
+    ),
     "mean row": plan(Band(60, D), Band(END, 0)),
     "only mean rows": plan(Band(END, 0)),
     "all at once": Plan(
@@ -123,6 +143,21 @@ def test_batches_read_the_rows_of_the_tables(form, batch):
     for column, feature in enumerate(FEATURES):
         table = layer.effective_table(feature.name)
         np.testing.assert_allclose(received[:, column], table[ids[:, column]], atol=1e-6)
+
+
+def test_columns_are_off_by_half_a_step_at_most():
+    """Of coefficients that no step cuts off, here those of eight bits."""
+    layer, before = served_embedding(TRAINED, FORMS["columns"]), TRAINED.effective_table("site")
+    after = layer.effective_table("site")
+    projection = numbers(layer.tables[0].projections)
+    steps = numbers(layer.tables[0].stores[0].scales)
+    off = np.abs((after - before) @ projection.T)
+    cut = np.abs((after - numbers(layer.tables[0].means)[0]) @ projection.T) > 127.4 * steps
+    assert (off[~cut] <= np.broadcast_to(steps / 2 + 1e-6, off.shape)[~cut]).all()
+    assert cut.mean() < 0.02
+    # Four bits are sixteen times less.
+    narrow = served_embedding(TRAINED, plan(Band(END, D, "columns", wide=0))).effective_table("site")
+    assert np.square(after - before).sum() < np.square(narrow - before).sum() / 20
 
 
 # Largest difference of a value, for rows of a size of about 1: half a step of the store, and the columns left out.
