@@ -13,7 +13,7 @@ from types import ModuleType
 
 # If one of these is the first to import Keras, the other must not need all of it: no import of names from the
 # package `mlet_tf.layers` in `mlet_tf.optimizers`, nor the other way round.
-_MODULES = ("mlet_tf.layers", "mlet_tf.embeddings", "mlet_tf.optimizers")
+_MODULES = ("mlet_tf.layers", "mlet_tf.embeddings.served", "mlet_tf.optimizers")
 
 
 def register_with_keras() -> None:

@@ -1,14 +1,26 @@
-"""Kinds of embeddings: how they are planned, trained and served."""
+"""Kinds of embeddings: how they are planned, trained and served.
 
-from mlet_tf.embeddings.fitting import Basis, TrainedTable
-from mlet_tf.embeddings.plan import Band, Budget, Bytes, FeaturePlan, Plan, RowStatistics
-from mlet_tf.embeddings.served import ServedEmbedding, ServedTable, served_embedding
+Plans and kinds are numpy alone; layers bring Keras when they are first asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlet_tf.embeddings.fitting import Basis, TrainedTable
+    from mlet_tf.embeddings.kinds import KINDS, EmbeddingKind
+    from mlet_tf.embeddings.plan import Band, Budget, Bytes, FeaturePlan, Plan, RowStatistics
+    from mlet_tf.embeddings.served import ServedEmbedding, ServedTable, served_embedding
+
+_MODULES = ("plan", "kinds", "fitting", "served")
 
 __all__ = [
+    "KINDS",
     "Band",
     "Basis",
     "Budget",
     "Bytes",
+    "EmbeddingKind",
     "FeaturePlan",
     "Plan",
     "RowStatistics",
@@ -17,3 +29,16 @@ __all__ = [
     "TrainedTable",
     "served_embedding",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            found = importlib.import_module(f"{__name__}.{module}")
+            if hasattr(found, name):
+                return getattr(found, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -11,14 +11,10 @@ from typing import Any, TypeVar
 from mlet_tf.config import Group, ModelConfig, TrainConfig, from_mapping, load
 from mlet_tf.config.base import Found
 from mlet_tf.config.sweep import GridConfig, SweepConfig
+from mlet_tf.embeddings.kinds import KINDS
 from mlet_tf.errors import InputError
 
 G = TypeVar("G", bound=Group)
-
-FACTORISED = ("mlet", "mlet_frozen", "nested")
-SWITCHABLE = ("mlet", "mlet_frozen")
-WIDENED = ("projected", "hash", "qr")
-PROJECTED = ("mlet", "nested", "projected")  # Kinds whose projections are trained.
 
 
 @dataclass(frozen=True)
@@ -93,15 +89,17 @@ def cells(config: SweepConfig, grid: GridConfig) -> list[Cell]:
 
 def of_kind(cell: Cell) -> Cell:
     """The cell without what its kind does not have."""
-    kind = "direct" if cell.kind == "mlet" and cell.hidden_dim is None else cell.kind
+    name = KINDS[cell.kind].without_hidden_dim if cell.hidden_dim is None else None
+    name = name or cell.kind
+    kind = KINDS[name]
     cell = replace(
         cell,
-        kind=kind,
-        reference_dim=cell.reference_dim if kind in WIDENED else None,
-        settings=tuple((key, value) for key, value in cell.settings if has_key(kind, key)),
-        collapse_at=cell.collapse_at if kind in SWITCHABLE else None,
+        kind=name,
+        reference_dim=cell.reference_dim if kind.keeps_width else None,
+        settings=tuple((key, value) for key, value in cell.settings if has_key(name, key)),
+        collapse_at=cell.collapse_at if kind.collapses else None,
     )
-    if kind not in FACTORISED:
+    if not kind.factorised:
         return replace(
             cell,
             hidden_dim=None,
@@ -110,13 +108,13 @@ def of_kind(cell: Cell) -> Cell:
             initialization=None,
         )
     if cell.hidden_dim is None:
-        raise InputError(f"'model.hidden_dim' should be a number for {kind!r}. Received: null")
+        raise InputError(f"'model.hidden_dim' should be a number for {name!r}. Received: null")
     return cell
 
 
 def has_key(kind: str, key: str) -> bool:
     """Whether a key of the training says something about a kind."""
-    return kind in PROJECTED or not key.startswith("train.projections.")
+    return KINDS[kind].trains_projections or not key.startswith("train.projections.")
 
 
 def model_config(config: SweepConfig, cell: Cell) -> ModelConfig:

@@ -17,14 +17,15 @@ import numpy as np
 from mlet_tf.collapse import collapse_model
 from mlet_tf.config import TrainConfig
 from mlet_tf.config.sweep import SweepConfig
+from mlet_tf.embeddings.kinds import KINDS, budget_of_columns
+from mlet_tf.embeddings.nested import embedding_collection
+from mlet_tf.embeddings.plan import Plan
 from mlet_tf.experiments import switching, truncation
-from mlet_tf.experiments.baselines import HashedEmbeddings, QuotientRemainderEmbeddings
 from mlet_tf.experiments.cells import Cell, model_config, train_config
 from mlet_tf.experiments.data import PreparedData
-from mlet_tf.experiments.nested import NestedEmbeddings, embedding_collection
 from mlet_tf.experiments.slices import by_frequency
 from mlet_tf.features.packed_rows import PackedRows
-from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
+from mlet_tf.layers import EmbeddingFeature
 from mlet_tf.metrics import ctr_metrics
 from mlet_tf.models import DLRM
 from mlet_tf.training import build
@@ -35,7 +36,6 @@ from mlet_tf.training.learned import judge
 from mlet_tf.training.loop import EpochBatches, fit_epochs, steps_an_epoch, total_steps
 from mlet_tf.training.optimizers import GROUPS
 
-NESTED_SIZES = (2, 4, 8, 16, 32)
 _METRICS = ("auc", "logloss", "normalized_entropy")
 _MOMENT_ROWS = 16_384
 _FINE_TUNE_RATE = 0.3  # A fresh Adagrad begins with steps as large as at the start of training.
@@ -113,7 +113,9 @@ def run_trial(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dic
     splits = ("validation",) if trial.stage == "tune" else ("validation", "test")
     record = {
         **_identity(trial, config, data),
-        "bytes": served_values(model) * _VALUE_BYTES,
+        "bytes": _plan(
+            trial.cell, data.table_rows, model_config(config, trial.cell).output_dim
+        ).bytes.embedding,
         "rows": rows.rows,
         "train_seconds": round(wall, 2),
         "train_cpu_seconds": round(cpu, 2),
@@ -166,25 +168,11 @@ def make_embeddings(
         hidden_dim: `k` of the cell; None for kinds without factors.
         **options: Further arguments of `EmbeddingCollection`.
     """
-    if cell.kind in ("hash", "qr"):
-        layer = HashedEmbeddings if cell.kind == "hash" else QuotientRemainderEmbeddings
-        table_rows = {feature.name: feature.input_dim for feature in features}
-        kept = {name: options[name] for name in ("initial_scale", "dtype")}
-        return layer(table_rows, output_dim, cell.output_dim / output_dim, **kept)
-    if cell.kind == "projected":
-        # A table that a projection would not make smaller stays as it is.
-        hidden_dim = cell.output_dim
-        options["direct_threshold"] = _largest_useless(cell.output_dim, output_dim)
-    collection = EmbeddingCollection(
-        [dataclasses.replace(feature, hidden_dim=_scaled(cell, feature.input_dim)) for feature in features],
-        output_dim,
-        hidden_dim,
-        projection_trainable=cell.kind != "mlet_frozen",
-        **options,
-    )
-    if cell.kind == "nested":
-        return NestedEmbeddings(collection, NESTED_SIZES, dtype=options["dtype"])
-    return collection
+    kind, rows = KINDS[cell.kind], {feature.name: feature.input_dim for feature in features}
+    features = [
+        dataclasses.replace(feature, hidden_dim=_scaled(cell, feature.input_dim)) for feature in features
+    ]
+    return kind.layer(_plan(cell, rows, output_dim), features, hidden_dim, **options)
 
 
 def fit(
@@ -245,19 +233,9 @@ def evaluate(predictor: Predictor, data: PreparedData, splits: Sequence[str]) ->
     return result
 
 
-def served_values(model: DLRM) -> int:
-    """Numbers in the tables that the model would be served with."""
-    layer = model._embedding_layer
-    if isinstance(layer, HashedEmbeddings | QuotientRemainderEmbeddings):
-        return layer.served_values
-    values = 0
-    for table in embedding_collection(model).factorizations():
-        last = table.projections[-1] if table.projections else None
-        if last is not None and last.shape[0] < last.shape[1]:
-            values += table.rows * last.shape[0] + last.size
-        else:
-            values += table.rows * table.output_dim
-    return values
+def _plan(cell: Cell, rows: Mapping[str, int], output_dim: int) -> Plan:
+    """What the model of a cell is served as."""
+    return KINDS[cell.kind].plan(rows, output_dim, budget_of_columns(rows, cell.output_dim))
 
 
 def _permuted(rows: PackedRows, config: TrainConfig) -> EpochBatches:
@@ -278,11 +256,6 @@ def _scaled(cell: Cell, rows: int) -> int | None:
         return None
     power = 2 ** round(math.log2(cell.hidden_scale * math.sqrt(rows)))
     return max(cell.output_dim, min(cell.hidden_dim, power))
-
-
-def _largest_useless(columns: int, width: int) -> int:
-    """Largest V for which `[V, columns]` and `[columns, width]` together are no smaller than `[V, width]`."""
-    return columns * width // (width - columns) if columns < width else 1 << 62
 
 
 def _metrics(label: np.ndarray, ctr: np.ndarray) -> dict[str, float]:
@@ -335,7 +308,7 @@ def _truncations(
     collapsed = collapse_model(model)
     collection = embedding_collection(collapsed)
     tables = [collection.effective_table(name) for name in data.table_rows]
-    methods = truncation.METHODS if trial.cell.kind == "nested" else truncation.METHODS[1:]
+    methods = truncation.METHODS if KINDS[trial.cell.kind].leading_columns else truncation.METHODS[1:]
     bottom = truncation.bottom_moment(model, data.splits["validation"].dense_features[:_MOMENT_ROWS])
     predictor, records = Predictor(collapsed), []
     for candidate in truncation.candidates(tables, data.counts(), trial.truncate_to, methods, bottom):

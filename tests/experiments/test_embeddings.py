@@ -1,13 +1,12 @@
-"""Nested embeddings, references and truncation, by what they compute."""
+"""Nested embeddings and truncation, by what they compute."""
 
 import keras
 import numpy as np
 import pytest
 
 from mlet_tf import EmbeddingCollection, EmbeddingFeature, collapse_model
+from mlet_tf.embeddings.nested import NestedEmbeddings, embedding_collection
 from mlet_tf.experiments import truncation
-from mlet_tf.experiments.baselines import HashedEmbeddings, QuotientRemainderEmbeddings
-from mlet_tf.experiments.nested import NestedEmbeddings, embedding_collection
 from mlet_tf.models import DLRM
 from mlet_tf.models.dlrm import mlp
 
@@ -110,23 +109,3 @@ def test_columns_go_where_the_energy_is():
     columns = truncation.allocate_columns(spectra, 800)
     assert columns[0] > columns[1] >= 1
     assert sum(columns) <= 8
-
-
-def test_hashing_keeps_its_budget_and_changes_nothing_at_full_size():
-    ids = inputs()["sparse_features"]
-    half = HashedEmbeddings(ROWS, 8, 0.5)
-    assert half.served_values == (25 + 15 + 2) * 8
-    assert (
-        len(np.unique(np.asarray(half(np.stack([np.arange(50), *np.zeros((2, 50), int)], 1)))[:, 0, 0])) > 12
-    )
-    whole = HashedEmbeddings(ROWS, 8, 1.0)
-    expected = np.asarray(whole._tables(ids))
-    np.testing.assert_allclose(np.asarray(whole(ids)), expected, atol=1e-7)
-
-
-def test_quotient_and_remainder_tell_all_ids_apart():
-    layer = QuotientRemainderEmbeddings(ROWS, 8, 0.5)
-    assert layer.served_values <= 0.6 * sum(ROWS.values()) * 8
-    ids = np.zeros((50, 3), int)
-    ids[:, 0] = np.arange(50)
-    assert len(np.unique(np.asarray(layer(ids))[:, 0], axis=0)) == 50

@@ -13,9 +13,9 @@ import yaml
 
 from mlet_tf.config import ModelConfig, from_mapping
 from mlet_tf.config.sweep import SweepConfig, SweepSplitConfig
+from mlet_tf.embeddings.nested import embedding_collection
 from mlet_tf.errors import InputError
 from mlet_tf.experiments.cells import Cell, cells, load_sweep, train_config
-from mlet_tf.experiments.nested import embedding_collection
 from mlet_tf.experiments.preparation import digest_of, prepare
 from mlet_tf.experiments.results import fill
 from mlet_tf.experiments.splits import SPLITS, split_of_rows
