@@ -7,9 +7,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from mlet_tf.layers import EmbeddingCollection
-from mlet_tf.replace import layers_of
-
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
 class NestedEmbeddings(keras.layers.Layer):
@@ -108,15 +105,3 @@ class NestedEmbeddings(keras.layers.Layer):
         config = dict(config)
         embeddings = keras.saving.deserialize_keras_object(config.pop("embeddings"))
         return cls(embeddings, **config)
-
-
-def embedding_collection(model: keras.Model) -> EmbeddingCollection:
-    """Returns the one `EmbeddingCollection` of a model.
-
-    Raises:
-        ValueError: There is none, or several.
-    """
-    found = [layer for layer in layers_of(model) if isinstance(layer, EmbeddingCollection)]
-    if len(found) != 1:
-        raise ValueError(f"`model` should have one EmbeddingCollection. Received: {len(found)}")
-    return found[0]

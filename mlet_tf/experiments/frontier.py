@@ -230,8 +230,8 @@ def shrink_run(
 
 def _points(run: Any, note: Callable[[str], None]) -> tuple[list[Point], list[Any]]:
     """The model as it is, then its truncations; and the candidate of each."""
-    from mlet_tf.embeddings.nested import embedding_collection
     from mlet_tf.experiments import truncation
+    from mlet_tf.experiments.tables import embedding_collection
 
     collection = embedding_collection(run.model)
     names = [feature.name for feature in collection.features]

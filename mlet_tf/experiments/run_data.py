@@ -14,8 +14,9 @@ import numpy as np
 from mlet_tf.collapse import collapse_model
 from mlet_tf.config import load_config
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.embeddings.nested import NestedEmbeddings, embedding_collection
+from mlet_tf.embeddings.nested import NestedEmbeddings
 from mlet_tf.experiments.data import id_counts
+from mlet_tf.experiments.tables import embedding_collection
 from mlet_tf.export import load_keras_model
 from mlet_tf.features.packed_rows import PackedRows
 from mlet_tf.features.packing import pack_examples

@@ -18,12 +18,12 @@ from mlet_tf.collapse import collapse_model
 from mlet_tf.config import TrainConfig
 from mlet_tf.config.sweep import SweepConfig
 from mlet_tf.embeddings.kinds import KINDS, budget_of_columns
-from mlet_tf.embeddings.nested import embedding_collection
 from mlet_tf.embeddings.plan import Plan
 from mlet_tf.experiments import switching, truncation
 from mlet_tf.experiments.cells import Cell, model_config, train_config
 from mlet_tf.experiments.data import PreparedData
 from mlet_tf.experiments.slices import by_frequency
+from mlet_tf.experiments.tables import embedding_collection
 from mlet_tf.features.packed_rows import PackedRows
 from mlet_tf.layers import EmbeddingFeature
 from mlet_tf.metrics import ctr_metrics

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from mlet_tf.embeddings.nested import NestedEmbeddings, embedding_collection
+from mlet_tf.embeddings.nested import NestedEmbeddings
+from mlet_tf.experiments.tables import embedding_collection
 from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.models import DLRM
 from mlet_tf.replace import replace_layers

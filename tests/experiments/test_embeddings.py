@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from mlet_tf import EmbeddingCollection, EmbeddingFeature, collapse_model
-from mlet_tf.embeddings.nested import NestedEmbeddings, embedding_collection
+from mlet_tf.embeddings.nested import NestedEmbeddings
 from mlet_tf.experiments import truncation
+from mlet_tf.experiments.tables import embedding_collection
 from mlet_tf.models import DLRM
 from mlet_tf.models.dlrm import mlp
 

@@ -13,7 +13,6 @@ import yaml
 
 from mlet_tf.config import ModelConfig, from_mapping
 from mlet_tf.config.sweep import SweepConfig, SweepSplitConfig
-from mlet_tf.embeddings.nested import embedding_collection
 from mlet_tf.errors import InputError
 from mlet_tf.experiments.cells import Cell, cells, load_sweep, train_config
 from mlet_tf.experiments.preparation import digest_of, prepare
@@ -21,6 +20,7 @@ from mlet_tf.experiments.results import fill
 from mlet_tf.experiments.splits import SPLITS, split_of_rows
 from mlet_tf.experiments.statistics import difference, groups
 from mlet_tf.experiments.store import TrialStore, read_records
+from mlet_tf.experiments.tables import embedding_collection
 from mlet_tf.experiments.trial import Trial, build_model, fit, make_embeddings
 from mlet_tf.layers import EmbeddingFeature, variable_role
 from mlet_tf.names import Optimizer
