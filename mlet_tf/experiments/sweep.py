@@ -147,9 +147,10 @@ class _Runner:
             waiting = [_Waiting(chain, next(chain)) for chain in chains]
             while waiting:
                 # As many chains as processes: the order of the grid is the order of what gets finished.
-                for state in waiting[:workers]:
-                    if not self._advance(state, pool):
-                        waiting.remove(state)
+                finished = {id(state) for state in waiting[:workers] if not self._advance(state, pool)}
+                if finished:  # Others take their place at once.
+                    waiting = [state for state in waiting if id(state) not in finished]
+                    continue
                 running = [future for state in waiting for future in state.futures.values()]
                 if running:
                     wait(running, return_when=FIRST_COMPLETED)
