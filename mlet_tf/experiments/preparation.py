@@ -1,4 +1,4 @@
-"""Preparing the rows of a sweep: preprocessed and packed once, as the pipeline does it.
+"""Preprocesses and packs the rows of a sweep once, as the pipeline does.
 
 The rows of a configuration live in a folder named by its hash; every trial maps them into memory.
 """
@@ -40,12 +40,12 @@ _VOCABULARY_SETTINGS = ("min_count", "max_size", "rare_below", "max_values_in_me
 
 
 def prepare(config: SweepConfig, folder: Path, progress: Callable[[str], None] | None = None) -> PreparedData:
-    """Preprocesses the rows, or finds them from an earlier call.
+    """Preprocesses the rows, or reuses those of an earlier call.
 
     Args:
         config: The study.
         folder: The cache.
-        progress: Called with a line about what is being done.
+        progress: Called with a line about each step.
 
     Returns:
         The rows.
@@ -85,7 +85,7 @@ def generated_schema(config: GeneratedConfig) -> ClickLogSchema:
 
 
 def split_of_rows(rows: int, config: SweepSplitConfig) -> np.ndarray:
-    """Which of `SPLITS` each row belongs to, uint8 `[rows]`."""
+    """Returns the position in `SPLITS` of each row's split, uint8 `[rows]`."""
     validation, test = round(rows * config.validation_share), round(rows * config.test_share)
     train = rows - validation - test
     if min(validation, test, train) < 1:
@@ -97,7 +97,7 @@ def split_of_rows(rows: int, config: SweepSplitConfig) -> np.ndarray:
 
 
 def digest_of(config: SweepConfig) -> str:
-    """Hash of all that makes the rows: the configuration, and the files of a log."""
+    """Hash of what the rows depend on: the configuration and the files of a log."""
     generated, schema = config.sweep.generated, _schema(config)
     columns = schema.to_dict()
     for name in _SCHEMA_SINCE:

@@ -17,10 +17,10 @@ _GROUP = ("study", "stage", *_CELL, "method", "truncated_to")
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The final seeds of one cell, or of one truncation of it.
+    """Results of one cell, or of one truncation of it, over its seeds.
 
     Attributes:
-        record: The first record, for what all have in common.
+        record: The first record, which stands for all in everything but seed and metrics.
         values: Metrics by seed: `values["test"]["auc"][seed]`.
     """
 
@@ -29,7 +29,7 @@ class Group:
 
     @property
     def label(self) -> str:
-        """A short name for people."""
+        """Short name for tables and plots."""
         return label(self.record)
 
     def mean(self, metric: str = "auc", split: str = "test") -> float:
@@ -63,12 +63,12 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def groups(records: Iterable[Mapping[str, Any]]) -> list[Group]:
-    """Gathers the records of final and control trials over their seeds."""
+    """Groups the records of final and control trials that differ in the seed alone."""
     found: dict[str, Group] = {}
     for record in records:
         if record["stage"] == "tune":
@@ -85,7 +85,7 @@ def difference(a: Group, b: Group, metric: str = "auc", split: str = "test") -> 
     """Compares two groups, seed by seed.
 
     Raises:
-        ValueError: They have less than two seeds in common.
+        ValueError: They have fewer than two seeds in common.
     """
     left, right = a.values[split][metric], b.values[split][metric]
     seeds = sorted(left.keys() & right.keys())
@@ -97,7 +97,7 @@ def difference(a: Group, b: Group, metric: str = "auc", split: str = "test") -> 
 
 
 def label(record: Mapping[str, Any]) -> str:
-    """A short name of what a record measured."""
+    """Returns a short name of a record's cell."""
     name = "direct_rescaled" if record["stage"] == "control" else record["kind"]
     scale = record.get("hidden_scale")
     parts = [name, f"d={record['output_dim']}"]

@@ -1,4 +1,4 @@
-"""Records of finished trials: one JSON object a line, only ever appended."""
+"""Records of finished trials in an append-only file of JSON lines."""
 
 import json
 import os
@@ -11,10 +11,10 @@ from mlet_tf.errors import InputError
 
 
 class TrialStore:
-    """A file of records.
+    """An append-only file of records.
 
-    All records of one trial are written by a single call to the system, so that a process that is killed
-    leaves the trial whole or absent; a line cut off by a full disk is passed over.
+    All records of a trial are written in one system call, so a killed process leaves the trial complete or absent.
+    A line cut off by a full disk is ignored.
 
     Args:
         path: The file; it need not exist.
@@ -25,7 +25,7 @@ class TrialStore:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def load(self) -> dict[str, list[dict[str, Any]]]:
-        """The records by the key of their trial, the trial's own record first."""
+        """Returns the records by trial key, the trial's own record first."""
         trials: dict[str, list[dict[str, Any]]] = {}
         if self.path.exists():
             for record in _lines(self.path.read_text()):
@@ -46,7 +46,7 @@ class TrialStore:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """All records of a file.
+    """Reads all records of a file.
 
     Raises:
         InputError: If there is no such file, or no record in it.
@@ -75,7 +75,7 @@ def _lines(text: str) -> list[dict[str, Any]]:
 
 
 def _renamed(record: dict[str, Any]) -> dict[str, Any]:
-    """Gives values their names of today: older records call the first initialisation after its authors."""
+    """Renames values of older records, which call the first initialisation after its authors."""
     if record.get("initialization") == "authors":
         return record | {"initialization": "fixed_variance"}
     return record

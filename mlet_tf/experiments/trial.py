@@ -1,4 +1,4 @@
-"""One training and what is measured of it."""
+"""One training of a sweep and its measurements."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Trial:
         stage: `tune`, `final` or `control`.
         seed: Seed of initialisation and data order.
         rates: Learning rates of tables, projections and dense part.
-        truncate_to: Ranks to which the trained model is truncated too.
-        fine_tune: Share of an epoch for which truncations are trained on, see `GridConfig`.
+        truncate_to: Ranks to which the trained model is also truncated.
+        fine_tune: Share of an epoch for which truncated models are fine-tuned, see `GridConfig`.
     """
 
     cell: Cell
@@ -61,7 +61,7 @@ class Trial:
     fine_tune: float = 0.0
 
     def key(self, config: SweepConfig, data_digest: str) -> str:
-        """Names the trial, however the sweep it belongs to is ordered."""
+        """Key of the trial, which does not depend on the order of the sweep."""
         values = dataclasses.asdict(self) | {"training": _stored_training(self, config), "data": data_digest}
         if self.cell.initialization == "fixed_variance":
             values["cell"]["initialization"] = "authors"  # Its name when the first trials were stored.
@@ -74,7 +74,7 @@ class Trial:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def train_config(self, config: SweepConfig, rate_factor: float = 1.0) -> TrainConfig:
-        """The training as a run has it, with a factor on the learning rates."""
+        """Returns the training configuration with scaled learning rates."""
         return train_config(config, self.cell, [rate * rate_factor for rate in self.rates], self.seed)
 
 
@@ -203,7 +203,7 @@ def fit(model: keras.Model, rows: PackedRows, config: TrainConfig, share: float 
         model: A compiled model.
         rows: The training rows.
         config: Batch size, epochs, steps and seed.
-        share: Share of one more epoch to train, in the place of the configured epochs.
+        share: Share of an epoch to train instead of the configured epochs.
     """
     epoch_steps = steps_an_epoch(rows.rows, config.batch_size)
     first, steps = 0, total_steps(config, rows.rows)
@@ -233,7 +233,7 @@ def evaluate(predictor: Predictor, data: PreparedData, splits: Sequence[str]) ->
 
 
 def served_values(model: DLRM) -> int:
-    """Numbers in the tables that the model would be served with."""
+    """Returns the number of values in the served tables."""
     layer = model._embedding_layer
     if isinstance(layer, HashedEmbeddings | QuotientRemainderEmbeddings):
         return layer.served_values

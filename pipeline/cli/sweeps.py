@@ -1,10 +1,12 @@
 """`mlet-tf sweep` and `mlet-tf frontier`."""
 
+from __future__ import annotations
+
 import contextlib
 import datetime
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 from mlet_tf.pipeline.cli._logging import quiet
@@ -15,6 +17,10 @@ from mlet_tf.outputs import output_file, output_folder
 from mlet_tf.progress import ProgressLine
 from mlet_tf.run_file import read_run_file
 from mlet_tf.storage import writing
+
+if TYPE_CHECKING:
+    from mlet_tf.experiments.sweep import Progress
+    from mlet_tf.types import JsonObject
 
 
 @click.command()
@@ -55,7 +61,7 @@ class _Display:
     def note(self, line: str) -> None:
         self._line.note(line)
 
-    def progress(self, state: Any) -> None:
+    def progress(self, state: Progress) -> None:
         if state.record is not None and state.fresh:
             self._fresh += 1
             self.note(f"{state.done}/{state.total} {_line(state.record)}")
@@ -72,7 +78,7 @@ class _Display:
         return f"{text}, {datetime.timedelta(seconds=round(seconds))} left"
 
 
-def _line(record: dict[str, Any]) -> str:
+def _line(record: JsonObject) -> str:
     from mlet_tf.experiments.statistics import label
 
     split = "test" if "test" in record else "validation"
