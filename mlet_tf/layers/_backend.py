@@ -47,7 +47,7 @@ def gather_rows(table: keras.Variable | keras.layers.Layer | Tensor, ids: Tensor
     return tf.gather(table.value if isinstance(table, keras.Variable) else table, ids)
 
 
-def gather_trained_rows(table: keras.Variable | Tensor, ids: Tensor) -> Tensor:
+def gather_trained_rows(table: keras.Variable | keras.layers.Layer | Tensor, ids: Tensor) -> Tensor:
     """Reads rows of a table in training: with the weight decay that its optimizer still owes them.
 
     The optimizer applies it when it next updates the rows (see `mlet_tf.optimizers`). The gradient is that of the

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     # Rows to predict: dicts of values by column, lines of a raw log, or columns.
     RowBatch: TypeAlias = (
-        Sequence[Mapping[str, object]] | Sequence[str | bytes] | pd.DataFrame | pa.Table | pa.RecordBatch
+        Sequence[Mapping[str, object]] | Sequence[Text] | pd.DataFrame | pa.Table | pa.RecordBatch
     )
 
 # A column as Arrow holds it, or its values as they came.
