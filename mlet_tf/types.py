@@ -1,14 +1,13 @@
-"""Type aliases for tensors, shapes, Keras arguments and JSON. Importing them loads neither Keras nor TensorFlow."""
+"""Type aliases for tensors, shapes, Keras arguments and JSON. Importing them loads no package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-import numpy as np
-
 if TYPE_CHECKING:
     import keras
+    import numpy as np
     import tensorflow as tf
 
 # A tensor of the backend that Keras runs on, or a symbolic one; on TensorFlow it may be ragged or sparse.
@@ -18,7 +17,7 @@ Tensor: TypeAlias = Union["tf.Tensor", "tf.RaggedTensor", "tf.SparseTensor", "ke
 Gradient: TypeAlias = Union["tf.Tensor", "tf.IndexedSlices"]
 
 # What a model is called with: tensors or arrays, alone or in lists, tuples and dicts.
-Inputs: TypeAlias = Tensor | np.ndarray | Sequence["Inputs"] | Mapping[str, "Inputs"]
+Inputs: TypeAlias = Union[Tensor, "np.ndarray", Sequence["Inputs"], Mapping[str, "Inputs"]]
 
 # Sizes of the axes, None where one is not known.
 Shape: TypeAlias = Sequence[int | None]
