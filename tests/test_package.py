@@ -82,7 +82,11 @@ def test_the_command_answers_without_tensorflow():
         ("run", ["data.train=log.tsv", "output=log.tsv"], "'output' should be a writable folder"),
         ("run", ["data.train=log.tsv", "serving.push_to=log.tsv/below"], "log.tsv is no folder"),
         ("compile", ["data.train=gs://bucket/log.tsv"], "'kubeflow.image' is not set"),
-        ("sweep", ["sweep.grid=[{}]", "data.train=absent.tsv"], "No file found at 'absent.tsv'"),
+        (
+            "sweep",
+            ["sweep.grid=[{}]", "output=swept", "data.train=absent.tsv"],
+            "No file found at 'absent.tsv'",
+        ),
     ],
 )
 def test_mistakes_that_show_at_once_are_told_before_tensorflow_is_imported(tmp_path, command, settings, line):
