@@ -1,6 +1,6 @@
 """Quantisation: a collapsed model with tables in a narrow dtype."""
 
-from typing import Any
+from typing import TypedDict
 
 import keras
 import numpy as np
@@ -14,6 +14,28 @@ from mlet_tf.layers.quantized import (
     validate_table_dtype,
 )
 from mlet_tf.replace import layers_of, paired_layers, replace_layers
+
+
+class QuantizationReport(TypedDict):
+    """What the quantisation of a table saves and costs.
+
+    Attributes:
+        name: Name of the table, as in `collapse_report`.
+        rows: `V`.
+        output_dim: `d`.
+        table_dtype: Dtype of the quantised table.
+        bytes_before: Bytes of the collapsed table.
+        bytes_after: Bytes of the quantised table.
+        max_abs_difference: Between the two, over all values.
+    """
+
+    name: str
+    rows: int
+    output_dim: int
+    table_dtype: str
+    bytes_before: int
+    bytes_after: int
+    max_abs_difference: float
 
 
 def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int = BLOCK_ROWS) -> keras.Model:
@@ -56,7 +78,7 @@ def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int =
 
 def quantization_report(
     model: keras.Model, quantized: keras.Model, *, block_rows: int = BLOCK_ROWS
-) -> list[dict[str, Any]]:
+) -> list[QuantizationReport]:
     """Reports what the quantisation of each table saves and costs.
 
     Args:
@@ -65,8 +87,7 @@ def quantization_report(
         block_rows: Rows that are read at once.
 
     Returns:
-        A record for each table, named as in `collapse_report`: `name`, `rows`, `output_dim`,
-        `table_dtype`, `bytes_before`, `bytes_after`, and `max_abs_difference` over all values.
+        A report for each table.
     """
     records = []
     for plain, narrow in paired_layers(model, quantized, _is_embedding):
@@ -79,7 +100,9 @@ def quantization_report(
     return records
 
 
-def _record(plain: Factorization, narrow: Factorization, table_dtype: str, block_rows: int) -> dict[str, Any]:
+def _record(
+    plain: Factorization, narrow: Factorization, table_dtype: str, block_rows: int
+) -> QuantizationReport:
     pairs = zip(plain.iter_table(block_rows), narrow.iter_table(block_rows), strict=True)
     difference = max(float(np.abs(x.astype("float64") - y.astype("float64")).max()) for x, y in pairs)
     dtype = keras.backend.standardize_dtype(plain.table.dtype)

@@ -1,6 +1,6 @@
-"""References outside of MLET that spend the same bytes another way: hashing and quotient-remainder tables.
+"""Baselines that save memory without MLET: hashed and quotient-remainder tables.
 
-Both keep rows of the full width and have fewer of them. They are for comparison only.
+Both keep the embedding dimension and have fewer rows. They are for comparison only.
 """
 
 import math
@@ -18,7 +18,7 @@ _FACTOR, _STEP, _MODULUS = 2_654_435_761, 2_246_822_519, 1 << 31
 
 
 class HashedEmbeddings(keras.layers.Layer):
-    """A direct table for each feature whose rows several ids share.
+    """Direct tables in which several ids share a row, by hashing.
 
     Args:
         table_rows: Vocabulary size V by feature.
@@ -73,14 +73,14 @@ class HashedEmbeddings(keras.layers.Layer):
 
 
 class QuotientRemainderEmbeddings(keras.layers.Layer):
-    """Two small tables a feature, read at `id % m` and `id // m` and multiplied.
+    """Two small tables per feature, looked up at `id % m` and `id // m`, whose rows are multiplied.
 
-    The product is `r * (1 + q)`, so that a new table begins as a direct one does.
+    The product is `r * (1 + q)`, so that initial embeddings are close to those of a direct table.
 
     Args:
         table_rows: Vocabulary size V by feature.
         output_dim: Width of a row.
-        share: Share of V that both tables together may have as rows; never less than about `2 sqrt(V)`.
+        share: Rows of both tables together as a share of V; they have at least about `2 sqrt(V)` rows.
         initial_scale: As in `EmbeddingCollection`.
         **kwargs: Arguments of `keras.layers.Layer`.
 

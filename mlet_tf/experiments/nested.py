@@ -13,10 +13,10 @@ from mlet_tf.replace import layers_of
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
 class NestedEmbeddings(keras.layers.Layer):
-    """Ordered dropout over the columns of an embedding: each row of a batch is trained at a size of its own.
+    """Nested dropout over the columns of an embedding: each row of a batch is trained at a random size.
 
-    In training a size is drawn for each row of the batch, and its columns from there on are zero. In inference
-    all columns are used. After training, the first `n` columns of the tables serve alone for each `n` of `sizes`.
+    In training a size is drawn for each row of the batch, and its columns beyond that are set to zero. In
+    inference all columns are used. After training, the first `n` columns are usable alone for each `n` of `sizes`.
 
     Args:
         embeddings: Layer from ids to `[B, F, d]`, such as `EmbeddingCollection`.

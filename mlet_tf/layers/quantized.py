@@ -14,6 +14,7 @@ from mlet_tf.layers._single import SingleEmbedding
 from mlet_tf.layers.embedding_collection import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization, write_rows
 from mlet_tf.layers.ids import as_ids
+from mlet_tf.types import Shape, Tensor
 
 TABLE_DTYPES = ("float16", "bfloat16", "int8")
 
@@ -88,7 +89,7 @@ class QuantizedEmbedding(SingleEmbedding):
         return self.input_dim, self.output_dim
 
     @property
-    def embeddings(self) -> Any:
+    def embeddings(self) -> Tensor:
         """The whole table, widened, `[V, d]`: for models that read it, such as those with tied weights."""
         return self._embed(ops.arange(self.input_dim))
 
@@ -97,7 +98,7 @@ class QuantizedEmbedding(SingleEmbedding):
         """Bytes of a row."""
         return self.output_dim + 4 if self.table_dtype == "int8" else 2 * self.output_dim
 
-    def build(self, input_shape: Any = None) -> None:
+    def build(self, input_shape: Shape | None = None) -> None:
         """Creates the table, all zeros."""
         if self.built:
             return
@@ -107,7 +108,7 @@ class QuantizedEmbedding(SingleEmbedding):
             self.unit = self._add("unit", (), "float32")
         self.built = True
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),
@@ -150,7 +151,7 @@ class QuantizedEmbedding(SingleEmbedding):
             )
         return block  # Writing rounds to the nearest.
 
-    def _embed(self, ids: Any, training: bool = False) -> Any:
+    def _embed(self, ids: Tensor, training: bool = False) -> Tensor:
         ids = as_ids(ids)
         rows = gather_rows(self.values, ids)
         if self.table_dtype == "int8":
@@ -190,7 +191,7 @@ class QuantizedEmbeddingCollection(EmbeddingCollection):
                 f"Received: {self.features}"
             )
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "table_dtype": self.table_dtype}
 
