@@ -1,4 +1,4 @@
-"""Tasks on Beam's workers, with results returned through files and counted."""
+"""Runs tasks on Beam's workers; results come back through files, so that none is lost unnoticed."""
 
 import functools
 import pickle
@@ -6,7 +6,7 @@ import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import apache_beam as beam
 import tensorflow as tf
@@ -15,6 +15,9 @@ from tfx.dsl.components.base import base_beam_executor
 from mlet_tf.errors import InputError
 from mlet_tf.network import bypass_proxy_for_loopback
 from mlet_tf.storage import join, remove, writing
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
 
 
 class BeamExecutor(base_beam_executor.BaseBeamExecutor):
@@ -35,10 +38,10 @@ class BeamExecutor(base_beam_executor.BaseBeamExecutor):
 
 def run_tasks(
     make_pipeline: Callable[[], beam.Pipeline],
-    function: Callable[[Any], Any],
-    tasks: Sequence[Any],
+    function: Callable[[_Task], _Result],
+    tasks: Sequence[_Task],
     folder: str,
-) -> list[Any]:
+) -> list[_Result]:
     """Calls a function on each task, on Beam's workers.
 
     Args:
@@ -52,17 +55,17 @@ def run_tasks(
 
     Raises:
         InputError: The folder cannot be written.
-        RuntimeError: The result of a task is not there.
+        RuntimeError: The result of a task is missing.
     """
     return list(stream_tasks(make_pipeline, function, tasks, folder))
 
 
 def stream_tasks(
     make_pipeline: Callable[[], beam.Pipeline],
-    function: Callable[[Any], Any],
-    tasks: Sequence[Any],
+    function: Callable[[_Task], _Result],
+    tasks: Sequence[_Task],
     folder: str,
-) -> Iterator[Any]:
+) -> Iterator[_Result]:
     """`run_tasks` for results that do not fit into memory together: each is loaded when needed.
 
     Runners differ in how they return results, and some lose them; one file per result works on all of them.
@@ -72,7 +75,7 @@ def stream_tasks(
 
     Raises:
         InputError: The folder cannot be written.
-        RuntimeError: The result of a task is not there.
+        RuntimeError: The result of a task is missing.
     """
     with writing(folder):
         tf.io.gfile.makedirs(folder)
@@ -96,7 +99,7 @@ def stream_tasks(
     remove(folder)
 
 
-def _run_task(numbered: tuple[int, Any], function: Callable[[Any], Any], folder: str) -> None:
+def _run_task(numbered: tuple[int, _Task], function: Callable[[_Task], _Result], folder: str) -> None:
     index, task = numbered
     result = pickle.dumps(function(task))
     unfinished = join(folder, uuid.uuid4().hex)
@@ -106,7 +109,7 @@ def _run_task(numbered: tuple[int, Any], function: Callable[[Any], Any], folder:
         tf.io.gfile.rename(unfinished, join(folder, str(index)), overwrite=True)
 
 
-def _load(index: int, task: Any, folder: str) -> Any:
+def _load(index: int, task: object, folder: str) -> object:
     path = join(folder, str(index))
     if not tf.io.gfile.exists(path):
         raise RuntimeError(f"There is no result for {task}: Beam lost it")

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+from mlet_tf.components.types import Artifacts
+from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx import types
 from tfx.types import artifact_utils
+from tfx.utils import io_utils
 
 from mlet_tf.features.examples import example_files
 from mlet_tf.storage import join
@@ -16,3 +19,9 @@ def split_files(examples: Sequence[types.Artifact], split: str) -> list[str]:
         InputError: There are none.
     """
     return example_files([join(uri, "*") for uri in artifact_utils.get_split_uris(list(examples), split)])
+
+
+def read_schema(input_dict: Artifacts) -> schema_pb2.Schema:
+    """Reads the Schema artifact among the inputs of a component."""
+    uri = artifact_utils.get_single_uri(input_dict["schema"])
+    return io_utils.SchemaReader().read(io_utils.get_only_uri_in_dir(uri))

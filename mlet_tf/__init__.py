@@ -5,7 +5,7 @@ Train embedding tables as products `W1 @ W2`, serve only the product (arXiv 2006
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlet_tf._registration import register_with_keras
 from mlet_tf._version import __version__
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in __all__:
         for module in map(importlib.import_module, _MODULES):
             if hasattr(module, name):

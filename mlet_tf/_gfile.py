@@ -6,10 +6,13 @@ import contextlib
 import errno
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 from fsspec.spec import AbstractFileSystem
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 
 class GFileSystem(AbstractFileSystem):
@@ -24,7 +27,7 @@ class GFileSystem(AbstractFileSystem):
     def _strip_protocol(cls, path: str) -> str:
         return path.rstrip("/")
 
-    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[str] | list[dict[str, object]]:
         """Lists a folder, or the one file at `path`; see fsspec."""
         path = self._strip_protocol(path)
         if not self.isdir(path):
@@ -37,12 +40,13 @@ class GFileSystem(AbstractFileSystem):
         if not detail:
             return list(paths)
         # A size would take another request for each.
-        return [
+        found: list[dict[str, object]] = [
             {"name": child, "size": None, "type": "directory" if folder or self.isdir(child) else "file"}
             for child, folder in paths.items()
         ]
+        return found
 
-    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+    def info(self, path: str, **kwargs: Any) -> dict[str, object]:
         """Name, size, type and modification time of a file or folder; see fsspec."""
         path = self._strip_protocol(path)
         with _os_errors(path):
@@ -79,7 +83,7 @@ class GFileSystem(AbstractFileSystem):
             else:
                 tf.io.gfile.remove(path)
 
-    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> io.BufferedIOBase:
         if mode == "rb":
             file = io.BufferedReader(_RawFile(path, mode))
             file.peek(1)  # TensorFlow opens a file when it is first read.
@@ -97,18 +101,20 @@ class _RawFile(io.RawIOBase):
         if not self._reads:
             self.write(b"")  # Otherwise an empty file would not be created.
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         """Reads into `buffer`."""
+        view = memoryview(buffer)
         with _os_errors(self._path):
-            data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
+            data = self._file.read(len(view))
+        view[: len(data)] = data
         return len(data)
 
-    def write(self, data: Any) -> int:
+    def write(self, data: ReadableBuffer) -> int:
         """Writes `data`."""
+        content = bytes(data)
         with _os_errors(self._path):
-            self._file.write(bytes(data))
-        return len(data)
+            self._file.write(content)
+        return len(content)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Sets the position."""

@@ -19,7 +19,7 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 @contextlib.contextmanager
 def safe_path() -> Iterator[None]:
-    """The same for child processes that other libraries start meanwhile, such as Beam's workers."""
+    """The same for child processes that other libraries start in the context, such as Beam's workers."""
     before = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = "1"
     try:

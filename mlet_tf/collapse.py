@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TypedDict
 
 import keras
 import numpy as np
@@ -12,12 +12,46 @@ from mlet_tf.errors import InputError
 from mlet_tf.layers import EmbeddingCollection, MLETEmbedding
 from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization, entropy_rank
 from mlet_tf.replace import call_model, layers_of, replace_layers
+from mlet_tf.types import Inputs, Tensor
 
 _PROBE_ROWS = 64
 
 
+class TableReport(TypedDict):
+    """What the collapse of a table saves and costs.
+
+    Attributes:
+        name: Name of the table.
+        rows: `V`.
+        hidden_dim: `k`, None for direct tables.
+        output_dim: `d`.
+        bytes_before: Bytes of the factors; a table in several reports counts in the first.
+        bytes_after: Bytes of the collapsed table.
+        max_abs_difference: Between the collapsed rows and a float64 product, over all rows.
+        effective_rank: Of the collapsed table.
+        singular_values: Of the collapsed table, largest first.
+        optimizer_bytes: The optimizer's state for the rows of the table, which the collapse drops; 0 if the model is
+            not compiled.
+    """
+
+    name: str
+    rows: int
+    hidden_dim: int | None
+    output_dim: int
+    bytes_before: int
+    bytes_after: int
+    max_abs_difference: float
+    effective_rank: float
+    singular_values: list[float]
+    optimizer_bytes: int
+
+
 def collapse_model(
-    model: keras.Model, inputs: Any = None, *, block_rows: int = BLOCK_ROWS, tolerance: float | None = None
+    model: keras.Model,
+    inputs: Inputs | None = None,
+    *,
+    block_rows: int = BLOCK_ROWS,
+    tolerance: float | None = None,
 ) -> keras.Model:
     """Returns an equivalent model without factors.
 
@@ -67,7 +101,7 @@ def collapse_model(
     return collapsed
 
 
-def collapse_report(model: keras.Model, *, block_rows: int = BLOCK_ROWS) -> list[dict[str, Any]]:
+def collapse_report(model: keras.Model, *, block_rows: int = BLOCK_ROWS) -> list[TableReport]:
     """Reports what the collapse of each table saves and costs.
 
     Args:
@@ -75,11 +109,7 @@ def collapse_report(model: keras.Model, *, block_rows: int = BLOCK_ROWS) -> list
         block_rows: Rows that are read at once.
 
     Returns:
-        A record for each table: `name`, `rows` (V), `hidden_dim` (k, None for direct tables), `output_dim` (d),
-        `bytes_before` (the factors; a table shared by several records counts in the first), `bytes_after`,
-        `max_abs_difference` (between the collapsed rows and a float64 product, over all rows),
-        `effective_rank` and `singular_values` of `E`, and `optimizer_bytes` (the optimizer's state for the rows of
-        the table, which the collapse drops; 0 if the model is not compiled).
+        A report for each table.
 
     Raises:
         InputError: A table has weights that are not finite.
@@ -87,8 +117,8 @@ def collapse_report(model: keras.Model, *, block_rows: int = BLOCK_ROWS) -> list
     records, seen = [], set()
     for factorization in _factorizations(model):
         key = (id(factorization.table), factorization.offset)
-        records.append(_record(factorization, key not in seen, block_rows))
-        records[-1]["optimizer_bytes"] = 0 if key in seen else _optimizer_bytes(model, factorization)
+        optimizer_bytes = 0 if key in seen else _optimizer_bytes(model, factorization)
+        records.append(_record(factorization, key not in seen, optimizer_bytes, block_rows))
         seen.add(key)
     return records
 
@@ -104,7 +134,9 @@ def _optimizer_bytes(model: keras.Model, factorization: Factorization) -> int:
     return size * factorization.rows // table.shape[0]
 
 
-def _record(factorization: Factorization, counts_table: bool, block_rows: int) -> dict[str, Any]:
+def _record(
+    factorization: Factorization, counts_table: bool, optimizer_bytes: int, block_rows: int
+) -> TableReport:
     size = np.dtype(factorization.table.dtype).itemsize if factorization.table.dtype != "bfloat16" else 2
     before = sum(projection.size for projection in factorization.projections)
     if counts_table:
@@ -120,6 +152,7 @@ def _record(factorization: Factorization, counts_table: bool, block_rows: int) -
         "max_abs_difference": _max_abs_difference(factorization, block_rows),
         "effective_rank": entropy_rank(values),
         "singular_values": values.tolist(),
+        "optimizer_bytes": optimizer_bytes,
     }
 
 
@@ -161,7 +194,7 @@ def _random_ids(layer: MLETEmbedding | EmbeddingCollection) -> np.ndarray:
     return generator.integers(0, [f.input_dim for f in layer.features], (_PROBE_ROWS, len(layer.features)))
 
 
-def _made_up_inputs(model: keras.Model) -> Any | None:
+def _made_up_inputs(model: keras.Model) -> Inputs | None:
     """Makes up inputs for which the model gives numbers; None if that fails."""
     make_up = getattr(model, "random_inputs", lambda rows: _random_inputs(model))
     try:
@@ -173,7 +206,7 @@ def _made_up_inputs(model: keras.Model) -> Any | None:
     return inputs if numbers else None
 
 
-def _random_inputs(model: keras.Model) -> Any | None:
+def _random_inputs(model: keras.Model) -> Inputs | None:
     """Makes up inputs from their shapes; None if their dtypes or the range of ids cannot be known."""
     try:
         specs = model.input
@@ -186,7 +219,7 @@ def _random_inputs(model: keras.Model) -> Any | None:
         return None
     generator = np.random.default_rng(0)
 
-    def make_up(spec: keras.KerasTensor) -> Any:
+    def make_up(spec: keras.KerasTensor) -> Tensor:
         shape = (_PROBE_ROWS, *spec.shape[1:])
         # Ids that every table has also work if a model takes them as floats.
         ids = generator.integers(0, min(limits, default=2), shape)
@@ -195,7 +228,9 @@ def _random_inputs(model: keras.Model) -> Any | None:
     return keras.tree.map_structure(make_up, specs)
 
 
-def _check_equal(trained: Any, plain: Any, inputs: Any, tolerance: float | None) -> None:
+def _check_equal(
+    trained: keras.layers.Layer, plain: keras.layers.Layer, inputs: Inputs, tolerance: float | None
+) -> None:
     expected = keras.tree.flatten(call_model(trained, inputs))
     received = keras.tree.flatten(call_model(plain, inputs))
     half = any(layer.compute_dtype in ("float16", "bfloat16") for layer in layers_of(trained))
@@ -214,5 +249,5 @@ def _check_equal(trained: Any, plain: Any, inputs: Any, tolerance: float | None)
             )
 
 
-def _as_float32(tensor: Any) -> np.ndarray:
+def _as_float32(tensor: Tensor) -> np.ndarray:
     return ops.convert_to_numpy(ops.cast(tensor, "float32"))

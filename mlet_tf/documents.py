@@ -5,12 +5,13 @@
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import yaml
 
 from mlet_tf.errors import InputError, reason
 from mlet_tf.storage import decode_text
+from mlet_tf.types import JsonValue
 
 _NUMBER = r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _PLAIN = (
@@ -31,7 +32,9 @@ class _DuplicateKey(yaml.constructor.ConstructorError):
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}  # Filled below, by YAML's own method.
+    yaml_implicit_resolvers: ClassVar[
+        dict[str, list[tuple[str, re.Pattern[str]]]]
+    ] = {}  # Filled below, by YAML's own method.
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -50,7 +53,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes texts that YAML 1.1 or 1.2 would not read as text."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 
@@ -59,7 +62,7 @@ for _tag, _pattern, _first in _PLAIN:
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
-def read_document(path: str | Path, what: str) -> Any:
+def read_document(path: str | Path, what: str) -> JsonValue:
     """Reads a YAML file.
 
     Args:
@@ -79,7 +82,7 @@ def read_document(path: str | Path, what: str) -> Any:
     return parse_document(data, what)
 
 
-def parse_document(data: bytes | str, what: str) -> Any:
+def parse_document(data: bytes | str, what: str) -> JsonValue:
     """Reads YAML from memory.
 
     Args:
@@ -114,6 +117,6 @@ def parse_document(data: bytes | str, what: str) -> Any:
             loader.dispose()
 
 
-def dump_document(values: Any) -> str:
-    """Plain values as YAML, which `parse_document` reads back to the same values. Keys keep their order."""
+def dump_document(values: object) -> str:
+    """Writes plain values as YAML, which `parse_document` reads back. Keys keep their order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)

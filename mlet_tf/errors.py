@@ -20,7 +20,7 @@ class WorkerLostError(RuntimeError):
 
 
 def reason(error: BaseException) -> str:
-    """What the operating system, TensorFlow or another library says went wrong, without numbers and paths."""
+    """Returns the message of an error without its number and path, whichever library raised it."""
     return getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
 
 

@@ -14,7 +14,7 @@ normalised entropy are not defined, and without clicks neither is calibration: t
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from mlet_tf import strict_json
 from mlet_tf.metrics import METRICS, auc_standard_error
@@ -30,6 +30,16 @@ CALIBRATION_FACTOR = 1.1
 CALIBRATION_ERRORS = 3.0
 
 _HIGHER_IS_BETTER = {"auc": True, "logloss": False, "normalized_entropy": False}
+
+
+class GateRules(TypedDict):
+    """The keys of the configuration's `gate` that a check reads, as plain values."""
+
+    bounds: Mapping[str, Mapping[str, float | None]]
+    slice_bounds: Mapping[str, Mapping[str, float | None]]
+    max_auc_drop: float
+    max_collapse_loss: float
+    max_quantization_loss: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +99,7 @@ def check_metrics(
     candidate: Metrics,
     uncollapsed: Metrics,
     last_blessed: Metrics | None,
-    gate: Mapping[str, Any],
+    gate: GateRules,
     table_dtype: str = "float32",
 ) -> list[Check]:
     """Checks the candidate's metrics.
@@ -99,7 +109,7 @@ def check_metrics(
             `normalized_entropy`, `rows` and `clicks`.
         uncollapsed: The same for the trained model.
         last_blessed: The same for the last blessed model, or None where there is none.
-        gate: The configuration's `gate`.
+        gate: What the model must satisfy.
         table_dtype: Dtype of the candidate's tables.
 
     Returns:

@@ -34,7 +34,7 @@ _STATE = {
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What a worker achieves, and what it costs.
+    """Speed, memory and cost of a worker.
 
     Attributes:
         gflops: Floating point operations per second, in 1e9, of matrix products.
@@ -142,7 +142,7 @@ def served_memory(sizes: Sizes) -> list[Line]:
 
 
 def step_costs(sizes: Sizes, workers: int = 1, zipf: float = 1.1) -> list[Line]:
-    """What one step moves and computes: network traffic per worker, everything else of all workers together."""
+    """What one step moves and computes: network traffic per worker, all else summed over the workers."""
     k, d = sizes.hidden_dim, sizes.output_dim
     touched, batch = touched_rows(sizes, zipf), sizes.batch_size
     features = len(sizes.vocabulary)
@@ -192,7 +192,7 @@ def workers_needed(sizes: Sizes, machine: Machine) -> int:
     """Smallest number of workers whose memory holds a training.
 
     Raises:
-        ValueError: What every worker holds does not fit by itself.
+        ValueError: What each worker holds besides tables does not fit.
     """
     once = training_memory(sizes, zipf=machine.zipf)
     divided = sum(line.value for line in once[:2])

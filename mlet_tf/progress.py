@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar on a terminal, a line now and then in a log."""
+"""Progress of long work on standard error: a bar on a terminal, an occasional line in a log."""
 
 import math
 import sys
@@ -10,10 +10,10 @@ _BAR_WIDTH = 30
 
 
 class ProgressLine:
-    """Shows progress, no more often than one can read it.
+    """Shows progress at a readable rate.
 
     Args:
-        in_logs: Whether `show` shows anything where standard error is no terminal.
+        in_logs: Whether `show` prints anything if standard error is not a terminal.
 
     Example:
         >>> line = ProgressLine()
@@ -28,12 +28,12 @@ class ProgressLine:
         self._bar_stands = False
 
     def show(self, done: int, total: int, text: Callable[[], str]) -> None:
-        """Shows how far the work is, if the last time was long enough ago or all is done.
+        """Shows the progress if the last update was long enough ago, or the work is done.
 
         Args:
             done: Units of work done.
             total: Units of work in all, at least 1.
-            text: Gives the text to show; called only where it is shown.
+            text: Returns the text to show; called only if it is shown.
         """
         now, terminal = time.monotonic(), sys.stderr.isatty()
         if not terminal and not self._in_logs:
@@ -54,12 +54,12 @@ class ProgressLine:
         )
 
     def note(self, line: str) -> None:
-        """Prints a line of its own; where a bar stands it is drawn again below, by the next `show`."""
+        """Prints a line; the next `show` draws the bar again below it."""
         print(f"\r\033[K{line}" if self._bar_stands else line, file=sys.stderr, flush=True)
         self._bar_stands, self._shown = False, -math.inf if sys.stderr.isatty() else self._shown
 
     def end(self) -> None:
-        """Ends the line of a bar that stands, as where the work is broken off."""
+        """Ends the line of a bar, such as that of interrupted work."""
         if self._bar_stands:
             print(file=sys.stderr)
             self._bar_stands = False

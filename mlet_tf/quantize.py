@@ -1,6 +1,6 @@
 """Quantisation: a collapsed model with tables in a narrow dtype."""
 
-from typing import Any
+from typing import TypedDict
 
 import keras
 import numpy as np
@@ -15,13 +15,35 @@ from mlet_tf.replace import layers_of, paired_layers, replace_layers
 TABLE_DTYPES = ("float16", "bfloat16", "float8", "int8", "int4")
 
 
+class QuantizationReport(TypedDict):
+    """What the quantisation of a table saves and costs.
+
+    Attributes:
+        name: Name of the table, as in `collapse_report`.
+        rows: `V`.
+        output_dim: `d`.
+        table_dtype: Dtype of the quantised table.
+        bytes_before: Bytes of the collapsed table.
+        bytes_after: Bytes of the quantised table.
+        max_abs_difference: Between the two, over all values.
+    """
+
+    name: str
+    rows: int
+    output_dim: int
+    table_dtype: str
+    bytes_before: int
+    bytes_after: int
+    max_abs_difference: float
+
+
 def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int = BLOCK_ROWS) -> keras.Model:
     """Returns a model for serving whose embedding tables take a half to an eighth of the bytes.
 
     Each `keras.layers.Embedding` becomes a `ServedTable` and each `EmbeddingCollection` a `ServedEmbedding`, wherever
-    they are in the model (see `replace_layers`). LoRA factors that Keras has
-    added to an embedding are multiplied in. The given model is not changed. Tables are read and written in blocks of
-    rows. A SavedModel of the result has stock TensorFlow operations only.
+    they are in the model (see `replace_layers`). LoRA factors that Keras has added to an embedding are multiplied in.
+    The given model is not changed. Tables are read and written in blocks of rows. A SavedModel of the result has stock
+    TensorFlow operations only.
 
     Args:
         model: A model without factors, such as `collapse_model` returns.
@@ -57,7 +79,7 @@ def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int =
 
 def quantization_report(
     model: keras.Model, quantized: keras.Model, *, block_rows: int = BLOCK_ROWS
-) -> list[dict[str, Any]]:
+) -> list[QuantizationReport]:
     """Reports what the quantisation of each table saves and costs.
 
     Args:
@@ -66,8 +88,7 @@ def quantization_report(
         block_rows: Rows that are read at once.
 
     Returns:
-        A record for each table, named as in `collapse_report`: `name`, `rows`, `output_dim`,
-        `table_dtype`, `bytes_before`, `bytes_after`, and `max_abs_difference` over all values.
+        A report for each table.
     """
     records = []
     for plain, narrow in paired_layers(model, quantized, _is_embedding):
@@ -78,13 +99,14 @@ def quantization_report(
         else:
             continue
         for (wide, rows), feature in zip(parts, narrow.plan.features, strict=True):
-            record = _record(wide, rows, block_rows)
             size = feature.bytes(narrow.output_dim).embedding
-            records.append(record | {"table_dtype": feature.bands[0].store, "bytes_after": size})
+            records.append(_record(wide, rows, feature.bands[0].store, size, block_rows))
     return records
 
 
-def _record(plain: Factorization, narrow: Factorization, block_rows: int) -> dict[str, Any]:
+def _record(
+    plain: Factorization, narrow: Factorization, table_dtype: str, bytes_after: int, block_rows: int
+) -> QuantizationReport:
     pairs = zip(plain.iter_table(block_rows), narrow.iter_table(block_rows), strict=True)
     difference = max(float(np.abs(x.astype("float64") - y.astype("float64")).max()) for x, y in pairs)
     dtype = keras.backend.standardize_dtype(plain.table.dtype)
@@ -93,7 +115,9 @@ def _record(plain: Factorization, narrow: Factorization, block_rows: int) -> dic
         "name": plain.name,
         "rows": plain.rows,
         "output_dim": plain.output_dim,
+        "table_dtype": table_dtype,
         "bytes_before": plain.rows * plain.output_dim * itemsize,
+        "bytes_after": bytes_after,
         "max_abs_difference": difference,
     }
 

@@ -7,7 +7,6 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType
-from typing import Any
 
 import keras
 from keras import ops
@@ -19,10 +18,12 @@ from keras.src.saving.serialization_lib import (  # No public way to allow lambd
     record_object_after_serialization,
 )
 
+from mlet_tf.types import Inputs, Tensor
+
 Rule = Callable[[keras.layers.Layer], keras.layers.Layer | None]
 
 
-def replace_layers(model: keras.Model, rule: Rule, inputs: Any = None) -> keras.Model:
+def replace_layers(model: keras.Model, rule: Rule, inputs: Inputs | None = None) -> keras.Model:
     """Returns a new model with some layers replaced; the given model is not changed.
 
     Layers are replaced wherever they are: in functional, Sequential, nested and subclassed models, in wrappers and
@@ -104,7 +105,7 @@ def paired_layers(
     yield from visit(one, other)
 
 
-def call_model(model: keras.layers.Layer, inputs: Any) -> Any:
+def call_model(model: keras.layers.Layer, inputs: Inputs) -> Tensor:
     """Calls a model or layer; if its `call` needs several arguments, `inputs` holds them in order or by name."""
     parameters = inspect.signature(model.call).parameters.values()
     needed = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -146,7 +147,7 @@ class _Maker:
         self._made = dict(replacements)
         self._pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
-    def model(self, model: keras.Model, inputs: Any) -> keras.Model:
+    def model(self, model: keras.Model, inputs: Inputs | None) -> keras.Model:
         """Rebuilds a model."""
         try:
             # The functions come from the model in memory, not from a file.
@@ -208,7 +209,9 @@ class _Maker:
                 if changes:
                     _set_attribute(target, name, settled, changes)
 
-    def _settled(self, value: Any, have: Any, changes: list[tuple]) -> Any:
+    def _settled(
+        self, value: object, have: object, changes: list[tuple[keras.layers.Layer, keras.layers.Layer]]
+    ) -> object:
         """Returns what an attribute should hold, given what it holds in the source, and notes the changes."""
         if isinstance(value, keras.layers.Layer) and isinstance(have, keras.layers.Layer):
             # The source's own layer came through the configuration.
@@ -220,7 +223,8 @@ class _Maker:
             return settled
         if isinstance(value, list | tuple) and isinstance(have, list | tuple) and len(value) == len(have):
             items = [self._settled(v, h, changes) for v, h in zip(value, have, strict=True)]
-            return type(have)(*items) if hasattr(have, "_fields") else _plain_type(have)(items)
+            make: Callable[..., object] = _plain_type(have)
+            return make(*items) if hasattr(have, "_fields") else make(items)
         if isinstance(value, Mapping) and isinstance(have, Mapping):
             return {
                 key: self._settled(value[key], h, changes) if key in value else h for key, h in have.items()
@@ -243,7 +247,7 @@ def _names(layers: list[keras.layers.Layer]) -> str:
     return ", ".join(f"{type(layer).__name__} {layer.name}" for layer in layers) or "nothing"
 
 
-def _attributes(layer: keras.layers.Layer) -> dict[str, Any]:
+def _attributes(layer: keras.layers.Layer) -> dict[str, object]:
     """The attributes that a layer's own class has set; torch keeps layers apart from the others."""
     values = {**vars(layer), **vars(layer).get("_modules", {})}
     return {name: value for name, value in values.items() if name not in _base_attributes()}
@@ -263,7 +267,7 @@ def _plain_type(value: list | tuple) -> type:
 def _set_attribute(
     layer: keras.layers.Layer,
     name: str,
-    value: Any,
+    value: object,
     changes: list[tuple[keras.layers.Layer, keras.layers.Layer]],
 ) -> None:
     # Keras has no public way to give up a layer, nor to keep its place in the order of the weights.
@@ -299,7 +303,7 @@ def _named_apart(model: keras.Model) -> Iterator[None]:
     names = {part: f"{part.__name__}/{i}" for i, part in enumerate(dict.fromkeys(own))}
     lambdas = [part for part in names if part.__name__ == "<lambda>"]
     # Some handwritten configurations have the name of the class.
-    found: dict[str, Any] = {part.__name__: part for part in names if isinstance(part, type)}
+    found: dict[str, type | FunctionType] = {part.__name__: part for part in names if isinstance(part, type)}
     found |= {name: part for part, name in names.items()}
     GLOBAL_CUSTOM_NAMES.update(names)
     for part in lambdas:
@@ -314,7 +318,7 @@ def _named_apart(model: keras.Model) -> Iterator[None]:
             part.__name__ = "<lambda>"
 
 
-def _definitions(value: Any) -> Iterator[type | FunctionType]:
+def _definitions(value: object) -> Iterator[type | FunctionType]:
     """Yields the classes and functions in a value, and in the lists and dicts within."""
     if isinstance(value, type | FunctionType):
         yield value
@@ -363,8 +367,8 @@ def _copy_lora(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
     target.lora_alpha = source.lora_alpha
 
 
-def _own_variables(layer: keras.layers.Layer) -> dict[str, Any]:
-    store: dict[str, Any] = {}
+def _own_variables(layer: keras.layers.Layer) -> dict[str, Tensor]:
+    store: dict[str, Tensor] = {}
     layer.save_own_variables(store)
     if keras.backend.backend() == "jax":
         # Otherwise both layers would share arrays, and `fit` and `predict` donate theirs.

@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import matplotlib
@@ -13,8 +12,9 @@ import numpy as np
 from mlet_tf import strict_json
 from mlet_tf.gate import GATE_FILE
 from mlet_tf.predictions import load_predictions
-from mlet_tf.run_file import read_run_file
+from mlet_tf.run_file import Run, read_run_file
 from mlet_tf.storage import join, writing, written_aside
+from mlet_tf.types import JsonObject
 from mlet_tf.units import bytes_text
 
 matplotlib.use("Agg")
@@ -63,7 +63,7 @@ def write_report(run_folder: Path, output: Path) -> Path:
     return page
 
 
-def plot_sizes(tables: Sequence[Mapping[str, Any]]) -> plt.Figure:
+def plot_sizes(tables: Sequence[JsonObject]) -> plt.Figure:
     """Bytes of each table before and after the collapse, largest first, on a log axis."""
     largest = sorted(tables, key=lambda table: -table["bytes_before"])[:_MAX_TABLES]
     figure, axes = _axes(8, 0.24 * len(largest) + 1.2)
@@ -128,7 +128,7 @@ def plot_calibration(predictions: Mapping[str, np.ndarray]) -> plt.Figure:
     return figure
 
 
-def plot_spectra(tables: Sequence[Mapping[str, Any]]) -> plt.Figure:
+def plot_spectra(tables: Sequence[JsonObject]) -> plt.Figure:
     """Singular values of the largest collapsed tables, relative to the first of each."""
     figure, axes = _axes(6, 3.2)
     spectra = [table for table in tables if table.get("singular_values")]
@@ -157,7 +157,7 @@ def plot_seconds(seconds: Mapping[str, float]) -> plt.Figure:
     return figure
 
 
-def _short(table: Mapping[str, Any]) -> str:
+def _short(table: JsonObject) -> str:
     """A table's name without the layer's."""
     return table["name"].rsplit("/", 1)[-1]
 
@@ -188,9 +188,7 @@ def _bound(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _render(
-    run: Mapping[str, Any], gate: Mapping[str, Any], collapse: Mapping[str, Any], images: Mapping[str, str]
-) -> str:
+def _render(run: Run, gate: JsonObject, collapse: JsonObject, images: Mapping[str, str]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mlet_tf"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

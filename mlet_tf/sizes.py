@@ -20,9 +20,9 @@ class Sizes:
         bottom_units: Widths of the bottom MLP before its last layer.
         top_units: Widths of the top MLP before the logit.
         dot_skip: Whether a linear path leads from the dot products to the logit.
-        batch_size: Rows a step over all workers.
+        batch_size: Rows per step, over all workers.
         epochs: Passes over the training split.
-        optimizer: Of the tables.
+        optimizer: Optimizer of the tables.
         shuffle_rows: Size of the shuffle buffer.
     """
 
@@ -68,7 +68,7 @@ def dense_parameters(sizes: Sizes) -> int:
 
 
 def activation_widths(sizes: Sizes) -> int:
-    """Floats a row that the layers give, embeddings and their products included."""
+    """Activations per row, in floats, embeddings and their products included."""
     features = len(sizes.vocabulary)
     return sum(n for _, n in _layers(sizes)) + features * sizes.output_dim * 2 + (features + 1) ** 2
 

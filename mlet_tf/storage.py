@@ -21,7 +21,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from mlet_tf.errors import InputError, reason
 from mlet_tf.formats import HEAD_BYTES, refused_format, suspected_format
@@ -53,12 +53,12 @@ def local_path(path: str | Path) -> Path | None:
 
 
 def absolute(path: str) -> str:
-    """The path from the root, or as it is where it names its file system."""
+    """Returns the absolute path; one that names its file system is returned unchanged."""
     return path if is_remote(path) else os.path.abspath(path)  # noqa: PTH100 (keeps links, as given)
 
 
 def without_slash(path: str | Path) -> str:
-    """The path without `/` at its end and, where it is local, without `file://`."""
+    """Returns the path without a trailing `/` and, if it is local, without `file://`."""
     local = local_path(path)
     return str(path).rstrip("/") if local is None else str(local)
 
@@ -102,7 +102,7 @@ def is_folder(path: str | Path) -> bool:
 def entries(folder: str | Path) -> list[Entry]:
     """The children of a folder, by name.
 
-    Links are followed; one to nowhere is no folder.
+    Links are followed; a dangling link counts as a file.
     """
     local = local_path(folder)
     if local is not None:
@@ -136,15 +136,13 @@ def file_size(path: str | Path) -> int:
 
 
 def file_stamp(path: str | Path) -> tuple[int, int]:
-    """Size in bytes and time of the last change in nanoseconds: another stamp means another content."""
+    """Size in bytes and time of the last change in nanoseconds: a different stamp means different content."""
     local = local_path(path)
     if local is not None:
         stat = local.stat()
         return stat.st_size, stat.st_mtime_ns
     info = _remote(path).info(str(path))
-    changed: Any = next(
-        (info[key] for key in ("mtime", "LastModified", "updated", "created") if info.get(key)), 0
-    )
+    changed = next((info[key] for key in ("mtime", "LastModified", "updated", "created") if info.get(key)), 0)
     if isinstance(changed, str):  # Any number that changes with the time will do.
         return info["size"], zlib.crc32(changed.encode())
     seconds = changed.timestamp() if hasattr(changed, "timestamp") else changed
@@ -247,7 +245,7 @@ def move_file(source: str | Path, target: str | Path) -> None:
 
 @contextlib.contextmanager
 def written_aside(path: str | Path) -> Iterator[BinaryIO]:
-    """Opens a file that stands at `path` once all of it is written, and is gone if that fails.
+    """Opens a temporary file that is moved to `path` when complete, and removed on failure.
 
     Example:
         ```python
@@ -294,13 +292,13 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def move_folder(source: str, target: str, order: Callable[[str], Any] | None = None) -> None:
-    """Moves a folder: at once on a local disk, file by file in an object store, which cannot rename one.
+def move_folder(source: str, target: str, order: Callable[[str], bool] | None = None) -> None:
+    """Moves a folder: by a rename on a local disk, file by file in an object store.
 
     Args:
         source: The folder.
         target: Its new path; nothing is there.
-        order: Key by which files are moved in an object store, of their relative path.
+        order: Sort key of relative paths: in which order an object store moves the files.
     """
     local = local_path(source)
     if local is not None:
@@ -334,7 +332,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _remote(path: str | Path) -> AbstractFileSystem:
-    """The file system of an address; nothing that it remembers of folders is left.
+    """Returns the file system of an address, with its cache of folders cleared.
 
     Raises:
         InputError: Neither TensorFlow nor fsspec knows the scheme, or a package is missing.
@@ -362,11 +360,11 @@ def join(*parts: str) -> str:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str], errors: type[Exception] | None = None) -> Iterator[None]:
-    """Names the path in what goes wrong while it is written, such as a full disk.
+    """Turns a failure to write, such as a full disk, into an `InputError` that names the path.
 
     Args:
         path: The file or folder.
-        errors: What is taken for a failure to write; by default what Python and TensorFlow raise for one.
+        errors: What counts as a failure to write; by default what Python and TensorFlow raise.
 
     Raises:
         InputError: It cannot be written.

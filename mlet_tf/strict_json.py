@@ -8,7 +8,7 @@ from typing import Any
 from mlet_tf.storage import read_text, written_aside
 
 
-def dumps(value: Any, **options: Any) -> str:
+def dumps(value: object, **options: Any) -> str:
     """`json.dumps` with null for each float that is not finite.
 
     Args:
@@ -18,7 +18,7 @@ def dumps(value: Any, **options: Any) -> str:
     return json.dumps(_finite(value), allow_nan=False, **options)
 
 
-def write(path: str | Path, value: Any, indent: int | None = None) -> None:
+def write(path: str | Path, value: object, indent: int | None = None) -> None:
     """Writes a file, local or remote, whole or not at all; see `dumps`."""
     with written_aside(path) as file:
         file.write((dumps(value, indent=indent) + "\n").encode())
@@ -34,7 +34,7 @@ def read(path: str | Path) -> Any:
     return json.loads(read_text(path))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,10 +1,10 @@
-"""Numbers as commands and reports print them."""
+"""Formats numbers for commands and reports."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def bytes_text(count: float, digits: int | None = None) -> str:
-    """A number of bytes, such as `1.5 MiB`; by default with as many digits as are worth reading."""
+    """Formats a number of bytes, such as `1.5 MiB`; by default with few digits."""
     unit = 0
     while count >= 1024 and unit < len(_UNITS) - 1:
         count, unit = count / 1024, unit + 1

@@ -12,16 +12,16 @@
 import json
 import runpy
 import sys
-from typing import Any
 
 from mlet_tf.errors import GateError, InputError
 from mlet_tf.storage import add_file_systems
+from mlet_tf.types import JsonObject
 
 _TFX_ENTRYPOINT = "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor"
 _INVOCATION, _INPUTS = "--json_serialized_invocation_args", "--json_serialized_inputs_spec_args"
 
 
-def with_artifact_types(invocation: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+def with_artifact_types(invocation: JsonObject, definitions: JsonObject) -> JsonObject:
     """Gives input artifacts the types that the component declares.
 
     Args:

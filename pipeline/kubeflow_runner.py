@@ -4,8 +4,6 @@ TFX's KubeflowV2DagRunner makes the PipelineSpec. What it lacks is added to the 
 pipeline's parameters, resources, retries, caching by node and the pipeline root.
 """
 
-from typing import Any
-
 import yaml
 from mlet_tf.components.trainer.executor import SETTINGS
 from mlet_tf.pipeline.checks import check_kubeflow
@@ -17,6 +15,7 @@ from mlet_tf.config import NodeConfig, PipelineConfig
 from mlet_tf.errors import InputError, nearest
 from mlet_tf.outputs import output_file
 from mlet_tf.storage import join, writing, written_aside
+from mlet_tf.types import JsonObject, JsonValue
 
 # Parameters of the pipeline: the node and the execution property that each one sets.
 PARAMETERS = {
@@ -30,7 +29,7 @@ _COMMAND = ["python", "-P", "-m", "mlet_tf.pipeline.container_entrypoint"]
 _EXAMPLE_GEN = "ClickLogExampleGen"
 
 
-def compile_pipeline(config: PipelineConfig) -> dict[str, Any]:
+def compile_pipeline(config: PipelineConfig) -> JsonObject:
     """Makes the PipelineSpec.
 
     Args:
@@ -71,7 +70,7 @@ def compile_pipeline(config: PipelineConfig) -> dict[str, Any]:
     return spec
 
 
-def write_pipeline(spec: dict[str, Any], path: str) -> None:
+def write_pipeline(spec: JsonObject, path: str) -> None:
     """Writes a PipelineSpec as YAML, whole or not at all.
 
     Args:
@@ -104,7 +103,7 @@ def _check_nodes(named: dict[str, NodeConfig], known: list[str]) -> None:
             )
 
 
-def _make_parameter(spec: dict[str, Any], name: str, node: str, key: str) -> None:
+def _make_parameter(spec: JsonObject, name: str, node: str, key: str) -> None:
     """Makes an execution property a parameter of the pipeline, with its constant value as the default.
 
     TFX's `RuntimeParameter` is not enough: its default does not reach the PipelineSpec.
@@ -119,7 +118,7 @@ def _make_parameter(spec: dict[str, Any], name: str, node: str, key: str) -> Non
         executor["importer"]["artifactUri"] = {"runtimeParameter": key}
 
 
-def _make_image_parameter(spec: dict[str, Any], image: str) -> None:
+def _make_image_parameter(spec: JsonObject, image: str) -> None:
     """Lets a run choose the image, like `PipelineTask.set_container_image` of the KFP SDK."""
     _add_parameter(spec, IMAGE, "STRING", image)
     for node, task in spec["root"]["dag"]["tasks"].items():
@@ -131,7 +130,7 @@ def _make_image_parameter(spec: dict[str, Any], image: str) -> None:
             inputs.setdefault("parameters", {})[IMAGE] = {"parameterType": "STRING"}
 
 
-def _add_parameter(spec: dict[str, Any], name: str, kind: str, default: Any) -> None:
+def _add_parameter(spec: JsonObject, name: str, kind: str, default: JsonValue) -> None:
     inputs = spec["root"].setdefault("inputDefinitions", {}).setdefault("parameters", {})
     inputs[name] = {"parameterType": kind, "defaultValue": default}
 
@@ -146,7 +145,7 @@ def _policy(config: PipelineConfig, node: str) -> NodeConfig:
     return policy
 
 
-def _set_policy(spec: dict[str, Any], node: str, policy: NodeConfig) -> None:
+def _set_policy(spec: JsonObject, node: str, policy: NodeConfig) -> None:
     task, executor = spec["root"]["dag"]["tasks"][node], _executor(spec, node)
     # Set for every node, because some versions have it on by default.
     task["cachingOptions"] = {"enableCache": policy.cache}
@@ -160,9 +159,9 @@ def _set_policy(spec: dict[str, Any], node: str, policy: NodeConfig) -> None:
         executor["container"]["resources"] = resources
 
 
-def _resources(policy: NodeConfig) -> dict[str, Any]:
+def _resources(policy: NodeConfig) -> JsonObject:
     """A ResourceSpec; each figure is in it twice, as text for Kubeflow from 2.5 on and as a number for others."""
-    resources: dict[str, Any] = {}
+    resources: JsonObject = {}
     if policy.cpu is not None:
         for bound in ("Limit", "Request"):
             resources[f"cpu{bound}"] = policy.cpu
@@ -181,5 +180,5 @@ def _resources(policy: NodeConfig) -> dict[str, Any]:
     return resources
 
 
-def _executor(spec: dict[str, Any], node: str) -> dict[str, Any]:
+def _executor(spec: JsonObject, node: str) -> JsonObject:
     return spec["deploymentSpec"]["executors"][spec["components"][node]["executorLabel"]]

@@ -5,7 +5,6 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import absl.logging
 from mlet_tf.pipeline.checks import check_run, state_folder
@@ -18,17 +17,21 @@ from mlet_tf.child_processes import safe_path
 from mlet_tf.config import PipelineConfig, dump_config
 from mlet_tf.datasets.presets import PRESETS
 from mlet_tf.progress import ProgressLine
+from mlet_tf.run_file import Run
 from mlet_tf.storage import absolute, exists, file_stamp, join, remove, writing, written_aside
 
 
-def run(config: PipelineConfig) -> dict[str, Any]:
+class RunResult(Run):
+    """The content of `run.json`, and whether the run was skipped because nothing had changed."""
+
+    unchanged: bool
+
+
+def run(config: PipelineConfig) -> RunResult:
     """Runs the pipeline, unless nothing has changed since the last run.
 
     Args:
         config: The resolved configuration; `data.train` must be set.
-
-    Returns:
-        The content of `run.json`, and `unchanged`: whether the run was skipped.
 
     Raises:
         InputError: If the data or the output folder cannot be used.
@@ -53,8 +56,8 @@ def run(config: PipelineConfig) -> dict[str, Any]:
     progress = _Progress([component.id for component in pipeline.components], state / "run.log")
     with progress, safe_path():
         tfx.orchestration.LocalDagRunner().run(pipeline)
-        result = gather(last_run_artifacts(connection), progress.seconds)
-    result |= {"name": config.name, "fingerprint": fingerprint, "output": str(state)}
+        results = gather(last_run_artifacts(connection), progress.seconds)
+    result: Run = {**results, "name": config.name, "fingerprint": fingerprint, "output": str(state)}
     write_run(state, result)
     remove(join(output, "work"))  # Checkpoints of a training that is complete.
     return {**result, "unchanged": False}
@@ -86,7 +89,7 @@ def store_config(folder: Path, config: PipelineConfig) -> None:
 
 
 def fingerprint_of(config: PipelineConfig, files: list[str]) -> str:
-    """A text that changes with all that a run depends on: configuration, schema, data and code."""
+    """Hash of all that a run depends on: configuration, schema, data and code."""
     state = [(absolute(file), *file_stamp(file)) for file in files]
     text = (
         dump_config(config)
@@ -97,7 +100,7 @@ def fingerprint_of(config: PipelineConfig, files: list[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _still_there(last: dict[str, Any]) -> bool:
+def _still_there(last: Run) -> bool:
     return last["pushed"] is None or exists(last["pushed"])
 
 

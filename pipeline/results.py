@@ -1,7 +1,6 @@
 """Gathers the results of a run from its artifacts into `run.json`."""
 
 from pathlib import Path
-from typing import Any
 
 from ml_metadata.metadata_store import metadata_store
 from ml_metadata.proto import metadata_store_pb2
@@ -12,7 +11,7 @@ from mlet_tf.errors import InputError
 from mlet_tf.features.ingestion import read_ingest_report
 from mlet_tf.gate import GATE_FILE, slice_text
 from mlet_tf.metrics import METRICS
-from mlet_tf.run_file import RUN_FILE, read_run_file
+from mlet_tf.run_file import RUN_FILE, Results, Run, read_run_file
 from mlet_tf.storage import join
 from mlet_tf.training.trainer import HISTORY
 
@@ -43,10 +42,8 @@ def last_run_artifacts(
     return outputs
 
 
-def gather(
-    outputs: dict[str, dict[str, metadata_store_pb2.Artifact]], seconds: dict[str, float]
-) -> dict[str, Any]:
-    """The content of `run.json`; see `docs/run_json.md` for its keys.
+def gather(outputs: dict[str, dict[str, metadata_store_pb2.Artifact]], seconds: dict[str, float]) -> Results:
+    """Reads the artifacts of a run.
 
     Args:
         outputs: See `last_run_artifacts`.
@@ -90,14 +87,14 @@ def gather(
     }
 
 
-def write_run(output: Path, run: dict[str, Any]) -> Path:
+def write_run(output: Path, run: Run) -> Path:
     """Writes `run.json` whole or not at all."""
     path = output / RUN_FILE
     strict_json.write(path, run, indent=1)
     return path
 
 
-def read_run(output: Path) -> dict[str, Any] | None:
+def read_run(output: Path) -> Run | None:
     """The last `run.json` in an output folder; None if there is none, or one of another version."""
     try:
         return read_run_file(output)

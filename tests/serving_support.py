@@ -69,3 +69,21 @@ def answers(url):
     except OSError:
         return False
     return True
+
+
+def predict_request(name="hp2", signature="", inputs=None, version=None, label=None, output_filter=()):
+    """A PredictRequest; inputs are tensor protos, or what `tf.make_tensor_proto` takes."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    request = predict_pb2.PredictRequest(output_filter=output_filter)
+    request.model_spec.name = name
+    request.model_spec.signature_name = signature
+    if version is not None:
+        request.model_spec.version.value = version
+    if label:
+        request.model_spec.version_label = label
+    for key, value in (inputs or {}).items():
+        is_proto = isinstance(value, tf.make_tensor_proto(0).__class__)
+        request.inputs[key].CopyFrom(value if is_proto else tf.make_tensor_proto(value))
+    return request

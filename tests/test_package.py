@@ -82,7 +82,11 @@ def test_the_command_answers_without_tensorflow():
         ("run", ["data.train=log.tsv", "output=log.tsv"], "'output' should be a writable folder"),
         ("run", ["data.train=log.tsv", "serving.push_to=log.tsv/below"], "log.tsv is no folder"),
         ("compile", ["data.train=gs://bucket/log.tsv"], "'kubeflow.image' is not set"),
-        ("sweep", ["sweep.grid=[{}]", "data.train=absent.tsv"], "No file found at 'absent.tsv'"),
+        (
+            "sweep",
+            ["sweep.grid=[{}]", "output=swept", "data.train=absent.tsv"],
+            "No file found at 'absent.tsv'",
+        ),
     ],
 )
 def test_mistakes_that_show_at_once_are_told_before_tensorflow_is_imported(tmp_path, command, settings, line):
@@ -130,36 +134,64 @@ def test_components_import_by_themselves(module):
     assert done.returncode == 0, done.stderr[-500:]
 
 
-@pytest.mark.slow
-def test_the_wheel_runs_where_a_user_has_packages_of_our_names(tmp_path, shadowing_folder, little_log):
-    """From a wheel in a fresh environment, in a folder with packages `pipeline` and `components`, to a pushed model."""
-    from conftest import CONFIG
+REPOSITORY = Path(__file__).parents[1]
 
-    repository = Path(__file__).parents[1]
+
+@pytest.fixture(scope="module")
+def wheel_environment(tmp_path_factory):
+    """The folder of a fresh environment with the wheel of this source."""
+    folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    options = ("--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", tmp_path)
-    subprocess.run([*pip, "wheel", *options, _sources(repository, tmp_path / "sources")], check=True)
-    (wheel,) = tmp_path.glob("mlet_tf-*.whl")
-    venv.create(tmp_path / "venv", with_pip=False)
-    python = tmp_path / "venv" / "bin" / "python"
+    options = ("--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder)
+    subprocess.run([*pip, "wheel", *options, _sources(folder / "sources")], check=True)
+    (wheel,) = folder.glob("mlet_tf-*.whl")
+    environment = folder / "venv"
+    venv.create(environment, with_pip=False)
+    python = environment / "bin" / "python"
     subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
     # The other packages are those of this environment, whose own .pth files, an editable mlet_tf's too, do not count.
-    (packages,) = (tmp_path / "venv").glob("lib/*/site-packages")
+    (packages,) = environment.glob("lib/*/site-packages")
     others = [path for path in sys.path if path.endswith("site-packages")]
     (packages / "others.pth").write_text("\n".join(others) + "\n")
-    where = subprocess.run(
-        [python, "-P", "-c", "import mlet_tf.pipeline, mlet_tf.components as c; print(c.__file__)"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=shadowing_folder,
-    )
-    assert Path(where.stdout.strip()).is_relative_to(packages)
+    return environment
+
+
+def test_the_wheel_holds_every_file(wheel_environment):
+    (installed,) = wheel_environment.glob("lib/*/site-packages/mlet_tf")
+    for folder, place in (("mlet_tf", "."), ("pipeline", "pipeline"), ("components", "components")):
+        files = [path.relative_to(REPOSITORY / folder) for path in (REPOSITORY / folder).rglob("*.py")]
+        assert [file for file in files if not (installed / place / file).is_file()] == []
+    assert (installed / "py.typed").is_file()
+    assert (installed / "templates" / "report.html").is_file()
+
+
+def test_the_wheel_is_found_where_a_user_has_packages_of_our_names(wheel_environment, shadowing_folder):
+    """As in the slow test below, but nothing is run, and so TensorFlow is not imported."""
+
+    def output(*command: Path | str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=shadowing_folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    python = wheel_environment / "bin" / "python"
+    (packages,) = wheel_environment.glob("lib/*/site-packages")
+    code = "import mlet_tf.pipeline, importlib.util as u; print(u.find_spec('mlet_tf.components').origin)"
+    assert Path(output(python, "-P", "-c", code).strip()).is_relative_to(packages)
+    assert "Usage: mlet-tf" in output(python.with_name("mlet-tf"), "--help")
+    assert "--config" in output(python, "-P", "-m", "mlet_tf.pipeline.cli.main", "run", "--help")
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_where_a_user_has_packages_of_our_names(
+    wheel_environment, tmp_path, shadowing_folder, little_log
+):
+    """From a wheel in a fresh environment, in a folder with packages `pipeline` and `components`, to a pushed model."""
+    from conftest import CONFIG
 
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump(yaml.safe_load(CONFIG) | {"output": str(tmp_path / "output")})
     )
-    command = [python.with_name("mlet-tf"), "run", "--config", tmp_path / "config.yaml"]
+    command = [wheel_environment / "bin" / "mlet-tf", "run", "--config", tmp_path / "config.yaml"]
     done = subprocess.run(
         [*command, "--set", f"data.train={little_log}"],
         cwd=shadowing_folder,
@@ -173,12 +205,15 @@ def test_the_wheel_runs_where_a_user_has_packages_of_our_names(tmp_path, shadowi
     assert Path(pushed, "saved_model.pb").exists()
 
 
-def _sources(repository, folder):
+def _sources(folder):
     """A copy of what a wheel is built of; the build would leave folders in the repository."""
     listed = subprocess.run(
         [
             "git",
             "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
             "-z",
             "mlet_tf",
             "pipeline",
@@ -187,7 +222,7 @@ def _sources(repository, folder):
             "pyproject.toml",
             "README.md",
         ],
-        cwd=repository,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
@@ -195,5 +230,5 @@ def _sources(repository, folder):
     for name in listed.stdout.rstrip("\0").split("\0"):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((repository / name).read_bytes())
+        target.write_bytes((REPOSITORY / name).read_bytes())
     return folder

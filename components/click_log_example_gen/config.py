@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from typing import Any
 
 from google.protobuf import wrappers_pb2
 from tfx.proto import example_gen_pb2
@@ -27,7 +26,7 @@ def from_proto(proto: example_gen_pb2.CustomConfig) -> IngestConfig:
     """Unpacks what `to_proto` packed."""
     text = wrappers_pb2.StringValue()
     proto.custom_config.Unpack(text)
-    values: dict[str, Any] = json.loads(text.value)
+    values = json.loads(text.value)
     del values["version"]
     return IngestConfig(**{**values, "schema": ClickLogSchema.from_dict(values["schema"])})
 

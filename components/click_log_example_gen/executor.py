@@ -2,10 +2,10 @@
 
 import functools
 import logging
-from typing import Any
 
 from mlet_tf.components.beam import BeamExecutor, run_tasks
 from mlet_tf.components.click_log_example_gen.config import from_proto, input_files
+from mlet_tf.components.types import Artifacts, Properties
 from tfx import types
 from tfx.components.example_gen import utils, write_split
 from tfx.components.util import examples_utils
@@ -20,10 +20,7 @@ class Executor(BeamExecutor):
     """Executor of `ClickLogExampleGen`."""
 
     def Do(  # noqa: N802 (TFX's name)
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
+        self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties
     ) -> None:
         """Writes the splits of one Examples artifact.
 
@@ -58,7 +55,7 @@ class Executor(BeamExecutor):
         logging.info("Rows: %s", ", ".join(f"{count} {name}" for name, count in rows.items()))
 
 
-def _describe(examples: types.Artifact, exec_properties: dict[str, Any], rows: dict[str, int]) -> None:
+def _describe(examples: types.Artifact, exec_properties: Properties, rows: dict[str, int]) -> None:
     for name, count in rows.items():
         examples.set_int_custom_property(f"rows_{name}", count)
     payload = exec_properties.get(standard_component_specs.OUTPUT_DATA_FORMAT_KEY)

@@ -1,8 +1,7 @@
-"""Predicts the evaluation rows with all models on Beam's workers, judges them and writes what TFMA reads."""
+"""Predicts the evaluation rows with all models on Beam's workers, checks the gate and writes TFMA's files."""
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import apache_beam as beam
 import tensorflow as tf
@@ -11,6 +10,7 @@ from absl import logging
 from google.protobuf import json_format
 from mlet_tf.components.beam import BeamExecutor
 from mlet_tf.components.common import split_files
+from mlet_tf.components.types import Artifacts, Properties
 from tensorflow_model_analysis.proto import config_pb2, metrics_for_slice_pb2
 from tfx import types
 from tfx.types import artifact_utils
@@ -30,12 +30,9 @@ class Executor(BeamExecutor):
     """Executor of `GatedEvaluator`."""
 
     def Do(  # noqa: N802 (TFX's name)
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
+        self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties
     ) -> None:
-        """Evaluates and judges.
+        """Evaluates the models, checks the gate and writes the verdict.
 
         Args:
             input_dict: `examples`, `transform_graph`, `model` (collapsed), `uncollapsed_model`, and
@@ -51,7 +48,14 @@ class Executor(BeamExecutor):
             models[LAST_BLESSED] = input_dict["baseline_model"]
         paths = {name: join(artifacts[0].uri, SERVING_MODEL) for name, artifacts in models.items()}
         evaluation = artifact_utils.get_single_uri(output_dict["evaluation"])
-        predict = PredictShard(paths, schema, gate, input_dict["transform_graph"][0].uri, evaluation)
+        predict = PredictShard(
+            paths,
+            schema,
+            gate["slices"],
+            gate["frequency_slices"],
+            input_dict["transform_graph"][0].uri,
+            evaluation,
+        )
         make_folder(join(evaluation, PREDICTIONS))
         bypass_proxy_for_loopback()  # Where Beam's workers are processes on this machine.
         with self._make_beam_pipeline() as pipeline:
@@ -94,7 +98,8 @@ class PredictShard(beam.DoFn):
     Args:
         models: SavedModel folders by name.
         schema: Schema of the log.
-        gate: The configuration's `gate`.
+        slices: Raw columns whose values are slices.
+        frequency_slices: Categorical columns sliced by how often their id occurs in `train`.
         transform_graph: URI of the transform graph.
         evaluation: Folder of the evaluation.
     """
@@ -103,20 +108,20 @@ class PredictShard(beam.DoFn):
         self,
         models: Mapping[str, str],
         schema: ClickLogSchema,
-        gate: Mapping[str, Any],
+        slices: Sequence[str],
+        frequency_slices: Sequence[str],
         transform_graph: str,
         evaluation: str,
     ) -> None:
-        slices = tuple(gate["slices"]), tuple(gate["frequency_slices"])
-        self._arguments = dict(models), schema, transform_graph, *slices
+        self._arguments = dict(models), schema, transform_graph, tuple(slices), tuple(frequency_slices)
         self._evaluation = evaluation
 
     def setup(self) -> None:
-        """Loads the models once a worker."""
+        """Loads the models, once per worker."""
         self._models = ModelComparison(*self._arguments)
 
     def process(self, element: tuple[int, str]) -> Iterator[int]:
-        """Handles one `(index, file)`; gives the number of rows."""
+        """Predicts one shard, given as `(index, file)`; yields its number of rows."""
         index, path = element
         if arrays := self._models.predict(path):
             save_predictions(self._evaluation, index, arrays)

@@ -1,1 +1,1 @@
-"""Data validation that ends the run."""
+"""Data validation that fails the run on an anomaly."""

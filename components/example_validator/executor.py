@@ -1,8 +1,9 @@
 """Validates statistics and raises on anomalies."""
 
 import json
-from typing import Any
 
+from mlet_tf.components.common import read_schema
+from mlet_tf.components.types import Artifacts, Properties
 from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx import types
 from tfx.components.example_validator import executor
@@ -20,15 +21,12 @@ class Executor(executor.Executor):
     """TFX's executor, followed by a check of drift between `train` and `eval` and a verdict."""
 
     def Do(  # noqa: N802 (TFX's name)
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
+        self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties
     ) -> execution_result_pb2.ExecutorOutput:
         """Validates; see TFX's own executor for the keys.
 
         Raises:
-            GateError: Naming split, column and what is wrong with it.
+            GateError: The data have anomalies; the message names split, column and anomaly.
         """
         result = super().Do(input_dict, output_dict, exec_properties)
         anomalies = artifact_utils.get_single_instance(output_dict["anomalies"])
@@ -48,13 +46,10 @@ class Executor(executor.Executor):
     def _drift(self, input_dict: dict[str, list[types.Artifact]]) -> anomalies_pb2.Anomalies:
         """Anomalies of `eval` that come from comparing it with `train`."""
         statistics = artifact_utils.get_single_instance(input_dict["statistics"])
-        schema = io_utils.SchemaReader().read(
-            io_utils.get_only_uri_in_dir(artifact_utils.get_single_uri(input_dict["schema"]))
-        )
         evaluation, train = (
             stats_artifact_utils.load_statistics(statistics, split).proto() for split in ("eval", "train")
         )
-        return drift_anomalies(evaluation, train, schema)
+        return drift_anomalies(evaluation, train, read_schema(input_dict))
 
 
 def _sampled(statistics: types.Artifact, split: str) -> str:

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from typing import Any
 
 from absl import logging
-from tfx import types
+from mlet_tf.components.types import Artifacts, Properties
 from tfx.components.pusher import executor
 from tfx.proto import pusher_pb2
 from tfx.types import artifact_utils
@@ -19,10 +18,7 @@ class Executor(executor.Executor):
     """TFX's Pusher with consecutive integer versions and a rename as the last step; old versions are removed."""
 
     def Do(  # noqa: N802 (TFX's name)
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
+        self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties
     ) -> None:
         """Pushes a blessed model; see TFX's own executor for the keys.
 

@@ -1,8 +1,6 @@
 """Writes the schema."""
 
-from typing import Any
-
-from tfx import types
+from mlet_tf.components.types import Artifacts, Properties
 from tfx.components.schema_gen.executor import DEFAULT_FILE_NAME
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
@@ -15,10 +13,7 @@ class Executor(base_executor.BaseExecutor):
     """Executor of `ClickLogSchemaGen`."""
 
     def Do(  # noqa: N802 (TFX's name)
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
+        self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties
     ) -> None:
         """Writes the schema.
 

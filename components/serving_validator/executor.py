@@ -2,11 +2,10 @@
 
 import json
 import subprocess
-from typing import Any
 
 from absl import logging
 from mlet_tf.components.common import split_files
-from tfx import types
+from mlet_tf.components.types import Artifacts, Properties
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils
@@ -23,12 +22,9 @@ class Executor(base_executor.BaseExecutor):
     """Executor of `ServingValidator`."""
 
     def Do(  # noqa: N802 (TFX's name)
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
+        self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties
     ) -> None:
-        """Validates.
+        """Runs the check and writes the blessing.
 
         Args:
             input_dict: `model` and `examples`, one artifact each.

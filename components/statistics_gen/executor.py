@@ -2,16 +2,15 @@
 
 import functools
 import itertools
-from typing import Any
 
 import tensorflow as tf
 from mlet_tf.components.beam import BeamExecutor, stream_tasks
-from mlet_tf.components.common import split_files
+from mlet_tf.components.common import read_schema, split_files
+from mlet_tf.components.types import Artifacts, Properties
 from tensorflow_transform.tf_metadata import schema_utils
 from tfx import types
 from tfx.components.statistics_gen import executor
 from tfx.types import artifact_utils, standard_component_specs
-from tfx.utils import io_utils
 
 from mlet_tf.features.ingestion import read_ingest_report
 from mlet_tf.features.statistics import FileSample, merge_statistics, summarize_file
@@ -22,10 +21,7 @@ class Executor(BeamExecutor):
     """Executor of `StatisticsGen`."""
 
     def Do(  # noqa: N802 (TFX's name)
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
+        self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties
     ) -> None:
         """Writes the statistics of each split, where and as TFX's own executor does.
 
@@ -42,11 +38,6 @@ class Executor(BeamExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(input_dict[standard_component_specs.EXAMPLES_KEY])
         output = artifact_utils.get_single_instance(output_dict[standard_component_specs.STATISTICS_KEY])
-        schema = io_utils.SchemaReader().read(
-            io_utils.get_only_uri_in_dir(
-                artifact_utils.get_single_uri(input_dict[standard_component_specs.SCHEMA_KEY])
-            )
-        )
         output.split_names, output.span = examples.split_names, examples.span
         splits = artifact_utils.decode_split_names(examples.split_names)
         rates = dict.fromkeys(splits, 1.0)
@@ -59,7 +50,7 @@ class Executor(BeamExecutor):
             for split in splits
             for path in split_files([examples], split)
         ]
-        spec = schema_utils.schema_as_feature_spec(schema).feature_spec
+        spec = schema_utils.schema_as_feature_spec(read_schema(input_dict)).feature_spec
         summarize = functools.partial(summarize_file, spec=spec)
         results = stream_tasks(self._make_beam_pipeline, summarize, tasks, join(output.uri, "staging"))
         pairs = zip(tasks, results, strict=True)

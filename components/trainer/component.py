@@ -1,8 +1,7 @@
 """Specification of the trainer."""
 
-from typing import Any
-
 from mlet_tf.components.trainer import executor
+from mlet_tf.components.types import CustomConfig
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.proto import trainer_pb2
@@ -40,7 +39,7 @@ class Trainer(base_component.BaseComponent):
         examples: types.BaseChannel,
         transform_graph: types.BaseChannel,
         schema: types.BaseChannel,
-        custom_config: dict[str, Any],
+        custom_config: CustomConfig,
     ) -> None:
         """Constructs the component.
 

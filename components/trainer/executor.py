@@ -1,9 +1,9 @@
 """Writes the settings of a run into the training's configuration, then trains."""
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+import operator
 
-from tfx import types
+from mlet_tf.components.types import Artifacts, CustomConfig, Properties
 from tfx.components.trainer import executor
 from tfx.utils import json_utils
 
@@ -23,10 +23,7 @@ class Executor(executor.GenericExecutor):
     """Executor of `Trainer`."""
 
     def Do(  # noqa: N802 (TFX's name)
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
+        self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties
     ) -> None:
         """Trains; see TFX's own executor for the other keys.
 
@@ -42,18 +39,14 @@ class Executor(executor.GenericExecutor):
         super().Do(input_dict, output_dict, {**exec_properties, "custom_config": json_utils.dumps(config)})
 
 
-def settings_of(custom_config: Mapping[str, Any]) -> dict[str, int | float]:
+def settings_of(custom_config: CustomConfig) -> dict[str, int | float]:
     """The settings in a configuration; 0 stands for null, which a parameter of Kubeflow cannot be."""
-    settings = {}
-    for name, path in SETTINGS.items():
-        value: Any = custom_config
-        for key in path:
-            value = value[key]
-        settings[name] = value or 0
-    return settings
+    return {
+        name: functools.reduce(operator.getitem, path, custom_config) or 0 for name, path in SETTINGS.items()
+    }
 
 
-def with_settings(custom_config: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_settings(custom_config: CustomConfig, settings: Properties) -> CustomConfig:
     """The inverse of `settings_of`: changes the configuration in place and returns it.
 
     Raises:
@@ -67,10 +60,7 @@ def with_settings(custom_config: dict[str, Any], settings: Mapping[str, Any]) ->
                 f"'{name}' should be {'positive' if is_rate else '0 or more'}. Received: {value}"
             )
         *groups, last = path
-        group = custom_config
-        for key in groups:
-            group = group[key]
-        group[last] = value or None
+        functools.reduce(operator.getitem, groups, custom_config)[last] = value or None
     hidden_dim, output_dim = settings["hidden_dim"], custom_config["model"]["output_dim"]
     if 0 < hidden_dim < output_dim:
         raise InputError(

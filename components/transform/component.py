@@ -1,8 +1,7 @@
 """Specification of Transform."""
 
-from typing import Any
-
 from mlet_tf.components.transform import executor
+from mlet_tf.components.types import CustomConfig
 from tfx import types
 from tfx.components.transform import component
 from tfx.dsl.components.base import executor_spec
@@ -22,7 +21,7 @@ class Transform(component.Transform):
         examples: types.BaseChannel,
         schema: types.BaseChannel,
         preprocessing_fn: str,
-        custom_config: dict[str, Any],
+        custom_config: CustomConfig,
     ) -> None:
         """Constructs the component.
 

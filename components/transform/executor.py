@@ -1,14 +1,13 @@
 """Makes vocabularies from counts, on Beam, and the graph that looks values up in them."""
 
 import functools
-from typing import Any
 
 import tensorflow as tf
 from mlet_tf.components.beam import BeamExecutor, run_tasks
-from tensorflow_metadata.proto.v0 import schema_pb2
-from tfx import types
+from mlet_tf.components.common import read_schema
+from mlet_tf.components.types import Artifacts, Properties
 from tfx.types import artifact_utils, standard_component_specs
-from tfx.utils import import_utils, io_utils, json_utils
+from tfx.utils import import_utils, json_utils
 
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.features.ingestion import value_counts
@@ -23,10 +22,7 @@ class Executor(BeamExecutor):
     """Executor of `Transform`."""
 
     def Do(  # noqa: N802 (TFX's name)
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
+        self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties
     ) -> None:
         """Makes the vocabularies and the transform graph.
 
@@ -44,12 +40,6 @@ class Executor(BeamExecutor):
         self._log_startup(input_dict, output_dict, exec_properties)
         config = json_utils.loads(exec_properties[standard_component_specs.CUSTOM_CONFIG_KEY])
         graph = artifact_utils.get_single_uri(output_dict[standard_component_specs.TRANSFORM_GRAPH_KEY])
-        schema = io_utils.parse_pbtxt_file(
-            io_utils.get_only_uri_in_dir(
-                artifact_utils.get_single_uri(input_dict[standard_component_specs.SCHEMA_KEY])
-            ),
-            schema_pb2.Schema(),
-        )
         folder = join(graph, ".vocabularies")
         runs = [
             run
@@ -66,5 +56,7 @@ class Executor(BeamExecutor):
         function = import_utils.import_class_by_path(
             exec_properties[standard_component_specs.PREPROCESSING_FN_KEY]
         )
-        write_transform_graph(functools.partial(function, custom_config=config), schema, graph)
+        write_transform_graph(
+            functools.partial(function, custom_config=config), read_schema(input_dict), graph
+        )
         remove(folder)

@@ -2,10 +2,9 @@
 
 import itertools
 import json
-from typing import Any
 
 from mlet_tf.components.common import split_files
-from tfx import types
+from mlet_tf.components.types import Artifacts, Properties
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 
@@ -29,10 +28,7 @@ class Executor(base_executor.BaseExecutor):
     """Executor of `WeightCollapser`."""
 
     def Do(  # noqa: N802 (TFX's name)
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
+        self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: Properties
     ) -> None:
         """Collapses the model, and quantises it if `table_dtype` says so.
 

@@ -1,4 +1,4 @@
-"""Groups of keys: frozen pydantic models, whose mistakes come as one line for each."""
+"""Groups of keys: frozen pydantic models that report each mistake on one line."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Found = tuple[KeyPath, str]  # Where a mistake is, and the line about it.
 
 
 class Group(BaseModel):
-    """Keys that belong together. Values have exactly the type of their key; a group left empty has its defaults.
+    """A group of keys. Values must have the type of their key; an empty group has its defaults.
 
-    Made in code, a group with a mistake raises pydantic's `ValidationError`; `from_mapping` and `load` raise
+    The constructor raises pydantic's `ValidationError` for an invalid value; `from_mapping` and `load` raise
     `InputError`.
     """
 
@@ -36,7 +36,7 @@ class Group(BaseModel):
         return {} if values is None else values
 
     def replace(self, **changes: Any) -> Self:
-        """The same keys with some changed, checked anew."""
+        """Returns a validated copy with some keys changed."""
         return type(self)(**{**dict(self), **changes})
 
     def to_plain(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ G = TypeVar("G", bound=Group)
 
 
 class GroupError(ValueError):
-    """What a check over several keys of a group finds; the message is about one of them.
+    """A mistake that a check over several keys of a group finds; it names one of them.
 
     Args:
         key: The dotted key, below the group that is checked.
@@ -92,7 +92,7 @@ def load(
         cls: The group.
         path: The file.
         overrides: `key=value` items, the key dotted and the value in YAML, as `--set` takes them.
-        check: Finds further mistakes in a group that is right by itself.
+        check: Finds mistakes that the group's own checks cannot see.
 
     Returns:
         The group.
@@ -119,7 +119,7 @@ def load(
 
 
 def shown(value: object) -> str:
-    """A value in a message, short however large it is."""
+    """Returns a short text of a value for a message."""
     return _SHORT.repr(value)
 
 
@@ -162,7 +162,7 @@ def _lines(error: ValidationError, schema: KeySchema, where: str) -> Iterator[Fo
 
 
 def _override(document: dict[str, Any], override: str) -> KeyPath:
-    """Puts an override into the document; returns the path of its key."""
+    """Applies an override to the document; returns the path of its key."""
     key, separator, text = override.partition("=")
     path = tuple(key.strip().split("."))
     if not separator or not all(path):

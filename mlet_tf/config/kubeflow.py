@@ -9,7 +9,7 @@ from mlet_tf.config.types import Folder, Text, Word
 
 
 class NodeConfig(Group):
-    """How the container of a node runs; null leaves a thing to `kubeflow.defaults`, then to the cluster."""
+    """How the container of a node runs; null takes the value of `kubeflow.defaults`, then the cluster's."""
 
     cpu: float | None = Field(None, gt=0, le=10_000, description="Cores, requested and at most.")
     memory_gb: float | None = Field(

@@ -1,4 +1,4 @@
-"""All that a run needs, and the file it comes from."""
+"""The configuration of a run."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -35,13 +35,13 @@ class Key:
 
 
 def keys(model: type[BaseModel]) -> list[Key]:
-    """All keys of a model, groups before what is in them."""
+    """Lists all keys of a model, each group before its members."""
     schema = schema_of(model)
     return list(_keys(schema, schema.root, ""))
 
 
 def key_list(model: type[BaseModel], key: str | None = None) -> str:
-    """All keys as text, or one and what is below it.
+    """Returns all keys as text, or one key and those below it.
 
     Raises:
         InputError: There is no such key.
@@ -54,7 +54,7 @@ def key_list(model: type[BaseModel], key: str | None = None) -> str:
 
 
 def key_tables(model: type[BaseModel], group: str | None = None) -> str:
-    """All keys in Markdown, or those of one group: a table of those at the top, then one for each group."""
+    """Returns Markdown tables of all keys, or those of one group: one for the top level, then one for each group."""
     tables: dict[str, list[Key]] = {"": []}
     first: dict[str, str] = {}  # Where the keys of a group are listed, which several places may have.
     elsewhere: list[str] = []

@@ -1,4 +1,4 @@
-"""What a key may hold, in words, from the JSON schema of its group; for messages and for the reference alike."""
+"""Describes in words what a key accepts, from the JSON schema of its group."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class KeySchema:
         self._definitions = self.root.get("$defs", {})
 
     def find(self, path: Sequence[str | int]) -> Node:
-        """The schema of the value at a path of keys and positions in lists, `{}` where no key has that path."""
+        """Returns the schema of the value at a path of keys and list positions; `{}` if there is no such key."""
         node = self.root
         for part in path:
             node = self.content(node)
@@ -45,12 +45,12 @@ class KeySchema:
         return node
 
     def known_keys(self, node: Node) -> list[str]:
-        """The keys that a group or a mapping takes, empty where it takes any."""
+        """Returns the keys that a group or mapping accepts; empty if it accepts any."""
         node = self.content(node)
         return list(node.get("properties") or self.choices(node.get("propertyNames", {})))
 
     def choices(self, node: Node) -> list[str]:
-        """The values of a key that takes one of a few."""
+        """Returns the values of a key that accepts one of a few."""
         node = self.content(node)
         return node["enum"] if "enum" in node else [node["const"]] if "const" in node else []
 
@@ -124,5 +124,5 @@ def _range(node: Node) -> str:
 
 
 def number(value: float) -> str:
-    """A number for people."""
+    """Formats a number for a message."""
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"

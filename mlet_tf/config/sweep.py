@@ -204,7 +204,7 @@ class GridConfig(_RunKeys):
 
 
 class StudyConfig(Group):
-    """What a sweep has beyond a run."""
+    """Settings of a sweep beyond those of a run."""
 
     generated: GeneratedConfig | None = Field(
         None, description="A generated log in the place of `data.train`."
@@ -219,7 +219,7 @@ class StudyConfig(Group):
 
 
 class SweepConfig(Group):
-    """A sweep: these groups are those of a run, but for `sweep`."""
+    """A sweep: groups of a run, and `sweep`."""
 
     name: Name = Field(description="Name of the study.")
     output: Folder = Field(description="Folder for the preprocessed rows and `trials.jsonl`.")

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -126,7 +126,10 @@ def plan_chunks(
     return chunks
 
 
-def open_text(path: str, kind: str) -> BinaryIO | CompressedSource:
+Source: TypeAlias = BinaryIO | CompressedSource  # The bytes of a text file, uncompressed.
+
+
+def open_text(path: str, kind: str) -> Source:
     """Opens a text file at its first byte; compressed text is decompressed."""
     return storage.open_binary(path) if kind == "text" else CompressedSource(path, kind)
 

@@ -7,15 +7,41 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import pyarrow as pa
 
 from mlet_tf import storage
 from mlet_tf.errors import InputError, reason
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 _SKIP_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
+
+
+class _Readable(Protocol):
+    """What the readers of all codecs have in common."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class _Decompressor(Protocol):
+    """What `bz2` and `lzma` decompress one stream with."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
 class CompressedSource:
@@ -72,7 +98,7 @@ class CompressedSource:
         self._raw.close()
 
 
-def _open(raw: Any, codec: str) -> Any:
+def _open(raw: BinaryIO, codec: str) -> _Readable:
     if codec == "gzip":
         return gzip.GzipFile(fileobj=raw)
     if codec == "bz2":
@@ -96,7 +122,9 @@ class _Members(io.RawIOBase):
         damage: What that raises at damage.
     """
 
-    def __init__(self, raw: Any, decompressor: Callable[[], Any], damage: type[Exception]) -> None:
+    def __init__(
+        self, raw: BinaryIO, decompressor: Callable[[], _Decompressor], damage: type[Exception]
+    ) -> None:
         self._raw, self._new, self._damage = raw, decompressor, damage
         self._decompressor = decompressor()
         self._held = b""
@@ -105,8 +133,9 @@ class _Members(io.RawIOBase):
         """Whether it can be read."""
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         """Reads into `buffer`; 0 bytes only at the end."""
+        view = memoryview(buffer)
         while True:
             if self._decompressor.eof and not self._next_stream():
                 return 0
@@ -115,12 +144,12 @@ class _Members(io.RawIOBase):
                 if not self._held:
                     raise EOFError("it ends within a stream")
             try:
-                data = self._decompressor.decompress(self._held, len(buffer))
+                data = self._decompressor.decompress(self._held, len(view))
             except self._damage as error:
                 raise EOFError(str(error)) from error
             self._held = b""
             if data:
-                buffer[: len(data)] = data
+                view[: len(data)] = data
                 return len(data)
 
     def _next_stream(self) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -171,7 +170,7 @@ def is_text(kind: pa.DataType) -> bool:
     return any(check(kind) for check in checks)
 
 
-def _shown(value: Any, schema: ClickLogSchema) -> str:
+def _shown(value: object, schema: ClickLogSchema) -> str:
     if is_missing(value, [mark.encode() for mark in schema.missing_marks]):
         return "no value"
     return repr(value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value)[

@@ -9,6 +9,7 @@ from typing import Any
 
 from mlet_tf.datasets.values import canonical_text
 from mlet_tf.errors import InputError, nearest
+from mlet_tf.types import JsonValue
 
 TIME_FORMATS = ("yymmddhh", "unix_seconds", "iso8601")
 QUOTINGS = ("auto", "rfc4180", "none")
@@ -236,7 +237,7 @@ class ClickLogSchema:
         free = (text for text in ("0", "-1", "no") if text not in (*self.positive, *self.missing))
         return self.negative[0] if self.negative else next(free, "none"), self.positive[0]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """Plain values for YAML or JSON; `from_dict` is the inverse."""
         values = dataclasses.asdict(self)
         if self.time is not None:
@@ -244,11 +245,11 @@ class ClickLogSchema:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ClickLogSchema:
+    def from_dict(cls, values: object) -> ClickLogSchema:
         """Makes a schema from plain values.
 
         Args:
-            values: Keys as the class's arguments. `name`, `label` and one list of features are needed.
+            values: A mapping with the class's arguments as keys. `name`, `label` and one list of features are needed.
                 `columns` is by default label, integers, time, categoricals, drop; `separator` is by default a
                 TAB, `header` false, `missing` the empty text, `quoting` `"auto"`.
 
@@ -259,14 +260,13 @@ class ClickLogSchema:
             InputError: A key is unknown or absent, or a value does not fit.
         """
         keys = [field.name for field in dataclasses.fields(cls)]
-        _check_keys("schema", values, keys, required=("name", "label"))
-        filled = {
+        filled: dict[str, Any] = {
             "time": None,
             "separator": "\t",
             "header": False,
             "missing": ("",),
             **dict.fromkeys(("integers", "categoricals", "drop"), ()),
-            **{key: _tuple(value) for key, value in values.items()},
+            **_arguments("schema", values, keys, required=("name", "label")),
         }
         if filled["time"] is not None and not isinstance(filled["time"], TimeColumn):
             filled["time"] = _time_from_dict(filled["time"])
@@ -309,13 +309,13 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
     return f".{hint}" if hint else ""
 
 
-def _time_from_dict(values: Any) -> TimeColumn:
+def _time_from_dict(values: object) -> TimeColumn:
     keys = [field.name for field in dataclasses.fields(TimeColumn)]
-    _check_keys("time", values, keys, required=("name",))
-    return TimeColumn(**{key: _tuple(value) for key, value in values.items()})
+    return TimeColumn(**_arguments("time", values, keys, required=("name",)))
 
 
-def _check_keys(where: str, values: Any, keys: list[str], required: tuple[str, ...]) -> None:
+def _arguments(where: str, values: object, keys: list[str], required: tuple[str, ...]) -> dict[str, Any]:
+    """Returns a mapping's values as arguments, after checking its keys; the constructor checks the values."""
     if not isinstance(values, Mapping):
         raise InputError(f"`{where}` should hold the keys {keys}. Received: {_shown(values)}")
     for key in values:
@@ -327,18 +327,15 @@ def _check_keys(where: str, values: Any, keys: list[str], required: tuple[str, .
             raise InputError(
                 f"`{where}` should have the key {key!r}. Received keys: {', '.join(map(str, values))}"
             )
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _check_text(key: str, value: Any) -> None:
+def _check_text(key: str, value: object) -> None:
     if not isinstance(value, str) or not value:
         raise InputError(f"`{key}` should be a text that is not empty. Received: {_shown(value)}")
 
 
-def _check_name(key: str, name: Any) -> None:
+def _check_name(key: str, name: object) -> None:
     """Checks a column name; every stage from the file to the server can handle all other characters."""
     if not isinstance(name, str):
         raise InputError(f"`{key}` should hold column names (texts). Received: {_shown(name)}")
@@ -353,7 +350,7 @@ def _check_name(key: str, name: Any) -> None:
         )
 
 
-def _check_names(key: str, names: Any) -> None:
+def _check_names(key: str, names: object) -> None:
     if not isinstance(names, tuple):
         raise InputError(f"`{key}` should be a list of column names. Received: {_shown(names)}")
     seen = set()
@@ -364,7 +361,7 @@ def _check_names(key: str, names: Any) -> None:
         seen.add(name)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 

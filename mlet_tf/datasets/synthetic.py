@@ -69,11 +69,11 @@ class Teacher:
     ) -> None:
         _check_teacher(seed, rank, ctr, vocabulary, power, missing, strength, noise)
         self.schema = schema
-        self.arguments: dict[str, Any] = {
+        self.arguments: dict[str, int | float] = {
             **{"seed": seed, "rank": rank, "ctr": ctr, "vocabulary": vocabulary, "power": power},
             **{"missing": missing, "strength": strength, "noise": noise},
         }
-        self._seed, self._ctr, self._power, self._noise = seed, ctr, power, noise
+        self._seed, self._rank, self._ctr, self._power, self._noise = seed, rank, ctr, power, noise
         rng = np.random.default_rng([seed, 0])
         categories, integers = len(schema.categoricals), len(schema.integers)
         self._sizes = rng.permutation(
@@ -138,7 +138,7 @@ class Teacher:
             table: Columns as `read_log` gives them.
 
         Returns:
-            One float64 a row.
+            float64 `[rows]`.
         """
         ids = np.stack([self._ids_of(i, table[name]) for i, name in enumerate(self.schema.categoricals)])
         integers = np.empty((len(self.schema.integers), table.num_rows))
@@ -185,7 +185,7 @@ class Teacher:
     def _logits(self, ids: np.ndarray, integers: np.ndarray, times: np.ndarray | None) -> np.ndarray:
         rows = next(len(column) for column in (*ids, *integers, times) if column is not None)
         logits = np.zeros(rows)
-        total, squares = np.zeros((rows, self.arguments["rank"]), np.float32), np.zeros(rows)
+        total, squares = np.zeros((rows, self._rank), np.float32), np.zeros(rows)
         for i, of_feature in enumerate(ids):
             logits += self._effects[i][of_feature]
             factors = self._factors[i][of_feature]
@@ -211,7 +211,7 @@ class Teacher:
         numbers: np.ndarray,
         clicks: np.ndarray,
     ) -> pa.Table:
-        columns: dict[str, Any] = {name: pa.array(numbers) for name in self.schema.drop}
+        columns: dict[str, pa.Array] = {name: pa.array(numbers) for name in self.schema.drop}
         columns[self.schema.label] = pa.array(clicks.astype(np.int64))
         for i, name in enumerate(self.schema.categoricals):
             columns[name] = self._codes[i].take(pa.array(ids[i]))
@@ -251,7 +251,7 @@ def write_log(
         schema: Columns and format.
         rows: How many rows.
         seed: Draws the teacher and the rows.
-        progress: Called with the number of rows written so far, every now and then.
+        progress: Called from time to time with the number of rows written so far.
         **teacher: More arguments of `Teacher`.
 
     Returns:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from mlet_tf.datasets import quoting
-from mlet_tf.datasets.chunks import Block, Chunk, Reject
+from mlet_tf.datasets.chunks import Block, Chunk, Reject, Source
 from mlet_tf.datasets.convert import convert, convert_column, row_checks, text_types
 from mlet_tf.datasets.schema import ClickLogSchema
 from mlet_tf.datasets.values import is_utf8, may_hold_whole
@@ -20,7 +19,7 @@ _TEXT_SHOWN = 200
 
 
 def line_blocks(
-    source: Any, chunk: Chunk, block_bytes: int, max_line_bytes: int
+    source: Source, chunk: Chunk, block_bytes: int, max_line_bytes: int
 ) -> Iterator[tuple[int, bytes | None]]:
     """Yields the lines that begin in a chunk as blocks of whole lines.
 
@@ -67,7 +66,7 @@ def _end_of_lines(held: bytes, own: float) -> int:
     return held.rfind(b"\n") + 1
 
 
-def _after_line_end(source: Any, begin: int, held: bytes, block_bytes: int) -> tuple[int, bytes]:
+def _after_line_end(source: Source, begin: int, held: bytes, block_bytes: int) -> tuple[int, bytes]:
     """Reads on to the byte after the next line end; returns its offset and what was read beyond."""
     while (cut := held.find(b"\n") + 1) == 0:
         begin += len(held)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlet_tf.datasets.schema import TimeColumn
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_Numbers = TypeVar("_Numbers", np.ndarray, "tf.Tensor")
 
 # Format `iso8601`: a date, perhaps a time, perhaps a zone. `re`, RE2 and Arrow all accept the pattern.
 ISO_8601 = (
@@ -72,7 +77,9 @@ def yymmddhh(hours: np.ndarray) -> np.ndarray:
     return ((year * 100 + month_count % 12 + 1) * 100 + day) * 100 + hours % 24
 
 
-def unix_seconds(year: Any, month: Any, day: Any, hour: Any, minute: Any, second: Any) -> Any:
+def unix_seconds(
+    year: _Numbers, month: _Numbers, day: _Numbers, hour: _Numbers, minute: _Numbers, second: _Numbers
+) -> _Numbers:
     """Seconds from 1970-01-01 to a time in UTC; int64 arrays or tensors, whose values are not checked."""
     # Years begin in March here, so that the leap day is the last one.
     from_march = (month + 9) % 12
@@ -117,7 +124,7 @@ def parse_iso(text: bytes) -> int:
     return int(_seconds_of(fields, -1 if found["sign"] == b"-" else 1)[0])
 
 
-def _seconds_of(fields: dict[str, np.ndarray], east: Any) -> np.ndarray:
+def _seconds_of(fields: dict[str, np.ndarray], east: np.ndarray | int) -> np.ndarray:
     local = unix_seconds(*(fields[name] for name in _ISO_FIELDS[:6]))
     return local - east * (fields["zone_hour"] * 60 + fields["zone_minute"]) * 60
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -37,20 +37,30 @@ class TeacherReport:
     auc: float
     logloss: float
     normalized_entropy: float
-    teacher: dict[str, Any]
+    teacher: dict[str, int | float]
     intercept: float
     vocabulary_sizes: dict[str, int]
     missing_shares: dict[str, float]
 
     @staticmethod
     def path_for(path: str | Path) -> Path:
-        """Where the report of a log is."""
+        """Returns the path of a log's report."""
         return Path(f"{path}.teacher.json")
 
     @classmethod
     def read(cls, path: str | Path) -> TeacherReport:
         """Reads the report of the log at `path`."""
         return cls(**strict_json.read(cls.path_for(path)))
+
+
+class ScoreValues(TypedDict):
+    """What `TeacherReport` says of the rows, under the same names."""
+
+    rows: int
+    ctr: float
+    auc: float
+    logloss: float
+    normalized_entropy: float
 
 
 class Score:
@@ -63,7 +73,7 @@ class Score:
         self._positive, self._negative = np.zeros(_BINS), np.zeros(_BINS)
 
     def add(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
-        """Takes rows."""
+        """Adds rows."""
         p = probabilities
         self.rows += len(labels)
         self._clicks += int(labels.sum())
@@ -73,8 +83,8 @@ class Score:
         self._positive += np.bincount(bins, weights=p, minlength=_BINS)
         self._negative += np.bincount(bins, weights=1 - p, minlength=_BINS)
 
-    def values(self) -> dict[str, Any]:
-        """What `TeacherReport` says of the rows taken: `rows`, `ctr`, `auc`, `logloss`, `normalized_entropy`."""
+    def values(self) -> ScoreValues:
+        """Returns the scores of all rows added."""
         positive, negative = self._positive.sum(), self._negative.sum()
         below = np.cumsum(self._negative) - 0.5 * self._negative
         rate = positive / self.rows

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Collection
 from numbers import Integral, Real
-from typing import Any
 
 CATEGORY = "UTF-8 text without a NUL byte"
 # A whole number written as a float, and its replacement; `re`, RE2 and Arrow all accept both.
@@ -41,7 +40,7 @@ def may_hold_whole(data: bytes) -> bool:
     return b"." in data and b".0" in data  # Searching for one byte is many times faster than for two.
 
 
-def is_missing(value: Any, marks: Collection[bytes]) -> bool:
+def is_missing(value: object, marks: Collection[bytes]) -> bool:
     """Whether a Python, NumPy or pandas value stands for no value.
 
     Args:
@@ -61,15 +60,15 @@ def is_missing(value: Any, marks: Collection[bytes]) -> bool:
         return False
 
 
-def whole_number(value: Any) -> int:
-    """A number as an integer.
+def whole_number(value: object) -> int:
+    """Converts a number to an integer.
 
     Raises:
         ValueError: It is not a number, not whole, or a float too large to be exact.
     """
     kind = _kind(value)
     if kind == "b":
-        return int(value)
+        return int(bool(value))
     if isinstance(value, decimal.Decimal):
         if not value.is_finite() or value != value.to_integral_value() or value.adjusted() > 100:
             raise ValueError(value)
@@ -82,11 +81,11 @@ def whole_number(value: Any) -> int:
     return int(number)
 
 
-def to_integer(value: Any) -> int:
-    """A value of an integer column.
+def to_integer(value: object) -> int:
+    """Converts a value of an integer column.
 
     Raises:
-        ValueError: It is no integer of 64 bits.
+        ValueError: It is not a 64-bit integer.
     """
     if isinstance(value, TEXT_TYPES):
         return parse_int64(as_bytes(value))
@@ -96,8 +95,8 @@ def to_integer(value: Any) -> int:
     return number
 
 
-def to_category(value: Any) -> bytes:
-    """A value of a categorical column as its text.
+def to_category(value: object) -> bytes:
+    """Converts a value of a categorical column to its text.
 
     Raises:
         ValueError: It is neither text without a NUL byte nor a whole number; booleans are refused too.
@@ -116,7 +115,7 @@ def parse_int64(text: bytes) -> int:
     """Parses a text of an integer column: decimal or hexadecimal, spaces and TABs around it allowed, `260.0` as 260.
 
     Raises:
-        ValueError: It is no integer of 64 bits.
+        ValueError: It is not a 64-bit integer.
     """
     digits = canonical_text(text.strip(SPACES.encode()))
     if not _INTEGER_BYTES.fullmatch(digits):
@@ -148,7 +147,7 @@ def as_bytes(text: Text) -> bytes:
     return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
 
 
-def _is_nan(value: Any) -> bool:
+def _is_nan(value: object) -> bool:
     if isinstance(value, decimal.Decimal):
         return value.is_nan()
     if _kind(value) in ("m", "M"):
@@ -156,6 +155,6 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, Integral) and math.isnan(value)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     """NumPy's kind of a scalar (`b` boolean, `m` and `M` times), without importing NumPy."""
     return getattr(getattr(value, "dtype", None), "kind", "")

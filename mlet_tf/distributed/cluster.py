@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from mlet_tf.errors import InputError
 
@@ -64,7 +63,7 @@ class Cluster:
         return cls(tuple(address for _, _, address in addresses), ranks[0])
 
 
-def _refuse_other_jobs(jobs: Mapping[str, Any], me: tuple[str, int]) -> None:
+def _refuse_other_jobs(jobs: Mapping[str, object], me: tuple[str, int]) -> None:
     others = [job for job in (*jobs, me[0]) if job not in _JOBS]
     if others:
         raise InputError(

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from mlet_tf.distributed.workers import Workers
 from mlet_tf.layers import variable_role
-from mlet_tf.optimizers.split import SplitOptimizer
+from mlet_tf.optimizers.split import RoleOptimizerMap, SplitOptimizer
+from mlet_tf.types import Gradient
 
 
 class AveragingOptimizer(SplitOptimizer):
@@ -23,11 +25,13 @@ class AveragingOptimizer(SplitOptimizer):
         **kwargs: Arguments of `keras.optimizers.MultiOptimizer`.
     """
 
-    def __init__(self, optimizer_map: Any, workers: Workers, **kwargs: Any) -> None:
+    def __init__(self, optimizer_map: RoleOptimizerMap, workers: Workers, **kwargs: Any) -> None:
         super().__init__(optimizer_map, **kwargs)
         self._workers = workers
 
-    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+    def apply(
+        self, grads: Sequence[Gradient | None], trainable_variables: Sequence[keras.Variable] | None = None
+    ) -> None:
         """Applies one gradient per variable."""
         variables = self._trainable_variables if trainable_variables is None else trainable_variables
         roles = [variable_role(variable) for variable in variables]
@@ -37,7 +41,7 @@ class AveragingOptimizer(SplitOptimizer):
             grads[i] = gradient
         super().apply([_divided(gradient, self._workers.size) for gradient in grads], trainable_variables)
 
-    def _summed(self, gradients: list[Any]) -> list[Any]:
+    def _summed(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         flat = tf.concat([tf.reshape(g, [-1]) for g in gradients], 0)
         parts = tf.split(self._workers.total(flat), [g.shape.num_elements() for g in gradients])
         return [tf.reshape(part, g.shape) for part, g in zip(parts, gradients, strict=True)]
@@ -48,7 +52,7 @@ def averaged(optimizer: SplitOptimizer, workers: Workers) -> SplitOptimizer:
     return optimizer if workers.size == 1 else AveragingOptimizer(optimizer._optimizer_map, workers)
 
 
-def _divided(gradient: Any, count: int) -> Any:
+def _divided(gradient: Gradient | None, count: int) -> Gradient | None:
     if gradient is None or not isinstance(gradient, tf.IndexedSlices):
         return gradient if gradient is None else gradient / count
     return tf.IndexedSlices(gradient.values / count, gradient.indices, gradient.dense_shape)

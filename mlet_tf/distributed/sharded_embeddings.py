@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +15,7 @@ from mlet_tf.layers.factorization import BLOCK_ROWS, write_rows
 from mlet_tf.layers.ids import as_ids, guard_ids
 from mlet_tf.layers.initializers import RowScaledUniform
 from mlet_tf.layers.roles import mark_tables, stacked_tables
+from mlet_tf.types import Shape, Tensor
 
 
 class RowShardedEmbeddings(keras.layers.Layer):
@@ -104,7 +105,7 @@ class RowShardedEmbeddings(keras.layers.Layer):
             name=f"{self.name}_rows",
         )
 
-    def build(self, input_shape: Any = None) -> None:
+    def build(self, input_shape: Shape | None = None) -> None:
         """Creates this process's rows."""
         if self.built:
             return
@@ -121,14 +122,14 @@ class RowShardedEmbeddings(keras.layers.Layer):
         random.setstate(after)
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Returns the embeddings of all features."""
         ids = as_ids(inputs)
         ids, _ = guard_ids(ids, self._rows.tolist(), [f.name for f in self.features], "error")
         size, rank = self._workers.size, self._workers.rank
 
         @tf.custom_gradient
-        def spread(partial: Any) -> Any:
+        def spread(partial: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
             """Sums the shares of each batch in the process whose batch it is."""
             own = tf.reduce_sum(
                 self._workers.exchange(tf.reshape(partial, [size, -1, *partial.shape[1:]])), 0
@@ -141,12 +142,12 @@ class RowShardedEmbeddings(keras.layers.Layer):
         rows = self._local(tf.where(mine, ids // size, others))
         return spread(tf.where(mine[..., tf.newaxis], rows, tf.zeros_like(rows)))
 
-    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """Returns the symbolic output."""
         shape = (inputs.shape[0], len(self.features), self._local.output_dim)
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the arguments of the whole `EmbeddingCollection`; the processes are not among them."""
         return dict(self._whole_config)
 

@@ -1,7 +1,6 @@
 """Exchange of tensors between the processes of a training."""
 
 import itertools
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -88,7 +87,7 @@ class Workers:
         """Waits until every process is here."""
         self.mean(0.0)
 
-    def _keys(self) -> dict[str, Any]:
+    def _keys(self) -> dict[str, int | str]:
         # Every process traces the same collectives in the same order, so they get the same keys.
         return {
             "group_size": self.size,

@@ -14,19 +14,19 @@ class Form:
     Attributes:
         store: Row store.
         width: Columns of a row, or its bytes for `columns`, where rows of several widths have as many.
-        parts: Parts of a product-quantised row.
+        parts: Parts of a product-quantised row, else 0.
     """
 
     store: str
     width: int
-    parts: int | None
+    parts: int
 
     @classmethod
     def of(cls, band: Band) -> "Form":
         """The form of a band."""
         if not band.width:
-            return cls("float32", 0, None)
-        return cls(band.store, row_bytes(band) if band.store == "columns" else band.width, band.parts)
+            return cls("float32", 0, 0)
+        return cls(band.store, row_bytes(band) if band.store == "columns" else band.width, band.parts or 0)
 
 
 @dataclasses.dataclass

@@ -16,6 +16,7 @@ from mlet_tf.embeddings.plan import CENTROIDS
 from mlet_tf.errors import InputError
 from mlet_tf.layers.backend import gather_rows, on_tensorflow
 from mlet_tf.layers.factorization import write_rows
+from mlet_tf.types import Shape, Tensor
 
 _FLOAT16_MAX = float(np.finfo("float16").max)
 _FLOAT8_MAX = 448.0  # Of e4m3; a cast beyond is NaN.
@@ -51,20 +52,22 @@ class RowStore(keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
+    built: bool  # Keras sets it.
+
     def __init__(self, storage: Storage, **kwargs: Any) -> None:
         super().__init__(dtype="float32", trainable=False, **kwargs)
         self.form, self.width = storage.form, storage.width
         self.rows, self.bands = storage.rows, len(storage.bands)
         self.autocast = False
 
-    def build(self, input_shape: Any = None) -> None:
+    def build(self, input_shape: Shape | None = None) -> None:
         """Creates the variables, all zeros."""
         if self.built:
             return
         self._create()
         self.built = True
 
-    def call(self, rows: Any, slots: Any) -> Any:
+    def call(self, rows: Tensor, slots: Tensor) -> Tensor:
         """Reads rows, widened.
 
         Args:
@@ -106,7 +109,7 @@ class RowStore(keras.layers.Layer):
 class Float8Store(RowStore):
     """float8 (e4m3) rows in a unit of the band, a power of two."""
 
-    def call(self, rows: Any, slots: Any) -> Any:
+    def call(self, rows: Tensor, slots: Tensor) -> Tensor:
         """Reads rows, widened."""
         # TensorFlow gathers float8 from tensors, not from variables; reading does not copy.
         table = self.values.value.read_value() if on_tensorflow() else self.values
@@ -154,7 +157,7 @@ class IntegerStore(RowStore):
         self.packed = self.form.store == "int4"
         self.reach = 7.5 if self.packed else 127.0  # The largest step.
 
-    def call(self, rows: Any, slots: Any) -> Any:
+    def call(self, rows: Tensor, slots: Tensor) -> Tensor:
         """Reads rows, widened."""
         pairs = ops.cast(gather_rows(self.scales_offsets, rows), "float32")
         scale, offset = ops.split(pairs, 2, axis=1)
@@ -170,7 +173,7 @@ class IntegerStore(RowStore):
         self.values = self._add("values", (self.rows, columns), "uint8" if self.packed else "int8")
         self.scales_offsets = self._add("scales_offsets", (self.rows, 2), "bfloat16")
 
-    def _steps(self, values: Any) -> Any:
+    def _steps(self, values: Tensor) -> Tensor:
         if not self.packed:
             return ops.cast(values, "float32")
         low = ops.bitwise_and(values, np.uint8(15))
@@ -215,7 +218,7 @@ class ColumnStore(RowStore):
         self._wide = np.array([band.wide for band in storage.bands])
         self._ends = np.cumsum([0, *(band.width for band in storage.bands)])  # Of the steps of each band.
 
-    def call(self, rows: Any, slots: Any) -> Any:
+    def call(self, rows: Tensor, slots: Tensor) -> Tensor:
         """Reads rows, widened."""
         read = gather_rows(self.values, rows)
         halves = ops.stack([ops.bitwise_and(read, np.uint8(15)), ops.right_shift(read, np.uint8(4))], axis=2)
@@ -247,7 +250,7 @@ class ColumnStore(RowStore):
         self.values = self._add("values", (self.rows, self.form.width), "uint8")
         self.scales = self._add("scales", (int(self._ends[-1]),), "float32")
 
-    def _steps(self, steps: Any, counts: np.ndarray, factors: np.ndarray, slots: Any) -> Any:
+    def _steps(self, steps: Tensor, counts: np.ndarray, factors: np.ndarray, slots: Tensor) -> Tensor:
         """What nibbles of columns are multiplied with, `[n, columns]`, or `[columns]` for a scalar slot.
 
         Args:
@@ -277,7 +280,7 @@ class CodeStore(RowStore):
         Jegou, Douze and Schmid, "Product Quantization for Nearest Neighbor Search", IEEE TPAMI 2011.
     """
 
-    def call(self, rows: Any, slots: Any) -> Any:
+    def call(self, rows: Tensor, slots: Tensor) -> Tensor:
         """Reads rows, widened."""
         codes = ops.cast(gather_rows(self.values, rows), "int32")
         parts = self.form.parts
@@ -323,7 +326,7 @@ def form_text(form: Form) -> str:
     )
 
 
-def _zeros(shape: Sequence[int], dtype: str) -> Any:
+def _zeros(shape: Sequence[int], dtype: str) -> Tensor:
     """Zeros of any dtype; TensorFlow has none of float8."""
     return (
         ops.cast(ops.zeros(shape, "float32"), dtype)

@@ -1,13 +1,13 @@
 """From ids to rows, alike in numpy and on all backends: hashes, and bitmaps of the ids that have a row."""
 
 import itertools
-from typing import Any
 
 import numpy as np
 from keras import ops
 
 from mlet_tf.embeddings.plan import BITMAP_IDS, HASH_PRIME
 from mlet_tf.layers.backend import gather_rows, on_tensorflow
+from mlet_tf.types import Tensor
 
 _PLACES = np.arange(BITMAP_IDS, dtype="uint64")
 _OWN = (np.uint64(1) << _PLACES).view("int64")  # For each place in an entry its bit, and those below it.
@@ -20,7 +20,7 @@ def bucket_ranges(rows: int, probes: int) -> list[tuple[int, int]]:
     return [(low, high - low) for low, high in itertools.pairwise(bounds)]
 
 
-def hashed(ids: Any, multiplier: Any, offset: Any, buckets: Any) -> Any:
+def hashed(ids: Tensor, multiplier: Tensor, offset: Tensor, buckets: Tensor) -> Tensor:
     """Returns `((a (x + 1) + b) mod (2^31 - 1)) mod M`.
 
     Args:
@@ -52,7 +52,7 @@ def make_bitmap(kept: np.ndarray, first_row: int) -> tuple[np.ndarray, np.ndarra
     return words.astype("int64"), ranks.astype("int32")
 
 
-def ranked(positions: Any, bits: Any, ranks: Any, first_entry: Any) -> tuple[Any, Any]:
+def ranked(positions: Tensor, bits: Tensor, ranks: Tensor, first_entry: Tensor) -> tuple[Tensor, Tensor]:
     """Looks ids up in a bitmap.
 
     Args:
@@ -72,7 +72,7 @@ def ranked(positions: Any, bits: Any, ranks: Any, first_entry: Any) -> tuple[Any
     return ops.where(kept, rows, ops.zeros_like(rows)), kept
 
 
-def _set_bits(words: Any) -> Any:
+def _set_bits(words: Tensor) -> Tensor:
     """Number of set bits of non-negative int64, int32."""
     if on_tensorflow():
         import tensorflow as tf

@@ -14,6 +14,7 @@ from mlet_tf.embeddings.addresses import bucket_ranges, hashed, ranked
 from mlet_tf.embeddings.plan import Plan
 from mlet_tf.layers.backend import gather_rows, in_compiled_code, on_tensorflow
 from mlet_tf.layers.factorization import write_rows
+from mlet_tf.types import Shape, Tensor
 
 
 class BandedTable(keras.layers.Layer):
@@ -60,7 +61,7 @@ class BandedTable(keras.layers.Layer):
         """Bytes of rows and addresses for each row."""
         return self.plan.bytes.embedding / self._layout.rows
 
-    def build(self, input_shape: Any = None) -> None:
+    def build(self, input_shape: Shape | None = None) -> None:
         """Creates the variables, all zeros."""
         if self.built:
             return
@@ -75,7 +76,7 @@ class BandedTable(keras.layers.Layer):
             self.ranks = self._add("ranks", (self._layout.entries,), "int32")
         self.built = True
 
-    def call(self, ids: Any) -> Any:
+    def call(self, ids: Tensor) -> Tensor:
         """Returns the embeddings of the ids."""
         ids = ops.convert_to_tensor(ids)
         flat = ops.cast(ops.reshape(ids, (-1,)), "int32")
@@ -86,7 +87,7 @@ class BandedTable(keras.layers.Layer):
             vectors = self._embeddings(flat, segments, vectors, aligned)
         return ops.reshape(vectors, (*ops.shape(ids), self.plan.output_dim))
 
-    def compute_output_spec(self, ids: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, ids: Tensor) -> keras.KerasTensor:
         """Returns the symbolic output."""
         return keras.KerasTensor((*ids.shape, self.plan.output_dim), dtype="float32")
 
@@ -115,7 +116,8 @@ class BandedTable(keras.layers.Layer):
         low = sum(self._projected_widths()[: sum(self._projected[:feature])])
         if len(projection):
             write_rows(self.projections, [projection], low, len(projection))
-        write_rows(self.means, [means], self.places(feature)[0].mean, len(means))
+        first = next(place.mean for place in self.places(feature) if place.mean is not None)
+        write_rows(self.means, [means], first, len(means))
 
     def _projected_widths(self) -> list[int]:
         pairs = zip(self.plan.features, self._projected, strict=True)
@@ -126,7 +128,7 @@ class BandedTable(keras.layers.Layer):
             name=name, shape=shape, dtype=dtype, initializer="zeros", trainable=False, autocast=False
         )
 
-    def _segments_of(self, ids: Any) -> Any:
+    def _segments_of(self, ids: Tensor) -> Tensor:
         """The segment of each id, int32 `[n]`; None where there is only one."""
         segments = self._layout.segments
         if len(segments) == 1:
@@ -134,7 +136,7 @@ class BandedTable(keras.layers.Layer):
         starts = np.array([segment.start for segment in segments[1:]], "int32")
         return ops.cast(ops.searchsorted(ops.convert_to_tensor(starts), ids, side="right"), "int32")
 
-    def _coefficients(self, ids: Any, segments: Any) -> Any:
+    def _coefficients(self, ids: Tensor, segments: Tensor) -> Tensor:
         """Returns the rows, padded to the widest, float32 `[n, columns]`."""
         lookups = list(self._layout.lookups.values())
         everything = list(range(len(self._layout.segments)))
@@ -158,7 +160,7 @@ class BandedTable(keras.layers.Layer):
             result = ops.where(inside[:, None], self._read(members, *values), result)
         return result
 
-    def _read_parts(self, lookups: list[list[int]], which: Any, *ids_rows_segments: Any) -> Any:
+    def _read_parts(self, lookups: list[list[int]], which: Tensor, *ids_rows_segments: Tensor) -> Tensor:
         """Reads each id with its own lookup alone (TensorFlow)."""
         import tensorflow as tf
 
@@ -169,7 +171,7 @@ class BandedTable(keras.layers.Layer):
         ]
         return tf.ensure_shape(tf.dynamic_stitch(parts, rows), [None, self._columns])
 
-    def _read(self, members: list[int], ids: Any, rows: Any, segments: Any) -> Any:
+    def _read(self, members: list[int], ids: Tensor, rows: Tensor, segments: Tensor) -> Tensor:
         """Reads the ids of one lookup, float32 `[n, columns]`.
 
         Args:
@@ -198,10 +200,10 @@ class BandedTable(keras.layers.Layer):
             values = ops.where(kept[:, None], store(numbers, slots), 0.0)
         return ops.pad(values, ((0, 0), (0, self._columns - width))) if width < self._columns else values
 
-    def _constants(self, members: list[int], segments: Any) -> "_Constants":
+    def _constants(self, members: list[int], segments: Tensor) -> "_Constants":
         return _Constants(self._layout.segments, members, segments)
 
-    def _embeddings(self, ids: Any, segments: Any, coefficients: Any, aligned: bool) -> Any:
+    def _embeddings(self, ids: Tensor, segments: Tensor, coefficients: Tensor, aligned: bool) -> Tensor:
         """Multiplies the rows of each projected feature with its matrix and adds its mean rows."""
         # Rows of features that are not projected have none.
         table = ops.concatenate([self.means, ops.zeros((1, self.plan.output_dim), "float32")])
@@ -214,7 +216,7 @@ class BandedTable(keras.layers.Layer):
         )
         return products + ops.reshape(offsets, (-1, self.plan.output_dim))
 
-    def _aligned_products(self, coefficients: Any) -> Any:
+    def _aligned_products(self, coefficients: Tensor) -> Tensor:
         """Multiplies the rows of a matrix of ids, `[n, d]`: which are of which table is known."""
         projected = np.array(self._projected)[self._tables]
         matrix = ops.reshape(coefficients, (len(projected), -1, self._columns))
@@ -230,7 +232,7 @@ class BandedTable(keras.layers.Layer):
         result = ops.take(ops.concatenate([products, plain]), order, axis=0)
         return ops.reshape(result, (-1, self.plan.output_dim))
 
-    def _products(self, ids: Any, coefficients: Any, segments: Any) -> Any:
+    def _products(self, ids: Tensor, coefficients: Tensor, segments: Tensor) -> Tensor:
         """Multiplies the rows of each projected table with its matrix, `[n, d]`."""
         if len(self._projected) == 1:
             return ops.matmul(coefficients, self.projections)
@@ -249,7 +251,9 @@ class BandedTable(keras.layers.Layer):
             )
         return result
 
-    def _batched_products(self, ids: Any, coefficients: Any, plain: Any, which: Any, stack: Any) -> Any:
+    def _batched_products(
+        self, ids: Tensor, coefficients: Tensor, plain: Tensor, which: Tensor, stack: Tensor
+    ) -> Tensor:
         """All tables in one product: each gets as many rows as the longest (TensorFlow)."""
         import tensorflow as tf
 
@@ -270,7 +274,7 @@ class BandedTable(keras.layers.Layer):
         )
         return tf.gather(tf.concat([products, plain], 0), at)
 
-    def _stack(self) -> Any:
+    def _stack(self) -> Tensor:
         """The matrices of the projected tables, padded with zeros, `[tables, width, d]`."""
         widths = self._projected_widths()
         if len(set(widths)) == 1:
@@ -291,10 +295,10 @@ class _Constants:
         segments: Position of the segment of each id, int32 `[n]`, None where there is only one.
     """
 
-    def __init__(self, all_segments: list[Segment], members: list[int], segments: Any) -> None:
+    def __init__(self, all_segments: list[Segment], members: list[int], segments: Tensor) -> None:
         self._all, self._members, self._segments = all_segments, members, segments
 
-    def __call__(self, number: Callable[[Segment], int], dtype: str = "int32") -> Any:
+    def __call__(self, number: Callable[[Segment], int], dtype: str = "int32") -> Tensor:
         values = [number(self._all[member]) for member in self._members]
         if len(set(values)) == 1:
             return np.dtype(dtype).type(values[0])
@@ -303,7 +307,7 @@ class _Constants:
         return gather_rows(ops.convert_to_tensor(table), self._segments)
 
 
-def _hashed(probe: int, constant: _Constants, ids: Any) -> Any:
+def _hashed(probe: int, constant: _Constants, ids: Tensor) -> Tensor:
     """The row that one of its hashes gives each id, int32 `[n]`."""
 
     def bucket_range(segment: Segment) -> tuple[int, int]:

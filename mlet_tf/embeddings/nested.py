@@ -7,13 +7,15 @@ import keras
 import numpy as np
 from keras import ops
 
+from mlet_tf.types import Tensor
+
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
 class NestedEmbeddings(keras.layers.Layer):
-    """Ordered dropout over the columns of an embedding: each row of a batch is trained at a size of its own.
+    """Nested dropout over the columns of an embedding: each row of a batch is trained at a random size.
 
-    In training a size is drawn for each row of the batch, and its columns from there on are zero. In inference
-    all columns are used. After training, the first `n` columns of the tables serve alone for each `n` of `sizes`.
+    In training a size is drawn for each row of the batch, and its columns beyond that are set to zero. In
+    inference all columns are used. After training, the first `n` columns are usable alone for each `n` of `sizes`.
 
     Args:
         embeddings: Layer from ids to `[B, F, d]`, such as `EmbeddingCollection`.
@@ -66,7 +68,7 @@ class NestedEmbeddings(keras.layers.Layer):
             self.embeddings.build(input_shape)
         self.built = True
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Returns the embeddings, in training with trailing columns set to zero."""
         vectors = self.embeddings(inputs)
         if not training:
@@ -89,7 +91,7 @@ class NestedEmbeddings(keras.layers.Layer):
         """Returns the output shape of `embeddings`."""
         return self.embeddings.compute_output_shape(input_shape)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),

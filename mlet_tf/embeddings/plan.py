@@ -26,6 +26,7 @@ _VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 
 _SCALED = ("int8", "int4")
 
 
+@dataclasses.dataclass(frozen=True)
 class _Json:
     """Records of plain values, nested ones included, which JSON gives back equal."""
 
@@ -109,7 +110,7 @@ class Band(_Json):
         _require(self.rows is None or self.rows >= 1, "rows", "at least 1", self.rows)
         hashed = self.address == "hash"
         _require(bool(self.salts) == hashed, "salts", "given for hash alone", self.salts)
-        _require(not hashed or self.rows >= len(self.salts), "rows", "at least one a hash", self.rows)
+        _require(not hashed or (self.rows or 0) >= len(self.salts), "rows", "at least one a hash", self.rows)
         _require((self.parts is None) == (self.store != "pq"), "parts", "given for pq alone", self.parts)
         divides = self.parts is None or (self.parts >= 1 and self.width % self.parts == 0)
         _require(divides, "parts", f"a divisor of width {self.width}", self.parts)
@@ -306,11 +307,11 @@ class RowStatistics(_Json):
 def row_bytes(band: Band) -> int:
     """Bytes of one row of a band."""
     if band.store == "pq":
-        return band.parts if band.width else 0
+        return (band.parts or 0) if band.width else 0
     if band.width == 0:
         return 0
     if band.store == "columns":
-        return math.ceil((band.width + band.wide) / 2)
+        return math.ceil((band.width + (band.wide or 0)) / 2)
     return math.ceil(band.width * _VALUE_BYTES[band.store]) + (4 if band.store in _SCALED else 0)
 
 

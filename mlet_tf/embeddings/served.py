@@ -16,6 +16,7 @@ from mlet_tf.layers.embedding_collection import EmbeddingCollection, EmbeddingFe
 from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization
 from mlet_tf.layers.ids import as_ids, guard_ids
 from mlet_tf.layers.single import SingleEmbedding
+from mlet_tf.types import Shape, Tensor
 
 # Arguments of a collection that a plan says, or that are for training.
 _NOT_SERVED = ("output_dim", "hidden_dim", "direct_threshold", "deduplicate")
@@ -60,11 +61,11 @@ class ServedTable(SingleEmbedding):
         self.table = BandedTable(self.plan, name="table")
 
     @property
-    def embeddings(self) -> Any:
+    def embeddings(self) -> Tensor:
         """The whole table, widened, `[V, d]`: for models that read it, such as those with tied weights."""
         return self._embed(ops.arange(self.input_dim))
 
-    def build(self, input_shape: Any = None) -> None:
+    def build(self, input_shape: Shape | None = None) -> None:
         """Creates the variables, all zeros."""
         self.table.build()
         self.built = True
@@ -77,11 +78,11 @@ class ServedTable(SingleEmbedding):
         """
         write_tables(self.table, [table], block_rows)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "plan": _plain(self.plan), "mask_zero": self.mask_zero}
 
-    def _embed(self, ids: Any, training: bool = False) -> Any:
+    def _embed(self, ids: Tensor, training: bool = False) -> Tensor:
         ids, invalid = guard_ids(as_ids(ids), [self.input_dim], [self.name], "error")
         vectors = ops.cast(self.table(ids), self.compute_dtype)
         if invalid is None:
@@ -125,7 +126,7 @@ class ServedEmbedding(EmbeddingCollection):
         if planned != have:
             raise InputError(f"Layer '{self.name}': expected a plan of {have}. Received: a plan of {planned}")
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
         return {**_served_config(super().get_config()), "plan": _plain(self.plan)}
 
@@ -192,7 +193,9 @@ def trained_table(
 
 def _counts(statistics: RowStatistics | None, names: Sequence[str]) -> np.ndarray | None:
     """How often the rows of a table occur, in all features that share it."""
-    return None if statistics is None else sum(statistics.counts[name] for name in names)
+    if statistics is None:
+        return None
+    return np.sum([statistics.counts[name] for name in names], axis=0)
 
 
 def _served_config(config: Mapping[str, Any]) -> dict[str, Any]:

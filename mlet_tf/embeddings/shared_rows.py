@@ -16,6 +16,7 @@ from mlet_tf.embeddings.fitting import TrainedTable, write_tables
 from mlet_tf.embeddings.plan import Plan
 from mlet_tf.embeddings.served import ServedEmbedding
 from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
+from mlet_tf.types import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
@@ -53,21 +54,23 @@ class HashedEmbeddings(keras.layers.Layer):
             features, self.plan.output_dim, initial_scale=initial_scale, dtype=self.dtype_policy
         )
 
-    def build(self, input_shape: Any = None) -> None:
+    def build(self, input_shape: Shape | None = None) -> None:
         """Creates the tables."""
         self.tables.build(input_shape)
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Returns the embeddings."""
         ids = ops.cast(inputs, "int64")
-        return self.tables(ops.where(self._whole, ids, hashed(ids, *self._salts, self._buckets)))
+        return self.tables(
+            ops.where(self._whole, ids, hashed(ids, self._salts[0], self._salts[1], self._buckets))
+        )
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """Returns `(batch, features, output_dim)`."""
         return self.tables.compute_output_shape(input_shape)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
         plan = json.loads(self.plan.to_json())
         return {**super().get_config(), "plan": plan, "initial_scale": self.initial_scale}
@@ -88,7 +91,7 @@ class HashedEmbeddings(keras.layers.Layer):
 
         def read(low: int, high: int) -> np.ndarray:
             ids = np.arange(low, high, dtype=np.int64)
-            return table[ids if self._whole[slot] else hashed(ids, *salt, self._buckets[slot])]
+            return table[ids if self._whole[slot] else hashed(ids, salt[0], salt[1], self._buckets[slot])]
 
         return TrainedTable(name, self.plan.features[slot].rows, read)
 
@@ -120,12 +123,12 @@ class QuotientRemainderEmbeddings(keras.layers.Layer):
         self._count = len(tables.features) // 2
         self._moduli = np.array([feature.input_dim for feature in tables.features[: self._count]], np.int64)
 
-    def build(self, input_shape: Any = None) -> None:
+    def build(self, input_shape: Shape | None = None) -> None:
         """Creates the tables."""
         self.tables.build((None, 2 * self._count))
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Returns the embeddings."""
         ids = ops.cast(inputs, "int64")
         both = self.tables(ops.concatenate([ids % self._moduli, ids // self._moduli], axis=1))
@@ -135,7 +138,7 @@ class QuotientRemainderEmbeddings(keras.layers.Layer):
         """Returns `(batch, features, output_dim)`."""
         return input_shape[0], self._count, self.tables.output_dim
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "tables": keras.saving.serialize_keras_object(self.tables)}
 

@@ -1,4 +1,4 @@
-"""The cells of a sweep: what its grid compares, and the model and training of a run that each of them has."""
+"""The cells of a sweep: what its grid compares, and the configuration of a run for each of them."""
 
 import functools
 import itertools
@@ -19,14 +19,14 @@ G = TypeVar("G", bound=Group)
 
 @dataclass(frozen=True)
 class Cell:
-    """What is compared: one kind of embedding at one size.
+    """One kind of embedding at one size.
 
     Attributes:
         kind: See `embedding` of `GridConfig`.
         output_dim: `d`.
         hidden_dim: `k`; None for kinds without factors.
-        initialization: Of the factors; None likewise.
-        optimizer: Of the tables.
+        initialization: Initialisation of the factors; None for kinds without factors.
+        optimizer: Optimizer of the tables.
         dtype: Dtype policy of the model.
         direct_threshold: Features with at most this many rows stay direct; None means `k`.
         reference_dim: See `GridConfig`; None for other kinds.
@@ -48,14 +48,14 @@ class Cell:
     settings: tuple[tuple[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, without `settings` where there are none."""
+        """Returns plain values; empty `settings` are left out."""
         values = asdict(self)
         del values["settings"]
         return values | ({"settings": dict(self.settings)} if self.settings else {})
 
 
 def cells(config: SweepConfig, grid: GridConfig) -> list[Cell]:
-    """The cells of a grid, those of one kind by growing `d`.
+    """Returns the cells of a grid, those of each kind in order of increasing `d`.
 
     Raises:
         InputError: If a kind needs a hidden dim and has none.
@@ -88,7 +88,7 @@ def cells(config: SweepConfig, grid: GridConfig) -> list[Cell]:
 
 
 def of_kind(cell: Cell) -> Cell:
-    """The cell without what its kind does not have."""
+    """Returns the cell with the defaults for fields that its kind does not use."""
     name = KINDS[cell.kind].without_hidden_dim if cell.hidden_dim is None else None
     name = name or cell.kind
     kind = KINDS[name]
@@ -118,7 +118,7 @@ def has_key(kind: str, key: str) -> bool:
 
 
 def model_config(config: SweepConfig, cell: Cell) -> ModelConfig:
-    """The model of a cell, as a run has it."""
+    """Returns the model configuration of a cell."""
     keys = {
         "model.output_dim": cell.reference_dim or cell.output_dim,
         "model.hidden_dim": cell.hidden_dim,
@@ -132,7 +132,7 @@ def model_config(config: SweepConfig, cell: Cell) -> ModelConfig:
 def train_config(
     config: SweepConfig, cell: Cell, tuned: Mapping[str, float] = MappingProxyType({}), seed: int = 0
 ) -> TrainConfig:
-    """The training of a cell, as a run has it.
+    """Returns the training configuration of a cell.
 
     Args:
         config: The study.

@@ -1,4 +1,4 @@
-"""Rows of a sweep, as every trial reads them: packed, mapped into memory."""
+"""The rows of a sweep, packed, which every trial maps into memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlet_tf.features.packed_rows import PackedRows
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-    """All that trials need to know of the rows.
+    """The rows of a sweep and what trials need to know about them.
 
     Attributes:
         digest: Hash of the configuration that made them.
@@ -36,7 +36,7 @@ class PreparedData:
         return _id_counts(self.splits["train"], tuple(self.table_rows.values()))
 
     def rare_rows(self, split: str) -> np.ndarray:
-        """Marks the rows with at least one id that `train` has seen less than `rare_below` times, bool `[N]`."""
+        """Returns a mask of the rows with an id that occurs fewer than `rare_below` times in `train`, bool `[N]`."""
         sizes = tuple(self.table_rows.values())
         return _rare_rows(self.splits[split], self.splits["train"], sizes, self.rare_below)
 

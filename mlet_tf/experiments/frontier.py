@@ -138,8 +138,8 @@ class Point:
         method: See `truncation`; None for the model as it was trained.
         columns: Columns kept, by feature.
         bytes: Bytes of the float32 tables.
-        auc: AUC on the rows that choose.
-        held_out_auc: AUC on the others.
+        auc: AUC on the rows used for the choice.
+        held_out_auc: AUC on the other rows.
     """
 
     method: str | None
@@ -150,7 +150,7 @@ class Point:
 
 
 def pick(points: Sequence[Point], max_auc_drop: float) -> Point:
-    """The smallest point whose AUC is at most `max_auc_drop` below that of the first, the untruncated one."""
+    """Returns the smallest point whose AUC is at most `max_auc_drop` below that of the first, untruncated one."""
     passing = [point for point in points if points[0].auc - point.auc <= max_auc_drop]
     return min(passing, key=lambda point: (point.bytes, -point.auc))
 
@@ -179,7 +179,7 @@ def shrink_run(
 ) -> dict[str, Any]:
     """Truncates the tables of a finished pipeline run as far as a gate allows and exports the result.
 
-    Half of the evaluation rows choose, the other half report.
+    Half of the evaluation rows are used for the choice; the AUC is reported on the other half.
 
     Args:
         run_folder: Output folder of a run.

@@ -1,4 +1,4 @@
-"""Preparing the rows of a sweep: preprocessed and packed once, as the pipeline does it.
+"""Preprocesses and packs the rows of a sweep once, as the pipeline does.
 
 The rows of a configuration live in a folder named by its hash; every trial maps them into memory.
 """
@@ -41,12 +41,12 @@ _VOCABULARY_SETTINGS = ("min_count", "max_size", "rare_below", "max_values_in_me
 
 
 def prepare(config: SweepConfig, folder: Path, progress: Callable[[str], None] | None = None) -> PreparedData:
-    """Preprocesses the rows, or finds them from an earlier call.
+    """Preprocesses the rows, or reuses those of an earlier call.
 
     Args:
         config: The study.
         folder: The cache.
-        progress: Called with a line about what is being done.
+        progress: Called with a line about each step.
 
     Returns:
         The rows.
@@ -93,7 +93,7 @@ def generated_schema(config: GeneratedConfig) -> ClickLogSchema:
 
 
 def digest_of(config: SweepConfig) -> str:
-    """Hash of all that makes the rows: the configuration, and the files of a log, known by size and last change."""
+    """Hash of what the rows depend on: the configuration, and the files of a log by size and time of last change."""
     generated, schema = config.sweep.generated, _schema(config)
     columns = schema.to_dict()
     for name in _SCHEMA_SINCE:

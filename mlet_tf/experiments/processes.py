@@ -15,9 +15,9 @@ TASKS_A_PROCESS = 50  # Graphs of earlier models stay in a process: one had come
 
 
 class Processes:
-    """A pool whose processes are replaced all at once after `TASKS_A_PROCESS` tasks for each of them.
+    """A process pool that restarts all processes after `TASKS_A_PROCESS` tasks per process.
 
-    As a context it waits for all tasks, or ends the processes where the sweep is interrupted.
+    The context waits for all tasks on exit, or ends the processes if the sweep is interrupted.
 
     The pool's own `max_tasks_per_child` replaces them one by one, but with Python 3.11 it can wait for ever for a
     process that has gone (https://github.com/python/cpython/issues/115634).
@@ -31,7 +31,7 @@ class Processes:
         self._pool, self._left = self._start()
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:
-        """Starts a task. Where the processes are to be replaced, it waits for the earlier ones first."""
+        """Submits a task; if the processes are due for a restart, waits for earlier tasks first."""
         if not self._left:
             self._pool.shutdown()
             self._pool, self._left = self._start()

@@ -1,4 +1,4 @@
-"""A finished pipeline run, opened to look at its model on its own evaluation rows."""
+"""A finished pipeline run, opened to score its model on its evaluation rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Run:
 
     Attributes:
         model: The trained model, collapsed.
-        nested: Whether leading columns were trained to serve alone.
+        nested: Whether leading columns were trained to be usable alone.
         schema: Schema of the log.
         transform: The transform graph.
         rows: The evaluation rows.
@@ -60,7 +60,7 @@ class Run:
 
 @contextlib.contextmanager
 def load_run(folder: Path, note: Callable[[str], None]) -> Iterator[Run]:
-    """Opens a run; its preprocessed rows are kept in a temporary folder meanwhile.
+    """Opens a run; its preprocessed rows are in a temporary folder until the context ends.
 
     Args:
         folder: Output folder of the run.

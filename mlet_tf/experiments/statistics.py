@@ -25,10 +25,10 @@ Split = str | tuple[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The final seeds of one cell, or of one truncation of it.
+    """Results of one cell, or of one truncation of it, over its seeds.
 
     Attributes:
-        record: The first record, for what all have in common.
+        record: The first record, which stands for all in everything but seed and metrics.
         values: Metrics by seed, of those that have learned: `values["test"]["auc"][seed]`.
         faults: Of the other seeds, which of `FAULTS` they are: `faults[seed]`.
     """
@@ -39,7 +39,7 @@ class Group:
 
     @property
     def label(self) -> str:
-        """A short name for people."""
+        """Short name for tables and plots."""
         return label(self.record)
 
     @property
@@ -89,12 +89,12 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def groups(records: Iterable[Mapping[str, Any]]) -> list[Group]:
-    """Gathers the records of final and control trials over their seeds."""
+    """Groups the records of final and control trials that differ in the seed alone."""
     found: dict[str, Group] = {}
     for record in records:
         if record["stage"] == "tune":
@@ -123,7 +123,7 @@ def difference(a: Group, b: Group, metric: str = "auc", split: Split = "test") -
     """Compares two groups, seed by seed.
 
     Raises:
-        ValueError: They have less than two seeds in common.
+        ValueError: They have fewer than two seeds in common.
     """
     left, right = a.by_seed(metric, split), b.by_seed(metric, split)
     seeds = sorted(left.keys() & right.keys())
@@ -135,7 +135,7 @@ def difference(a: Group, b: Group, metric: str = "auc", split: Split = "test") -
 
 
 def label(record: Mapping[str, Any]) -> str:
-    """A short name of what a record measured."""
+    """Returns a short name of a record's cell."""
     name = "direct_rescaled" if record["stage"] == "control" else record["kind"]
     scale = record.get("hidden_scale")
     parts = [name, f"d={record['output_dim']}"]

@@ -1,4 +1,4 @@
-"""Records of finished trials: one JSON object a line, only ever appended."""
+"""Records of finished trials in an append-only file of JSON lines."""
 
 import json
 import os
@@ -13,10 +13,10 @@ _PENALTIES = {"table_l2": "train.tables.l2", "projection_l2": "train.projections
 
 
 class TrialStore:
-    """A file of records.
+    """An append-only file of records.
 
-    All records of one trial are written by a single call to the system, so that a process that is killed
-    leaves the trial whole or absent; a line cut off by a full disk is passed over.
+    All records of a trial are written in one system call, so a killed process leaves the trial complete or absent.
+    A line cut off by a full disk is ignored.
 
     Args:
         path: The file; it need not exist.
@@ -27,7 +27,7 @@ class TrialStore:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def load(self) -> dict[str, list[dict[str, Any]]]:
-        """The records by the key of their trial, the trial's own record first."""
+        """Returns the records by trial key, the trial's own record first."""
         return _newest(_lines(self.path.read_text())) if self.path.exists() else {}
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
@@ -44,7 +44,7 @@ class TrialStore:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a file, of a trial that was written again the newest.
+    """Reads the records of a file; of a trial that was written again, the newest.
 
     Raises:
         InputError: If there is no such file, or no record in it.
@@ -83,7 +83,7 @@ def _lines(text: str) -> list[dict[str, Any]]:
 
 
 def _renamed(record: dict[str, Any]) -> dict[str, Any]:
-    """Gives older records the names of today, for the first initialisation and for L2 penalties."""
+    """Renames what older records call otherwise: the first initialisation and L2 penalties."""
     renamed = dict(record)
     if renamed.get("initialization") == "authors":
         renamed["initialization"] = "fixed_variance"

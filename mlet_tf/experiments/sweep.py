@@ -1,8 +1,8 @@
-"""Runs a sweep: tunes every cell, trains the final seeds, keeps every core busy.
+"""Runs a sweep: tunes every cell and trains the final seeds, in parallel.
 
-A chain is the cells of one kind by growing `d`. Within a chain each cell starts tuning from what was best in
-the one before, or takes it as it is (`tuning.output_dim`); chains run beside each other. Finished trials are found in
-the store and not run again, so a sweep that was interrupted resumes where it was.
+A chain is the cells of one kind in order of increasing `d`. Tuning of a cell starts from what was best in the one
+before it, or takes it unchanged (`tuning.output_dim`); chains run in parallel. Trials that are already in the store are
+not run again, so an interrupted sweep resumes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Progress:
     Attributes:
         done: Trials that are finished, those of earlier runs included.
         total: Trials of the whole sweep.
-        record: Record of the newest one, None at the start.
-        fresh: Whether it was trained just now, not found.
+        record: Record of the latest one, None at the start.
+        fresh: Whether it was trained now rather than found in the store.
     """
 
     done: int
@@ -147,9 +147,10 @@ class _Runner:
             waiting = [_Waiting(chain, next(chain)) for chain in chains]
             while waiting:
                 # As many chains as processes: the order of the grid is the order of what gets finished.
-                for state in waiting[:workers]:
-                    if not self._advance(state, pool):
-                        waiting.remove(state)
+                finished = {id(state) for state in waiting[:workers] if not self._advance(state, pool)}
+                if finished:  # Others take their place at once.
+                    waiting = [state for state in waiting if id(state) not in finished]
+                    continue
                 running = [future for state in waiting for future in state.futures.values()]
                 if running:
                     wait(running, return_when=FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""One training and what is measured of it."""
+"""One training of a sweep and its measurements."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Trial:
         stage: `tune`, `final` or `control`.
         seed: Seed of initialisation and data order.
         tuned: Keys of the training, dotted, with the values that tuning gave them.
-        truncate_to: Ranks to which the trained model is truncated too.
-        fine_tune: Share of an epoch for which truncations are trained on, see `GridConfig`.
+        truncate_to: Ranks to which the trained model is also truncated.
+        fine_tune: Share of an epoch for which truncated models are fine-tuned, see `GridConfig`.
         notes: What the records say of its tuning: `tuning` and `at_edge`, see `mlet_tf.experiments.tuning`.
     """
 
@@ -65,7 +65,7 @@ class Trial:
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def key(self, config: SweepConfig, data_digest: str) -> str:
-        """Names the trial by all that its training depends on, however the sweep it belongs to is ordered."""
+        """Key of the trial: all that its training depends on, and not the order of the sweep."""
         values = {
             "cell": dataclasses.asdict(self.cell),
             "stage": self.stage,
@@ -78,7 +78,7 @@ class Trial:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def train_config(self, config: SweepConfig) -> TrainConfig:
-        """The training as a run has it."""
+        """Returns the training configuration, as a run has it."""
         return train_config(config, self.cell, dict(self.tuned), self.seed)
 
     def training(self, config: SweepConfig, data: PreparedData) -> TrainConfig:
@@ -234,7 +234,7 @@ def evaluate(predictor: Predictor, data: PreparedData, splits: Sequence[str]) ->
 
 
 def _plan(cell: Cell, rows: Mapping[str, int], output_dim: int) -> Plan:
-    """What the model of a cell is served as."""
+    """Returns the plan of what is served of a cell."""
     return KINDS[cell.kind].plan(rows, output_dim, budget_of_columns(rows, cell.output_dim))
 
 

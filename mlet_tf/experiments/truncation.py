@@ -1,4 +1,4 @@
-"""Fewer columns for tables that are trained already.
+"""Truncates trained tables to fewer columns.
 
 A truncated table is `A @ B` with `A: [V, n]` and `B: [n, d]`: what is served is `A`, and a multiplication with
 the small `B` restores the width that the rest of the model expects. That is the form of an MLET table with
@@ -76,7 +76,7 @@ def spectra(
             `interaction`.
 
     Returns:
-        One a table.
+        A spectrum for each table.
     """
     width = tables[0].shape[1]
     moments = [_moment(table, count) for table, count in zip(tables, counts, strict=True)]
@@ -119,7 +119,7 @@ class Candidate:
 
     @property
     def values(self) -> int:
-        """Numbers that the truncated model stores for its embeddings, `B` included."""
+        """Number of values that the truncated model stores for its embeddings, `B` included."""
         return sum(
             n * sum(s.table.shape) if n < s.table.shape[1] else s.table.size
             for s, n in zip(self.spectra, self.columns, strict=True)
@@ -159,7 +159,7 @@ def allocate_columns(tables: Sequence[Spectrum], values: int) -> list[int]:
 
     Args:
         tables: Their `energy` must be comparable between tables, as that of `interaction` is.
-        values: Numbers that all `A` together may have.
+        values: Budget: number of values of all `A` together.
 
     Returns:
         Columns of each table, at least one; all of them for a table that would not get smaller.

@@ -92,11 +92,11 @@ class PackedRows:
         The file is read in pieces, so that it may be much larger than memory.
 
         Args:
-            batch_size: Rows a batch; the rest of the last one is left to other epochs.
+            batch_size: Rows per batch; rows that do not fill the last one are dropped in this epoch.
             seed: Order of the rows.
             shuffle_rows: Rows held in memory to draw from.
             first_step: Batches to skip at the start, to resume after an interruption.
-            part: Which of how many equal parts of each batch to give.
+            part: `(i, n)` yields part i of n equal parts of each batch.
         """
         starts = np.linspace(0, self.rows, min(_RANGES, self.rows) + 1).astype(np.int64)
         order = np.random.default_rng(seed).permutation(len(starts) - 1)
@@ -123,9 +123,9 @@ class PackedRows:
         """One epoch in an evenly drawn order of all rows: for files that fit into memory.
 
         Args:
-            batch_size: Rows a batch; the rest of the last one is left to other epochs.
+            batch_size: Rows per batch; rows that do not fill the last one are dropped in this epoch.
             seed: Order of the rows.
-            first_step: Batches to leave out at the start.
+            first_step: Batches to skip at the start.
         """
         steps = self.rows // batch_size
         order = np.random.default_rng(seed).permutation(self.rows)[: steps * batch_size]

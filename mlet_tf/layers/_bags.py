@@ -1,7 +1,6 @@
 """Multi-valued features of a collection: padded, ragged or sparse columns of ids, summed or averaged a row."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from keras import ops
@@ -10,11 +9,12 @@ from mlet_tf.layers._fused import FusedLookup
 from mlet_tf.layers._plan import EmbeddingFeature, Plan
 from mlet_tf.layers.backend import in_compiled_code, on_tensorflow, spread, wide_enough_to_sum
 from mlet_tf.layers.ids import as_ids, is_sparse
+from mlet_tf.types import Tensor
 
 _PADDING = -1
 
 
-def columns_of(plan: Plan, inputs: Mapping[str, Any]) -> list[Any]:
+def columns_of(plan: Plan, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Returns the columns of a dict in the order of the features.
 
     Raises:
@@ -33,19 +33,19 @@ def columns_of(plan: Plan, inputs: Mapping[str, Any]) -> list[Any]:
     return columns
 
 
-def is_bag(feature: EmbeddingFeature, column: Any) -> bool:
+def is_bag(feature: EmbeddingFeature, column: Tensor) -> bool:
     """Whether the rows of a column are lists of ids; padded ones may have a single entry."""
     return len(column.shape) == 2 and (feature.combiner is not None or column.shape[1] != 1)
 
 
-def embed_bags(lookup: FusedLookup, columns: list[Any]) -> Any:
+def embed_bags(lookup: FusedLookup, columns: list[Tensor]) -> Tensor:
     """Returns `[B, F, d]` for columns of which some have several ids a row."""
     if on_tensorflow() and not in_compiled_code(columns[0]):
         return _unique_bags(lookup, columns)
     return ops.stack([_padded_bag(lookup, slot, column) for slot, column in enumerate(columns)], axis=1)
 
 
-def _padded_bag(lookup: FusedLookup, slot: int, column: Any) -> Any:
+def _padded_bag(lookup: FusedLookup, slot: int, column: Tensor) -> Tensor:
     """Embeds one `[B]` or `[B, L]` column, where negative ids are padding."""
     feature = lookup.plan.features[slot]
     bag = is_bag(feature, column)
@@ -66,14 +66,14 @@ def _padded_bag(lookup: FusedLookup, slot: int, column: Any) -> Any:
     return ops.cast(ops.sum(rows * weights[..., None], axis=1), lookup.compute_dtype)
 
 
-def _unique_bags(lookup: FusedLookup, columns: list[Any]) -> Any:
+def _unique_bags(lookup: FusedLookup, columns: list[Tensor]) -> Tensor:
     """Embeds columns, ragged and sparse ones included, after de-duplicating their ids (TensorFlow)."""
     import tensorflow as tf
 
     features = lookup.plan.features
     flat = [_flatten(*pair) for pair in zip(features, columns, strict=True)]
     batch = _batch_size(columns[0])
-    results: list[Any] = [None] * len(columns)
+    results: list[Tensor | None] = [None] * len(columns)
     for number, group in enumerate(lookup.plan.groups):
         starts = group.starts.astype("int32")
         ids = [
@@ -92,7 +92,7 @@ def _unique_bags(lookup: FusedLookup, columns: list[Any]) -> Any:
     return tf.cast(tf.stack(results, axis=1), lookup.compute_dtype)
 
 
-def _batch_size(column: Any) -> Any:
+def _batch_size(column: Tensor) -> Tensor:
     import tensorflow as tf
 
     if isinstance(column, tf.RaggedTensor):
@@ -101,7 +101,7 @@ def _batch_size(column: Any) -> Any:
     return tf.cast(shape[0], tf.int32)
 
 
-def _flatten(feature: EmbeddingFeature, column: Any) -> tuple[Any, Any | None]:
+def _flatten(feature: EmbeddingFeature, column: Tensor) -> tuple[Tensor, Tensor | None]:
     """Returns the ids of a column as one vector, and the row of each if rows have several."""
     import tensorflow as tf
 
@@ -117,7 +117,7 @@ def _flatten(feature: EmbeddingFeature, column: Any) -> tuple[Any, Any | None]:
     return tf.gather_nd(ids, positions), tf.cast(positions[:, 0], tf.int32)
 
 
-def _combine(rows: Any, segments: Any | None, batch: Any, combiner: str | None) -> Any:
+def _combine(rows: Tensor, segments: Tensor | None, batch: Tensor, combiner: str | None) -> Tensor:
     """Sums or averages the rows of each bag."""
     import tensorflow as tf
 

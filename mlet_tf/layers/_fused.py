@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -18,6 +17,7 @@ from mlet_tf.layers.backend import (
     spread,
 )
 from mlet_tf.layers.ids import guard_ids
+from mlet_tf.types import Tensor
 
 _SMALL_BATCH = 256
 
@@ -46,7 +46,7 @@ class FusedLookup:
     deduplicate: bool | None
     training: bool = False
 
-    def embed(self, ids: Any) -> Any:
+    def embed(self, ids: Tensor) -> Tensor:
         """Returns `[B, F, d]` for ids `[B, F]` of one value a feature."""
         ids, invalid = self.guard(ids, range(len(self.plan.features)))
         # Feature by feature, so that the distinct rows of each are one slice.
@@ -63,12 +63,12 @@ class FusedLookup:
             return result
         return ops.where(invalid[..., None], ops.cast(float("nan"), result.dtype), result)
 
-    def guard(self, ids: Any, slots: Sequence[int]) -> tuple[Any, Any | None]:
+    def guard(self, ids: Tensor, slots: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Keeps ids of some features inside their tables, see `guard_ids`."""
         features = [self.plan.features[slot] for slot in slots]
         return guard_ids(ids, [f.input_dim for f in features], [f.name for f in features], self.oov)
 
-    def gather(self, number: int, rows: Any, unique: bool) -> Any:
+    def gather(self, number: int, rows: Tensor, unique: bool) -> Tensor:
         """Reads rows of a variable, in compute precision.
 
         Args:
@@ -82,7 +82,7 @@ class FusedLookup:
         read = gather_trained_rows if self.training else gather_rows
         return ops.cast(read(table, rows), self.compute_dtype)
 
-    def stack(self, chain: Chain, which: Sequence[int]) -> Any:
+    def stack(self, chain: Chain, which: Sequence[int]) -> Tensor:
         """Returns the `[len(which), k, d]` projections, chains multiplied out, in compute precision."""
         stacks = self.projections[self.plan.stack_slice(chain)]
         product, *others = [ops.cast(stack, self.compute_dtype) for stack in stacks]
@@ -92,7 +92,7 @@ class FusedLookup:
             return product
         return ops.take(product, np.asarray(which, "int32"), axis=0)
 
-    def project_distinct(self, number: int, unique: Any, ends: Any) -> Any:
+    def project_distinct(self, number: int, unique: Tensor, ends: Tensor) -> Tensor:
         """Gathers distinct rows and multiplies each block's slice with its projection (TensorFlow).
 
         Args:
@@ -118,14 +118,14 @@ class FusedLookup:
         slices = tf.split(rows, counts, num=len(projections))
         return tf.concat([tf.matmul(x, w) for x, w in zip(slices, projections, strict=True)], 0)
 
-    def _deduplicates(self, ids: Any) -> bool:
+    def _deduplicates(self, ids: Tensor) -> bool:
         if not on_tensorflow() or in_compiled_code(ids):
             return False
         if self.deduplicate is not None:
             return self.deduplicate
         return ids.shape[-1] is None or ids.shape[-1] > _SMALL_BATCH
 
-    def _plain_matrix(self, ids: Any) -> Any:
+    def _plain_matrix(self, ids: Tensor) -> Tensor:
         """Embeds `[F, B]` ids, in the order of the plan, without de-duplication."""
         results, low = [], 0
         for number, group in enumerate(self.plan.groups):
@@ -139,7 +139,7 @@ class FusedLookup:
             low += count
         return results[0] if len(results) == 1 else ops.concatenate(results, axis=0)
 
-    def _unique_matrix(self, ids: Any) -> Any:
+    def _unique_matrix(self, ids: Tensor) -> Tensor:
         """Embeds `[F, B]` ids, in the order of the plan, after de-duplication (TensorFlow)."""
         import tensorflow as tf
 
@@ -161,7 +161,7 @@ class FusedLookup:
         return spread(rows, tf.transpose(where))
 
 
-def _block_ends(group: TableGroup, positions: Any) -> Any:
+def _block_ends(group: TableGroup, positions: Tensor) -> Tensor:
     """Where the distinct rows of each block end.
 
     `tf.unique` numbers rows in the order in which it meets them, so the largest number in a block is

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+from mlet_tf.types import Tensor
 
 # These need no copies of the parts.
 _ELEMENTWISE = (
@@ -27,7 +28,7 @@ class Parts:
 
     row_counts: Sequence[int] | None = None
 
-    def split(self, variable: keras.Variable) -> list[Any]:
+    def split(self, variable: keras.Variable) -> list[Tensor]:
         """Returns the matrices."""
         tensor = ops.convert_to_tensor(variable)
         if self.row_counts is None:
@@ -36,7 +37,7 @@ class Parts:
             return [tensor]
         return ops.split(tensor, np.cumsum(self.row_counts)[:-1].tolist())
 
-    def join(self, matrices: list[Any]) -> Any:
+    def join(self, matrices: list[Tensor]) -> Tensor:
         """The inverse of `split`."""
         return ops.stack(matrices) if self.row_counts is None else ops.concatenate(matrices)
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import weakref
-from typing import Any
+from collections.abc import Callable
 
 import keras
 from keras import ops
+
+from mlet_tf.types import Tensor
 
 
 def on_tensorflow() -> bool:
@@ -13,7 +15,7 @@ def on_tensorflow() -> bool:
     return keras.backend.backend() == "tensorflow"
 
 
-def in_compiled_code(tensor: Any) -> bool:
+def in_compiled_code(tensor: Tensor) -> bool:
     """Whether the caller is traced for a compiler (XLA, `jax.jit`), where nothing can be raised."""
     backend = keras.backend.backend()
     if backend == "jax":
@@ -30,7 +32,7 @@ def in_compiled_code(tensor: Any) -> bool:
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
-def gather_rows(table: Any, ids: Any) -> Any:
+def gather_rows(table: keras.Variable | keras.layers.Layer | Tensor, ids: Tensor) -> Tensor:
     """Reads rows of a table: a variable, a tensor, or a layer that dequantises its rows.
 
     On TensorFlow this is a ResourceGather on the variable. `keras.ops.take` would read the whole variable, and copy
@@ -45,7 +47,7 @@ def gather_rows(table: Any, ids: Any) -> Any:
     return tf.gather(table.value if isinstance(table, keras.Variable) else table, ids)
 
 
-def gather_trained_rows(table: Any, ids: Any) -> Any:
+def gather_trained_rows(table: keras.Variable | keras.layers.Layer | Tensor, ids: Tensor) -> Tensor:
     """Reads rows of a table in training: with the weight decay that its optimizer still owes them.
 
     The optimizer applies it when it next updates the rows (see `mlet_tf.optimizers`). The gradient is that of the
@@ -58,12 +60,12 @@ def gather_trained_rows(table: Any, ids: Any) -> Any:
     return rows + ops.stop_gradient(rows * (ops.cast(owed(ids), rows.dtype)[..., None] - 1))
 
 
-def wide_enough_to_sum(rows: Any) -> Any:
+def wide_enough_to_sum(rows: Tensor) -> Tensor:
     """Casts half precision to float32: bfloat16 cannot count beyond 256, nor float16 beyond 2048."""
     return ops.cast(rows, keras.backend.result_type(rows.dtype, "float32"))
 
 
-def spread(rows: Any, positions: Any) -> Any:
+def spread(rows: Tensor, positions: Tensor) -> Tensor:
     """Gathers rows of a tensor back to where they occur in the batch (TensorFlow).
 
     The gradient first sums the occurrences of each row. TensorFlow's own gradient is IndexedSlices, which the matrix
@@ -72,7 +74,7 @@ def spread(rows: Any, positions: Any) -> Any:
     import tensorflow as tf
 
     @tf.custom_gradient
-    def gathered(rows: tf.Tensor) -> tuple[tf.Tensor, Any]:
+    def gathered(rows: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             upstream = wide_enough_to_sum(tf.reshape(upstream, [-1, rows.shape[-1]]))
             summed = tf.math.unsorted_segment_sum(upstream, tf.reshape(positions, [-1]), tf.shape(rows)[0])

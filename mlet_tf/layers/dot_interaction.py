@@ -1,5 +1,6 @@
 """Pairwise dot products of embeddings."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from mlet_tf.layers.backend import in_compiled_code, on_tensorflow
+from mlet_tf.types import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
@@ -40,38 +42,40 @@ class DotInteraction(keras.layers.Layer):
         super().__init__(**kwargs)
         self.self_interaction = bool(self_interaction)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape | Sequence[Shape]) -> None:
         """Checks the shapes; there are no weights."""
         self._count(input_shape)
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
         """Returns the dot products of all pairs."""
         vectors = self._stack(inputs)
         return _pairwise_dots(vectors, vectors.shape[1], self.self_interaction)
 
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, int]:
+    def compute_output_shape(self, input_shape: Shape | Sequence[Shape]) -> tuple[int | None, int]:
         """Returns `(batch, pairs)`."""
         count, batch = self._count(input_shape)
         return batch, len(_pairs(count, self.self_interaction)[0])
 
-    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+    def compute_output_spec(
+        self, inputs: keras.KerasTensor | list[keras.KerasTensor] | tuple[keras.KerasTensor, ...]
+    ) -> keras.KerasTensor:
         """Returns the symbolic output."""
         shape = [tuple(x.shape) for x in inputs] if isinstance(inputs, list | tuple) else tuple(inputs.shape)
         return keras.KerasTensor(self.compute_output_shape(shape), dtype=self.compute_dtype)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "self_interaction": self.self_interaction}
 
-    def _stack(self, inputs: Any) -> Any:
+    def _stack(self, inputs: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
         if not isinstance(inputs, list | tuple):
             return inputs
         return ops.concatenate([x[:, None, :] if len(x.shape) == 2 else x for x in inputs], axis=1)
 
-    def _count(self, input_shape: Any) -> tuple[int, int | None]:
+    def _count(self, input_shape: Shape | Sequence[Shape]) -> tuple[int, int | None]:
         """Returns the number of vectors and the batch size, after checking the shapes."""
-        shapes = input_shape if isinstance(input_shape[0], list | tuple) else [input_shape]
+        shapes: Sequence[Any] = input_shape if isinstance(input_shape[0], list | tuple) else [input_shape]
         alone = shapes is not input_shape
         sizes = [1 if len(shape) == 2 else shape[1] for shape in shapes]
         widths = {shape[-1] for shape in shapes}
@@ -88,17 +92,17 @@ def _pairs(count: int, self_interaction: bool) -> tuple[np.ndarray, np.ndarray]:
     return np.tril_indices(count, 0 if self_interaction else -1)
 
 
-def _pairwise_dots(vectors: Any, count: int, self_interaction: bool) -> Any:
+def _pairwise_dots(vectors: Tensor, count: int, self_interaction: bool) -> Tensor:
     # Compilers turn gathers into one loop; TensorFlow's own are slower than copies of slices.
     sliced = on_tensorflow() and not in_compiled_code(vectors)
     pick, symmetric = (_pick_slices, _symmetric_slices) if sliced else (_pick_gather, _symmetric_gather)
 
     @ops.custom_gradient
-    def dots(x: Any) -> tuple[Any, Any]:
+    def dots(x: Tensor) -> tuple[Tensor, Callable[..., Tensor]]:
         products = ops.matmul(x, ops.swapaxes(x, 1, 2))
         result = pick(ops.reshape(products, (-1, count * count)), count, self_interaction)
 
-        def gradient(*args: Any, upstream: Any = None) -> Any:
+        def gradient(*args: Tensor, upstream: Tensor | None = None) -> Tensor:
             upstream = args[0] if upstream is None else upstream
             return ops.matmul(symmetric(upstream, count, self_interaction), x)
 
@@ -107,13 +111,13 @@ def _pairwise_dots(vectors: Any, count: int, self_interaction: bool) -> Any:
     return dots(vectors)
 
 
-def _pick_gather(products: Any, count: int, self_interaction: bool) -> Any:
+def _pick_gather(products: Tensor, count: int, self_interaction: bool) -> Tensor:
     """Takes the pairs out of all products `[B, N * N]`."""
     rows, columns = _pairs(count, self_interaction)
     return ops.take(products, (rows * count + columns).astype("int32"), axis=1)
 
 
-def _symmetric_gather(gradient: Any, count: int, self_interaction: bool) -> Any:
+def _symmetric_gather(gradient: Tensor, count: int, self_interaction: bool) -> Tensor:
     """Puts the gradient of each pair at (i, j) and (j, i) of `[B, N, N]`, so twice at (i, i)."""
     rows, columns = _pairs(count, self_interaction)
     # Cells without a pair take a zero that is appended after the last pair.
@@ -126,12 +130,12 @@ def _symmetric_gather(gradient: Any, count: int, self_interaction: bool) -> Any:
     return symmetric
 
 
-def _pick_slices(products: Any, count: int, self_interaction: bool) -> Any:
+def _pick_slices(products: Tensor, count: int, self_interaction: bool) -> Tensor:
     lengths = _lengths(count, self_interaction)
     return ops.concatenate([products[:, i * count : i * count + n] for i, n in lengths], axis=1)
 
 
-def _symmetric_slices(gradient: Any, count: int, self_interaction: bool) -> Any:
+def _symmetric_slices(gradient: Tensor, count: int, self_interaction: bool) -> Tensor:
     zeros = ops.zeros((ops.shape(gradient)[0], count), gradient.dtype)
     parts, low = [], 0
     if not self_interaction:

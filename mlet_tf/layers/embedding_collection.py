@@ -24,6 +24,7 @@ from mlet_tf.layers.initializers import (
     validate_initialization,
 )
 from mlet_tf.layers.roles import mark, mark_tables, validate_multiplier
+from mlet_tf.types import Identifier, Inputs, Shape, Tensor
 
 __all__ = ["EmbeddingCollection", "EmbeddingFeature"]
 
@@ -99,10 +100,10 @@ class EmbeddingCollection(keras.layers.Layer):
         *,
         initialization: str = "fixed_variance",
         initial_scale: float = 1.0,
-        table_regularizer: Any = None,
-        projection_regularizer: Any = None,
-        table_constraint: Any = None,
-        projection_constraint: Any = None,
+        table_regularizer: Identifier = None,
+        projection_regularizer: Identifier = None,
+        table_constraint: Identifier = None,
+        projection_constraint: Identifier = None,
         table_trainable: bool = True,
         projection_trainable: bool = True,
         table_learning_rate_multiplier: float = 1.0,
@@ -145,7 +146,7 @@ class EmbeddingCollection(keras.layers.Layer):
         self._slices = tuple(SliceTracker() for _ in self._plan.groups)
         self._starts_at_zero = False
 
-    def build(self, input_shape: Any = None) -> None:
+    def build(self, input_shape: Shape | Mapping[str, Shape] | None = None) -> None:
         """Creates the tables and the stacks of projections."""
         if self.built:
             return
@@ -156,11 +157,11 @@ class EmbeddingCollection(keras.layers.Layer):
         ]
         self.built = True
 
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Inputs, *args: Any, **kwargs: Any) -> Tensor:
         """Calls the layer, see `keras.layers.Layer`."""
         return super().__call__(without_wrapping(inputs), *args, **kwargs)
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor | Mapping[str, Tensor], training: bool | None = None) -> Tensor:
         """Returns the embeddings of all features."""
         lookup = self._lookup(bool(training))
         if isinstance(inputs, Mapping):
@@ -176,18 +177,20 @@ class EmbeddingCollection(keras.layers.Layer):
             )
         return lookup.embed(ids)
 
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, int, int]:
+    def compute_output_shape(self, input_shape: Shape | Mapping[str, Shape]) -> tuple[int | None, int, int]:
         """Returns `(batch, features, output_dim)`."""
         shape = next(iter(input_shape.values())) if isinstance(input_shape, Mapping) else input_shape
         return shape[0], len(self.features), self.output_dim
 
-    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+    def compute_output_spec(
+        self, inputs: keras.KerasTensor | Mapping[str, keras.KerasTensor]
+    ) -> keras.KerasTensor:
         """Returns the symbolic output."""
         first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
         shape = (first.shape[0], len(self.features), self.output_dim)
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),

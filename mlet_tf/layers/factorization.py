@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import keras
 import numpy as np
@@ -12,6 +11,7 @@ from keras import ops
 
 from mlet_tf.errors import InputError
 from mlet_tf.layers.backend import gather_rows, on_tensorflow
+from mlet_tf.types import Tensor
 
 BLOCK_ROWS = 65_536
 
@@ -30,7 +30,7 @@ class Factorization:
     """
 
     name: str
-    table: Any
+    table: keras.Variable | keras.layers.Layer | Tensor
     offset: int
     rows: int
     projections: tuple[np.ndarray, ...]
@@ -116,7 +116,7 @@ def entropy_rank(singular_values: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def read_rows(table: Any, low: int, high: int) -> np.ndarray:
+def read_rows(table: keras.Variable | keras.layers.Layer | Tensor, low: int, high: int) -> np.ndarray:
     """Returns rows `low ... high - 1` without touching the others."""
     return ops.convert_to_numpy(gather_rows(table, ops.arange(low, high, dtype="int32")))
 

@@ -1,13 +1,13 @@
 """Integer ids: their dtype, and what happens to out-of-range ones."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from mlet_tf.layers.backend import in_compiled_code, on_tensorflow
+from mlet_tf.types import Inputs, Tensor
 
 OOV_POLICIES = ("error", "last")
 
@@ -19,7 +19,7 @@ def validate_oov(oov: str) -> str:
     return oov
 
 
-def without_wrapping(inputs: Any) -> Any:
+def without_wrapping(inputs: Inputs) -> Inputs:
     """Clips NumPy ids to int32 on JAX, which would wrap wider ones into the table; clipped ones are out of range.
 
     Layers call this before Keras converts their inputs to tensors. Ids that are JAX arrays by then, such as those of
@@ -30,14 +30,14 @@ def without_wrapping(inputs: Any) -> Any:
     return keras.tree.map_structure(_clip_to_int32, inputs)
 
 
-def _clip_to_int32(ids: Any) -> Any:
+def _clip_to_int32(ids: Tensor | np.ndarray) -> Tensor | np.ndarray:
     if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
         return ids
     own, narrow = np.iinfo(ids.dtype), np.iinfo("int32")
     return ids.clip(max(own.min, narrow.min), min(own.max, narrow.max))
 
 
-def is_sparse(inputs: Any) -> bool:
+def is_sparse(inputs: Tensor | np.ndarray) -> bool:
     """Whether ids come as a sparse tensor, which Keras has on TensorFlow and JAX."""
     if on_tensorflow():
         import tensorflow as tf
@@ -50,7 +50,7 @@ def is_sparse(inputs: Any) -> bool:
     return False
 
 
-def as_ids(inputs: Any, absent: int = 0) -> Any:
+def as_ids(inputs: Tensor | np.ndarray, absent: int = 0) -> Tensor:
     """Casts ids to integers, as saving traces a model with float inputs, and makes them dense.
 
     Args:
@@ -68,7 +68,7 @@ def as_ids(inputs: Any, absent: int = 0) -> Any:
     return ops.cast(inputs, "int64" if on_tensorflow() else "int32")
 
 
-def _dense(inputs: Any, absent: int) -> Any:
+def _dense(inputs: Tensor, absent: int) -> Tensor:
     if on_tensorflow():
         import tensorflow as tf
 
@@ -77,7 +77,9 @@ def _dense(inputs: Any, absent: int) -> Any:
     return shifted.todense() + absent
 
 
-def guard_ids(ids: Any, row_counts: Sequence[int], names: Sequence[str], oov: str) -> tuple[Any, Any | None]:
+def guard_ids(
+    ids: Tensor, row_counts: Sequence[int], names: Sequence[str], oov: str
+) -> tuple[Tensor, Tensor | None]:
     """Keeps ids inside their tables.
 
     Args:
@@ -119,11 +121,11 @@ def _in_tensorflow_graph() -> bool:
     return not tf.executing_eagerly()
 
 
-def _range_message(name: Any, rows: Any, value: Any) -> str:
+def _range_message(name: str, rows: int | str, value: int | str) -> str:
     return f"Id out of range for feature {name}: expected 0 <= id < {rows}. Received: {value}"
 
 
-def _assert_inside(ids: Any, outside: Any, row_counts: Sequence[int], names: Sequence[str]) -> Any:
+def _assert_inside(ids: Tensor, outside: Tensor, row_counts: Sequence[int], names: Sequence[str]) -> Tensor:
     import tensorflow as tf
 
     def fail() -> tf.Tensor:

@@ -17,6 +17,7 @@ from keras import ops
 
 from mlet_tf.layers.factorization import BLOCK_ROWS, write_rows, writes_in_place
 from mlet_tf.names import INITIALIZATIONS, RENAMED_INITIALIZATIONS
+from mlet_tf.types import Tensor
 
 
 def validate_initialization(initialization: str) -> str:
@@ -45,7 +46,7 @@ class RowScaledUniform(keras.initializers.Initializer):
         self._init_seed = seed
         self.seed = seed if seed is not None else _draw_seed()
 
-    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> Tensor:
         """Returns a tensor of `shape`, whose first axis is the sum of `row_counts`."""
         if shape[0] != sum(self.row_counts):
             raise ValueError(f"`shape` should have {sum(self.row_counts)} rows. Received: shape={shape}")
@@ -63,7 +64,7 @@ class RowScaledUniform(keras.initializers.Initializer):
                 block *= 2 * limit
                 yield block
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
         return {"row_counts": list(self.row_counts), "seed": self._init_seed, "scale": self.scale}
 
@@ -80,7 +81,7 @@ class StackedOrthogonal(keras.initializers.Initializer):
         self._init_seed = seed
         self.seed = seed if seed is not None else _draw_seed()
 
-    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> Tensor:
         """Returns a tensor of `shape` whose last two axes hold the matrices."""
         *stack, rows, columns = shape
         tall = (max(rows, columns), min(rows, columns))
@@ -93,7 +94,7 @@ class StackedOrthogonal(keras.initializers.Initializer):
             q = ops.swapaxes(q, -1, -2)
         return ops.cast(q, keras.backend.standardize_dtype(dtype))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
         return {"seed": self._init_seed}
 
@@ -181,7 +182,7 @@ class _ZerosAtFirst(keras.initializers.Initializer):
         self.initializer = initializer
         self.gave_zeros = self.closed = False
 
-    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> Tensor:
         if self.closed:
             return self.initializer(shape, dtype)
         self.gave_zeros = True

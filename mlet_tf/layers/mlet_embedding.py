@@ -28,6 +28,7 @@ from mlet_tf.layers.initializers import (
 )
 from mlet_tf.layers.roles import mark, validate_multiplier
 from mlet_tf.layers.single import SingleEmbedding
+from mlet_tf.types import Identifier, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="mlet_tf")
@@ -106,12 +107,12 @@ class MLETEmbedding(SingleEmbedding):
         hidden_dim: int | Sequence[int],
         *,
         initialization: str = "fixed_variance",
-        table_initializer: Any = None,
-        projection_initializer: Any = None,
-        table_regularizer: Any = None,
-        projection_regularizer: Any = None,
-        table_constraint: Any = None,
-        projection_constraint: Any = None,
+        table_initializer: Identifier = None,
+        projection_initializer: Identifier = None,
+        table_regularizer: Identifier = None,
+        projection_regularizer: Identifier = None,
+        table_constraint: Identifier = None,
+        projection_constraint: Identifier = None,
         table_trainable: bool = True,
         projection_trainable: bool = True,
         table_learning_rate_multiplier: float = 1.0,
@@ -141,7 +142,7 @@ class MLETEmbedding(SingleEmbedding):
         self.supports_jit = not on_tensorflow()  # XLA scatters into the whole table.
         self._slices = SliceTracker()
 
-    def build(self, input_shape: Any = None) -> None:
+    def build(self, input_shape: Shape | None = None) -> None:
         """Creates the table and the projections."""
         if self.built:
             return
@@ -175,7 +176,7 @@ class MLETEmbedding(SingleEmbedding):
             self.projections.append(projection)
         self.built = True
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),
@@ -251,7 +252,7 @@ class MLETEmbedding(SingleEmbedding):
         """Returns the exponential of the entropy of the normalised singular values of `E`."""
         return entropy_rank(self.singular_values())
 
-    def _embed(self, ids: Any, training: bool) -> Any:
+    def _embed(self, ids: Tensor, training: bool) -> Tensor:
         ids, invalid = guard_ids(as_ids(ids), [self.input_dim], [self.name], self.oov)
         if on_tensorflow():
             unique = self._deduplicates(ids)
@@ -263,21 +264,21 @@ class MLETEmbedding(SingleEmbedding):
             return result
         return ops.where(invalid[..., None], ops.cast(float("nan"), result.dtype), result)
 
-    def _deduplicates(self, ids: Any) -> bool:
+    def _deduplicates(self, ids: Tensor) -> bool:
         if in_compiled_code(ids):
             return False
         if self.deduplicate is not None:
             return self.deduplicate
         return ids.shape.num_elements() is None or ids.shape.num_elements() > 256
 
-    def _rows(self, ids: Any, training: bool) -> Any:
+    def _rows(self, ids: Tensor, training: bool) -> Tensor:
         read = gather_trained_rows if training else gather_rows
         rows = ops.cast(read(self.table, ids), self.compute_dtype)
         for projection in self._projection_matrices():
             rows = ops.matmul(rows, projection)
         return rows
 
-    def _unique_rows(self, ids: Any, training: bool) -> Any:
+    def _unique_rows(self, ids: Tensor, training: bool) -> Tensor:
         import tensorflow as tf
 
         unique, positions = tf.unique(tf.reshape(ids, [-1]))
@@ -286,7 +287,7 @@ class MLETEmbedding(SingleEmbedding):
             result.set_shape([*ids.shape, self.output_dim])
         return result
 
-    def _projection_matrices(self) -> list[Any]:
+    def _projection_matrices(self) -> list[Tensor]:
         """Projections in compute precision; a chain is multiplied out, as it is far smaller than a batch."""
         matrices = [ops.cast(projection, self.compute_dtype) for projection in self.projections]
         product = matrices[0]

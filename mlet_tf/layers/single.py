@@ -3,11 +3,13 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from mlet_tf.layers._arguments import positive_int
 from mlet_tf.layers.backend import on_tensorflow
 from mlet_tf.layers.ids import as_ids, is_sparse, without_wrapping
+from mlet_tf.types import Shape, Tensor
 
 
 class SingleEmbedding(keras.layers.Layer):
@@ -31,11 +33,11 @@ class SingleEmbedding(keras.layers.Layer):
         self.supports_masking = self.mask_zero
         self.autocast = False  # Ids that arrive as floats would lose digits.
 
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Tensor | np.ndarray, *args: Any, **kwargs: Any) -> Tensor:
         """Calls the layer, see `keras.layers.Layer`."""
         return super().__call__(without_wrapping(inputs), *args, **kwargs)
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Returns the embeddings of the ids."""
         if on_tensorflow():
             import tensorflow as tf
@@ -44,20 +46,20 @@ class SingleEmbedding(keras.layers.Layer):
                 return tf.ragged.map_flat_values(self._embed, inputs, bool(training))
         return self._embed(inputs, bool(training))
 
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+    def compute_mask(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor | None:
         """Returns where ids are not 0, with `mask_zero`."""
         if not self.mask_zero:
             return None
         return ops.not_equal(as_ids(inputs) if is_sparse(inputs) else inputs, 0)
 
-    def compute_output_shape(self, input_shape: Any) -> tuple:
+    def compute_output_shape(self, input_shape: Shape) -> tuple[int | None, ...]:
         """Returns the input shape with `output_dim` appended."""
         return (*input_shape, self.output_dim)
 
-    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """Returns the symbolic output."""
         shape = self.compute_output_shape(inputs.shape)
         return keras.KerasTensor(shape, dtype=self.compute_dtype, ragged=getattr(inputs, "ragged", False))
 
-    def _embed(self, ids: Any, training: bool) -> Any:
+    def _embed(self, ids: Tensor, training: bool) -> Tensor:
         raise NotImplementedError

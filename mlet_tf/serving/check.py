@@ -1,4 +1,4 @@
-"""Real rows through every signature of a SavedModel, and through a model server where there is one.
+"""Checks a SavedModel on real rows: every signature, and a model server if there is one.
 
 `python -m mlet_tf.serving.check` takes a JSON task on standard input.
 """
@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -28,7 +27,7 @@ _START_SECONDS = 120.0
 
 
 def check(model: str, files: list[str], schema: ClickLogSchema) -> int:
-    """Answers real rows through every signature of a SavedModel.
+    """Runs real rows through every signature of a SavedModel.
 
     Args:
         model: Folder of the SavedModel.
@@ -36,7 +35,7 @@ def check(model: str, files: list[str], schema: ClickLogSchema) -> int:
         schema: Schema of the log.
 
     Returns:
-        Rows answered.
+        Number of rows answered.
 
     Raises:
         ValueError: If a signature is missing, an answer is not a probability, or two signatures disagree.
@@ -60,7 +59,7 @@ def check(model: str, files: list[str], schema: ClickLogSchema) -> int:
 
 
 def check_with_server(server: ModelServer, model: str, files: list[str], schema: ClickLogSchema) -> int:
-    """Answers real rows through a model server on this machine, and compares them with the model's own.
+    """Sends real rows to a model server on this machine, and compares its answers with the model's own.
 
     Args:
         server: The server to start.
@@ -69,7 +68,7 @@ def check_with_server(server: ModelServer, model: str, files: list[str], schema:
         schema: See `check`.
 
     Returns:
-        Rows answered.
+        Number of rows answered.
 
     Raises:
         ValueError: If the answers differ from those of the model in this process.
@@ -108,9 +107,9 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _rows(serialized: tf.Tensor, schema: ClickLogSchema) -> list[dict[str, Any]]:
+def _rows(serialized: tf.Tensor, schema: ClickLogSchema) -> list[dict[str, int | bytes]]:
     """tf.Examples as rows of their values."""
-    rows: list[dict[str, Any]] = [{} for _ in range(len(serialized))]
+    rows: list[dict[str, int | bytes]] = [{} for _ in range(len(serialized))]
     for name, sparse in tf.io.parse_example(serialized, raw_feature_spec(schema)).items():
         for row, value in zip(sparse.indices.numpy()[:, 0], sparse.values.numpy(), strict=True):
             rows[row][name] = value if isinstance(value, bytes) else int(value)
@@ -146,7 +145,7 @@ def _compare(answers: dict[str, np.ndarray], rows: int) -> None:
 
 def main() -> None:
     """Reads the task, checks, and prints the result."""
-    task: dict[str, Any] = json.load(sys.stdin)
+    task = json.load(sys.stdin)
     arguments = task["model"], task["files"], ClickLogSchema.from_dict(task["schema"])
     print(f"{check(*arguments)} rows answered through {', '.join(SIGNATURES)}")
     server = find_model_server()

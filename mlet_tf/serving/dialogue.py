@@ -15,22 +15,11 @@ from mlet_tf.serving.retry import Backoff
 from mlet_tf.serving.transport import Metadata, Request, ServingError
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
     from mlet_tf.datasets import ClickLogSchema
     from mlet_tf.datasets.values import Text
+    from mlet_tf.serving.rows import RowBatch
 
-    # Rows to predict: dicts of values by column, lines of a raw log, or columns.
-    RowsLike: TypeAlias = (
-        Sequence[Mapping[str, object]]
-        | Sequence[Text]
-        | Iterator[Mapping[str, object]]
-        | Iterator[Text]
-        | pd.DataFrame
-        | pa.Table
-        | pa.RecordBatch
-    )
+    RowsLike: TypeAlias = RowBatch | Iterator[Mapping[str, object]] | Iterator[Text]
 
 _POLL_SECONDS = 0.1
 _T = TypeVar("_T")

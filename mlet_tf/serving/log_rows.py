@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +22,12 @@ class LogRows:
         rejects: The malformed rows, with the numbers of their lines.
     """
 
-    good: pa.Table | Sequence[Mapping[str, Any]]
+    good: pa.Table | Sequence[Mapping[str, object]]
     is_good: np.ndarray
     rejects: list[Reject]
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]]) -> LogRows:
+    def of(cls, rows: Sequence[Mapping[str, object]]) -> LogRows:
         """Rows without malformed ones."""
         return cls(rows, np.ones(len(rows), bool), [])
 

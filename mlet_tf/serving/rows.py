@@ -1,11 +1,13 @@
 """Rows in any form, converted to serialised tf.Examples of raw columns."""
 
+from __future__ import annotations
+
 import codecs
 import datetime
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +27,17 @@ from mlet_tf.datasets.values import (
     whole_number,
 )
 from mlet_tf.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    # Rows to predict: dicts of values by column, lines of a raw log, or columns.
+    RowBatch: TypeAlias = (
+        Sequence[Mapping[str, object]] | Sequence[Text] | pd.DataFrame | pa.Table | pa.RecordBatch
+    )
+
+# A column as Arrow holds it, or its values as they came.
+_Column: TypeAlias = pa.Array | pa.ChunkedArray | Sequence[object]
 
 _SHOWN = 300
 _FEW = 100
@@ -46,7 +59,7 @@ class Rows:
         InputError: A value does not fit its column, or the schema does not have a column.
     """
 
-    def __init__(self, rows: Any, schema: ClickLogSchema | None = None) -> None:
+    def __init__(self, rows: RowBatch, schema: ClickLogSchema | None = None) -> None:
         self._rows = rows
         self._schema = schema
         self._marks = frozenset(mark.encode() for mark in (schema.missing_marks if schema else ("",)))
@@ -68,7 +81,7 @@ class Rows:
             found = rows[row]
         return _shown(found)
 
-    def _encode_few(self, columns: Mapping[str, Any]) -> list[bytes]:
+    def _encode_few(self, columns: Mapping[str, _Column]) -> list[bytes]:
         """Encodes row by row, which is faster for few rows."""
         names = [name.encode() for name in columns]
         values = [self._values(name, _as_list(column)) for name, column in columns.items()]
@@ -77,12 +90,12 @@ class Rows:
             for row in range(self.count)
         ]
 
-    def _encode_many(self, columns: Mapping[str, Any]) -> list[bytes]:
+    def _encode_many(self, columns: Mapping[str, _Column]) -> list[bytes]:
         arrays = {name: self._array(name, column) for name, column in columns.items()}
         table = {name: array for name, array in arrays.items() if array is not None}
         return encode_examples(pa.table(table)).to_pylist() if table else [b""] * self.count
 
-    def _columns(self) -> dict[str, Any]:
+    def _columns(self) -> Mapping[str, _Column]:
         """Columns by name: Arrow arrays, or lists of the values as they came."""
         rows = self._rows
         if hasattr(rows, "iloc") and hasattr(rows, "columns"):
@@ -96,17 +109,20 @@ class Rows:
                 "rows: expected a list of dicts or of lines, a pandas frame or an Arrow table. "
                 f"Received: {type(rows).__name__}"
             )
-        if all(isinstance(row, Mapping) for row in rows):
-            names: dict[str, Any] = {}
-            for row in rows:
-                names.update(row)
-            return {name: [row.get(name) for row in rows] for name in names}
+        records = [row for row in rows if isinstance(row, Mapping)]
+        if len(records) == len(rows):
+            names: dict[str, object] = {}
+            for record in records:
+                names.update(record)
+            return {name: [record.get(name) for record in records] for name in names}
         return self._columns_of_lines(rows)
 
-    def _columns_of_lines(self, lines: Sequence[Any]) -> dict[str, list]:
-        for number, line in enumerate(lines):
-            if not isinstance(line, TEXT_TYPES):
-                raise InputError(f"row {number}: expected a dict or a line. Received: {type(line).__name__}")
+    def _columns_of_lines(self, rows: Sequence[object]) -> dict[str, list[bytes | None]]:
+        lines: list[Text] = []
+        for number, row in enumerate(rows):
+            if not isinstance(row, TEXT_TYPES):
+                raise InputError(f"row {number}: expected a dict or a line. Received: {type(row).__name__}")
+            lines.append(row)
         if self._schema is None:
             raise InputError("rows: lines of a log can only be read with a schema. Received: none")
         schema = self._schema
@@ -130,7 +146,7 @@ class Rows:
             records.append(dict(zip(names, fields, strict=True)))
         return {name: [record.get(name) for record in records] for name in columns}
 
-    def _check_names(self, table: Mapping[str, Any]) -> None:
+    def _check_names(self, table: Mapping[str, _Column]) -> None:
         for name in table:
             if not isinstance(name, str):
                 raise InputError(f"columns: expected names that are texts. Received: {name!r}")
@@ -140,7 +156,7 @@ class Rows:
                     f"({', '.join(self._schema.raw_features)}). Received: {name!r}"
                 )
 
-    def _array(self, name: str, values: Any) -> pa.Array | None:
+    def _array(self, name: str, values: _Column) -> pa.Array | None:
         """A column as int64 or binary with nulls; None where no row has a value."""
         if isinstance(values, pa.ChunkedArray):
             values = values.combine_chunks()
@@ -165,7 +181,7 @@ class Rows:
             return None
         return None if bad.any() else found
 
-    def _values(self, name: str, values: Sequence[Any]) -> list[int | bytes | None] | None:
+    def _values(self, name: str, values: Sequence[object]) -> list[int | bytes | None] | None:
         """A column as integers or bytes, None for a missing value; None where no row has a value."""
         convert = self._converter(name, values)
         found = []
@@ -180,7 +196,7 @@ class Rows:
                 ) from None
         return found if any(value is not None for value in found) else None
 
-    def _converter(self, name: str, values: Sequence[Any]) -> Callable[[Any], int] | Callable[[Any], bytes]:
+    def _converter(self, name: str, values: Sequence[object]) -> Callable[[object], int | bytes]:
         """What converts one value of a column."""
         schema = self._schema
         if schema is None:
@@ -219,7 +235,7 @@ def _without_schema(values: pa.Array, marks: Iterable[bytes]) -> pa.Array | None
     return pc.if_else(found, pa.scalar(None, pa.binary()), column)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     try:
         text = repr(value)
     except ValueError:
@@ -228,7 +244,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
-def _check_unique(names: Iterable[Any]) -> None:
+def _check_unique(names: Iterable[object]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             raise InputError(f"columns: expected each name once. Received: {name!r} {count} times")
@@ -241,7 +257,7 @@ def _line_bytes(number: int, line: Text) -> bytes:
         raise InputError(f"row {number}: expected UTF-8 text. Received: {_shown(line)}") from None
 
 
-def _text(value: Any) -> bytes:
+def _text(value: object) -> bytes:
     """The text of a value without a schema: text unchanged, and whole numbers in a column of texts."""
     if isinstance(value, TEXT_TYPES):
         return as_bytes(value)
@@ -250,7 +266,7 @@ def _text(value: Any) -> bytes:
     return str(whole_number(value)).encode()
 
 
-def _time(value: Any, time: TimeColumn) -> int:
+def _time(value: object, time: TimeColumn) -> int:
     """A value of the time column as its number."""
     if isinstance(value, np.datetime64):
         value = value.astype("datetime64[us]").item()
@@ -265,7 +281,7 @@ def _time(value: Any, time: TimeColumn) -> int:
     return number
 
 
-def _as_list(column: Any) -> Sequence[Any]:
+def _as_list(column: _Column) -> Sequence[object]:
     return column.to_pylist() if isinstance(column, pa.Array | pa.ChunkedArray) else column
 
 
@@ -298,7 +314,7 @@ def _varint(number: int) -> bytes:
     return bytes(digits)
 
 
-def _as_arrow(values: Sequence[Any]) -> pa.Array | None:
+def _as_arrow(values: Sequence[object]) -> pa.Array | None:
     """A list of values of one plain type as an Arrow array; None for any other."""
     kinds = set(map(type, values)) - {type(None)}
     try:
@@ -313,7 +329,7 @@ def _as_arrow(values: Sequence[Any]) -> pa.Array | None:
     return None
 
 
-def _pandas_column(series: Any) -> Any:
+def _pandas_column(series: pd.Series) -> _Column:
     """As an Arrow array, in which NaN and NA are null; a list where the column mixes types."""
     try:
         return pa.array(series, from_pandas=True)

@@ -68,7 +68,7 @@ class ServeOptions:
     tls_certificate: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks the ports: gRPC would listen on another one than a number that is none."""
+        """Checks the ports: given an invalid number, gRPC would listen on another port."""
         for name in ("port", "rest_api_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= _LARGEST_PORT:

@@ -1,4 +1,4 @@
-"""What commands show of other libraries' logs."""
+"""Hides other libraries' logs."""
 
 import contextlib
 import logging
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of TFX and TensorFlow, which have nothing to say to the user here.
+    """Hides the warnings of TFX and TensorFlow, which do not concern the user.
 
-    One of them asks for Keras 2, which nothing here works with.
+    One of them asks for Keras 2, with which nothing here works.
     """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -1,7 +1,6 @@
 """Types of options."""
 
 import math
-from typing import Any
 
 import click
 
@@ -9,7 +8,7 @@ import click
 class FiniteRange(click.FloatRange):
     """A number within a range, which neither NaN nor infinity is; `FloatRange` lets NaN through."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number.
 
         Raises:

@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -16,6 +15,7 @@ from mlet_tf.errors import InputError, nearest
 from mlet_tf.network import is_loopback
 from mlet_tf.outputs import output_file
 from mlet_tf.storage import read_text
+from mlet_tf.types import JsonObject
 
 TOKEN = "KFP_TOKEN"
 
@@ -87,7 +87,9 @@ def submit(
     click.echo(f"{endpoint.rstrip('/')}/#/runs/details/{run}")
 
 
-def parse_parameters(values: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def parse_parameters(
+    values: Sequence[str], known: Mapping[str, Mapping[str, str]]
+) -> dict[str, int | float | str]:
     """Reads `name=value` items.
 
     Args:
@@ -100,7 +102,7 @@ def parse_parameters(values: Sequence[str], known: Mapping[str, Mapping[str, Any
     Raises:
         InputError: If a name is unknown or a value does not fit its type.
     """
-    parsed: dict[str, Any] = {}
+    parsed: dict[str, int | float | str] = {}
     for item in values:
         name, separator, text = item.partition("=")
         if not separator:
@@ -117,11 +119,11 @@ def parse_parameters(values: Sequence[str], known: Mapping[str, Mapping[str, Any
     return parsed
 
 
-def _parameters(spec: Mapping[str, Any]) -> dict[str, Any]:
+def _parameters(spec: JsonObject) -> JsonObject:
     return spec["root"]["inputDefinitions"]["parameters"]
 
 
-def _read_package(path: str) -> dict[str, Any]:
+def _read_package(path: str) -> JsonObject:
     try:
         spec = yaml.safe_load(read_text(path))
         _parameters(spec)
@@ -142,8 +144,8 @@ def _keeps_a_token(endpoint: str) -> bool:
 def _start(
     endpoint: str,
     package: str,
-    spec: Mapping[str, Any],
-    parameters: Mapping[str, Any],
+    spec: JsonObject,
+    parameters: Mapping[str, int | float | str],
     experiment: str | None,
     namespace: str | None,
     service_account: str | None,

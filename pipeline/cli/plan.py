@@ -1,13 +1,20 @@
 """`mlet-tf plan`: what a configuration takes, before anything is run."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mlet_tf.documents import read_document
 from mlet_tf.errors import InputError
 from mlet_tf.units import bytes_text
+
+if TYPE_CHECKING:
+    from mlet_tf.config import PipelineConfig
+    from mlet_tf.planning import Line
+    from mlet_tf.sizes import Sizes
 
 # Rows of the tables of the 26 categorical columns, and rows of the training split.
 PRESETS: dict[str, tuple[tuple[int, ...], int]] = {
@@ -71,7 +78,7 @@ def plan(
     workers: int | None,
     beam_workers: int | None,
     markdown: bool,
-    **machine: Any,
+    **machine: float,
 ) -> None:
     """Estimate memory, bytes moved, time and cost of a configuration, with the formulas.
 
@@ -97,11 +104,11 @@ def plan(
     click.echo(_table(lines, markdown))
 
 
-def sizes_of(config: Any, vocabulary: tuple[int, ...], rows: int) -> Any:
+def sizes_of(config: PipelineConfig, vocabulary: tuple[int, ...], rows: int) -> Sizes:
     """The sizes of a configuration's training.
 
     Args:
-        config: A `mlet_tf.config.PipelineConfig`.
+        config: The configuration of a run.
         vocabulary: Table rows by feature.
         rows: Rows of the training split.
     """
@@ -148,7 +155,7 @@ def read_data(data: str) -> tuple[tuple[int, ...], int]:
     return counts, rows
 
 
-def _table(lines: list[Any], markdown: bool) -> str:
+def _table(lines: list[Line], markdown: bool) -> str:
     cells = [(line.part, line.name, _amount(line.value, line.unit), line.formula) for line in lines]
     # The first column names a group once.
     shown = [(row[0] if i == 0 or cells[i - 1][0] != row[0] else "", *row[1:]) for i, row in enumerate(cells)]

@@ -1,8 +1,10 @@
 """`mlet-tf run` and `mlet-tf report`."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 from mlet_tf.pipeline.cli._logging import quiet
@@ -10,6 +12,9 @@ from mlet_tf.pipeline.cli._logging import quiet
 from mlet_tf.outputs import output_folder
 from mlet_tf.run_file import read_run_file
 from mlet_tf.units import bytes_text
+
+if TYPE_CHECKING:
+    from mlet_tf.pipeline.local_runner import RunResult
 
 _NOT_PUSHED = 3
 
@@ -56,7 +61,7 @@ def report(run_folder: str, output: str | None) -> None:
     click.echo(write_report(Path(run_folder), target))
 
 
-def _summary(result: dict[str, Any]) -> str:
+def _summary(result: RunResult) -> str:
     rows, before, after = result["rows"], result["table_bytes"]["before"], result["table_bytes"]["after"]
     lines = []
     if result["unchanged"]:

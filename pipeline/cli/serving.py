@@ -173,7 +173,7 @@ def _rows(source: str, schema: ClickLogSchema, limit: int) -> LogRows:
         raise InputError(f"the row is not JSON: {error}") from None
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from mlet_tf.pipeline.cli._logging import quiet
@@ -20,6 +20,8 @@ from mlet_tf.storage import writing
 
 if TYPE_CHECKING:
     from mlet_tf.experiments.statistics import Group
+    from mlet_tf.experiments.sweep import Progress
+    from mlet_tf.types import JsonObject
 
 
 @click.command()
@@ -63,7 +65,7 @@ class _Display:
     def note(self, line: str) -> None:
         self._line.note(line)
 
-    def progress(self, state: Any) -> None:
+    def progress(self, state: Progress) -> None:
         if state.record is None:  # The rows are prepared, trials begin.
             self._started = time.monotonic()
         elif state.fresh:
@@ -76,7 +78,7 @@ class _Display:
     def close(self) -> None:
         self._line.end()
 
-    def _left(self, state: Any) -> str:
+    def _left(self, state: Progress) -> str:
         """The time that the other trials take, if they take as long as those trained so far."""
         if not self._fresh or state.done == state.total:
             return ""
@@ -84,7 +86,7 @@ class _Display:
         return f", {datetime.timedelta(seconds=round(seconds))} left"
 
 
-def _line(record: dict[str, Any]) -> str:
+def _line(record: JsonObject) -> str:
     from mlet_tf.experiments.statistics import label
 
     split = "test" if "test" in record else "validation"
@@ -95,7 +97,7 @@ def _line(record: dict[str, Any]) -> str:
     )
 
 
-def _reached(record: dict[str, Any], split: str) -> str:
+def _reached(record: JsonObject, split: str) -> str:
     from mlet_tf.experiments.statistics import FAULTS
 
     names = {"auc": "AUC", "logloss": "logloss"}

@@ -15,18 +15,7 @@ from mlet_tf.datasets.files import list_files, plain_name
 from mlet_tf.datasets.reading import read_log
 from mlet_tf.errors import InputError
 
-PAIRS = ClickLogSchema(
-    name="pairs",
-    label="y",
-    integers=(),
-    categoricals=("c",),
-    time=None,
-    drop=(),
-    columns=("y", "c"),
-    separator=",",
-    header=False,
-    missing=("",),
-)
+PAIRS = ClickLogSchema.from_dict({"name": "pairs", "label": "y", "categoricals": ["c"], "separator": ","})
 
 
 @pytest.fixture(params=["disk", "file", "memory", "ram"])

@@ -23,17 +23,8 @@ from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.datasets.reading import plan_chunks, read_chunk, read_log
 from mlet_tf.errors import InputError
 
-PAIRS = ClickLogSchema(
-    name="pairs",
-    label="y",
-    integers=(),
-    categoricals=("c",),
-    time=None,
-    drop=(),
-    columns=("y", "c"),
-    separator=",",
-    header=True,
-    missing=("",),
+PAIRS = ClickLogSchema.from_dict(
+    {"name": "pairs", "label": "y", "categoricals": ["c"], "separator": ",", "header": True}
 )
 HEADER = b"y,c\n"
 LINES = [b"%d,value-%d\n" % (i % 2, i * 7919 % 1009) for i in range(3000)]

@@ -9,18 +9,7 @@ from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.datasets.reading import read_log
 from mlet_tf.errors import InputError
 
-SCHEMA = ClickLogSchema(
-    name="pairs",
-    label="y",
-    integers=(),
-    categoricals=("c",),
-    time=None,
-    drop=(),
-    columns=("y", "c"),
-    separator=",",
-    header=False,
-    missing=("",),
-)
+SCHEMA = ClickLogSchema.from_dict({"name": "pairs", "label": "y", "categoricals": ["c"], "separator": ","})
 NUMBERS, WORDS = [b"7", b"8", b"7", b"9"], [b"a", b"b", b"a", b"c"]
 # Files of pyarrow 21 with the columns `y` (0, 1, 1, 0) and `c`, compressed and in base 85. In the one with LZO the
 # number of the codec was changed in the footer.

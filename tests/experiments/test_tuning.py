@@ -76,7 +76,7 @@ def test_the_search_begins_at_the_runs_own_values_or_the_nearer_end():
     search[DENSE] = {"low": 0.001, "high": 0.1}
     config = sweep_of(trials=2, search=search)
     (first, second), _ = drive(tune(Cell("direct", 4), config), lambda values: 0.7)
-    assert first == {TABLES: 0.1, "train.tables.l2": 1e-6, DENSE: 0.02}
+    assert first == {TABLES: 0.1, "train.tables.l2": 1e-6, DENSE: 0.002}
     assert second != first
     start = {TABLES: 0.3, "train.tables.l2": 1e-4, DENSE: 5.0}
     (first, _), _ = drive(tune(Cell("direct", 8), config, start), lambda values: 0.7)
@@ -261,3 +261,26 @@ def test_the_command_tells_each_trial_and_the_time_left_and_goes_on_after_an_int
     lines = [line for line in err.splitlines() if re.match(r"\d/4", line)]
     assert [text[:24] for text in lines] == ["3/4 direct d=8 final see", "4/4 direct d=8 final see"]
     assert "left" in lines[0] and "left" not in lines[1]
+
+
+def test_every_process_has_work_while_trials_are_left(trained, tmp_path, monkeypatch):
+    """Chains of a single trial: another one begins where one ends."""
+    running, counts = [], []
+
+    class Slow(Here):
+        def submit(self, function, *args):
+            running.append((Future(), function, args))
+            return running[-1][0]
+
+    def finish_the_first(futures, return_when):
+        counts.append(len(running))
+        future, function, args = running.pop(0)
+        future.set_result(function(*args))
+
+    monkeypatch.setattr(sweep, "Processes", Slow)
+    monkeypatch.setattr(sweep, "wait", finish_the_first)
+    grid = [{"embedding": ["mlet"], "model.hidden_dim": [8, 16, 32, 64]}]
+    config = sweep_of(tmp_path, grid, trials=0)
+    config = config.replace(sweep=config.sweep.replace(seeds=(0,), workers=2))
+    sweep.run_sweep(config)
+    assert counts == [2, 2, 2, 1]

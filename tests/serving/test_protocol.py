@@ -7,6 +7,7 @@ import socket
 import grpc
 import numpy as np
 import pytest
+from serving_support import predict_request
 
 HP2, CTR = "/v1/models/hp2", "/v1/models/ctr"
 ONES = {"cat": [0] * 26, "dense": [1.0] * 13}
@@ -170,21 +171,8 @@ def stub(served):
         yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
 
-def predict(stub, name="hp2", signature="", inputs=None, version=None, label=None):
-    import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2
-
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = name
-    request.model_spec.signature_name = signature
-    if version is not None:
-        request.model_spec.version.value = version
-    if label:
-        request.model_spec.version_label = label
-    for key, value in (inputs or {}).items():
-        is_proto = isinstance(value, tf.make_tensor_proto(0).__class__)
-        request.inputs[key].CopyFrom(value if is_proto else tf.make_tensor_proto(value))
-    return stub.Predict(request, timeout=300)
+def predict(stub, *args, **options):
+    return stub.Predict(predict_request(*args, **options), timeout=300)
 
 
 def test_grpc_answers(stub):

@@ -20,6 +20,7 @@ import pytest
 from google.protobuf import text_format
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from serving_support import predict_request
 
 CAT = list(range(26))
 # Of the rows that were recorded without theirs.
@@ -139,26 +140,6 @@ def stubs(served):
     channel.close()
 
 
-def predict_request(name="hp2", inputs=None, version=None, label=None, signature="", output_filter=()):
-    import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2
-
-    request = predict_pb2.PredictRequest(output_filter=output_filter)
-    request.model_spec.name = name
-    request.model_spec.signature_name = signature
-    if version is not None:
-        request.model_spec.version.value = version
-    if label:
-        request.model_spec.version_label = label
-    for key, value in (inputs or {}).items():
-        request.inputs[key].CopyFrom(
-            value
-            if hasattr(value, "dtype") and not isinstance(value, np.ndarray)
-            else tf.make_tensor_proto(value)
-        )
-    return request
-
-
 def ctr_inputs(rows=1, dtype=np.int64, dense_rows=None):
     return {
         "cat": np.tile(np.array(CAT, dtype), (rows, 1)),
@@ -252,23 +233,29 @@ def calls(stubs):
         "grpc wrong input": (predict.Predict, predict_request(inputs={"zz": x["x"]})),
         "grpc extra input": (predict.Predict, predict_request(inputs={**x, "zz": x["x"]})),
         "grpc wrong dtype": (predict.Predict, predict_request(inputs={"x": np.array([1], np.int32)})),
-        "grpc ctr": (predict.Predict, predict_request("ctr", ctr_inputs())),
-        "grpc ctr wrong dtype int32": (predict.Predict, predict_request("ctr", ctr_inputs(dtype=np.int32))),
-        "grpc ctr batch 0": (predict.Predict, predict_request("ctr", ctr_inputs(0))),
-        "grpc ctr batch mismatch": (predict.Predict, predict_request("ctr", ctr_inputs(2, dense_rows=1))),
-        "grpc ctr missing": (predict.Predict, predict_request("ctr", {"cat": ctr_inputs()["cat"]})),
-        "grpc ctr label": (predict.Predict, predict_request("ctr", ctr_inputs(), label="stable")),
+        "grpc ctr": (predict.Predict, predict_request("ctr", inputs=ctr_inputs())),
+        "grpc ctr wrong dtype int32": (
+            predict.Predict,
+            predict_request("ctr", inputs=ctr_inputs(dtype=np.int32)),
+        ),
+        "grpc ctr batch 0": (predict.Predict, predict_request("ctr", inputs=ctr_inputs(0))),
+        "grpc ctr batch mismatch": (
+            predict.Predict,
+            predict_request("ctr", inputs=ctr_inputs(2, dense_rows=1)),
+        ),
+        "grpc ctr missing": (predict.Predict, predict_request("ctr", inputs={"cat": ctr_inputs()["cat"]})),
+        "grpc ctr label": (predict.Predict, predict_request("ctr", inputs=ctr_inputs(), label="stable")),
         "grpc ctr examples": (
             predict.Predict,
-            predict_request("ctr", {"examples": tf.make_tensor_proto(examples)}, signature="examples"),
+            predict_request("ctr", inputs={"examples": tf.make_tensor_proto(examples)}, signature="examples"),
         ),
         "grpc ctr garbage example": (
             predict.Predict,
-            predict_request("ctr", {"examples": tf.make_tensor_proto([b""])}, signature="examples"),
+            predict_request("ctr", inputs={"examples": tf.make_tensor_proto([b""])}, signature="examples"),
         ),
         "grpc corrupt tensor_content": (
             predict.Predict,
-            predict_request("ctr", {"cat": corrupt, "dense": ctr_inputs()["dense"]}),
+            predict_request("ctr", inputs={"cat": corrupt, "dense": ctr_inputs()["dense"]}),
         ),
         "grpc status": (model.GetModelStatus, status_request("ctr")),
         "grpc status v": (model.GetModelStatus, status_request("ctr", 1)),
@@ -288,7 +275,7 @@ def calls(stubs):
         "grpc regress unknown sig": (predict.Regress, on_examples("regress", "hp2", "nope", [x_example()])),
         "grpc regress default sig": (predict.Regress, on_examples("regress", "hp2", "", [x_example()])),
         "grpc multiinference": (predict.MultiInference, multi),
-        "grpc big 52 MB request": (predict.Predict, predict_request("ctr", ctr_inputs(200_000))),
+        "grpc big 52 MB request": (predict.Predict, predict_request("ctr", inputs=ctr_inputs(200_000))),
         "grpc health ": (check, health_pb2.HealthCheckRequest(service="")),
         "grpc health PredictionService": (check, health_pb2.HealthCheckRequest(service="PredictionService")),
         "grpc health ModelService": (check, health_pb2.HealthCheckRequest(service="ModelService")),

@@ -8,7 +8,7 @@ others through the one here.
 import json
 import math
 import re
-from typing import Any, TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 from mlet_tf.serving.local.status import StatusError, invalid
 
@@ -70,7 +70,7 @@ def parse(body: bytes) -> Json:
     return Parser(body).document()
 
 
-def is_array(value: Json) -> TypeGuard[list[Any]]:
+def is_array(value: Json) -> TypeGuard[list["Json"]]:
     """Whether a parsed value is an array."""
     return isinstance(value, list) and not isinstance(value, Members)
 

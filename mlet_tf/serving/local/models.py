@@ -5,7 +5,6 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
@@ -71,7 +70,7 @@ class Models:
         max_batch_size: int | None = None,
     ) -> None:
         self._configs = {config.name: config for config in configs}
-        self._limits: dict[str, Any] = {"timeout_seconds": timeout_seconds, "max_batch_size": max_batch_size}
+        self._timeout_seconds, self._max_batch_size = timeout_seconds, max_batch_size
         self._versions: dict[str, dict[int, _Version]] = {name: {} for name in self._configs}
         self._lock = threading.Condition()
         self._polling = threading.Lock()
@@ -157,7 +156,13 @@ class Models:
         with self._lock:
             entry = self._versions[name][number] = _Version(_State.LOADING)
         try:
-            servable = Servable(name, number, path, **self._limits)
+            servable = Servable(
+                name,
+                number,
+                path,
+                timeout_seconds=self._timeout_seconds,
+                max_batch_size=self._max_batch_size,
+            )
         except Exception as error:  # A broken model may raise anything; the server continues with the others.
             code, message = _explain(error)
             with self._lock:

@@ -67,7 +67,7 @@ class Rest:
     """Answers REST requests; no sockets here.
 
     Args:
-        models: what to ask.
+        models: the models to query.
     """
 
     def __init__(self, models: Models) -> None:

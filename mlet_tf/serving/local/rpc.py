@@ -58,7 +58,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Predict, Classify, Regress, MultiInference, GetModelMetadata.
 
     Args:
-        models: what to ask.
+        models: the models to query.
     """
 
     def __init__(self, models: Models) -> None:
@@ -121,7 +121,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """GetModelStatus. HandleReloadConfigRequest is UNIMPLEMENTED.
 
     Args:
-        models: what to ask.
+        models: the models to query.
     """
 
     def __init__(self, models: Models) -> None:
@@ -197,7 +197,7 @@ class RpcServer:
     """The gRPC server.
 
     Args:
-        models: what to ask.
+        models: the models to query.
         host: the address to listen on.
         port: the port; 0 for a free one.
         max_request_bytes: the largest message taken.

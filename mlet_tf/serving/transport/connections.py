@@ -1,5 +1,7 @@
 """HTTP connections that are kept open between requests, with one deadline for all steps of a request."""
 
+from __future__ import annotations
+
 import contextlib
 import http.client
 import io
@@ -7,9 +9,12 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlet_tf.serving.transport.base import seconds_until
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 
 class Connection(http.client.HTTPConnection):
@@ -39,8 +44,8 @@ class Connection(http.client.HTTPConnection):
             self.sock.settimeout(seconds_until(self.deadline))
             self.sock = self._context.wrap_socket(self.sock, server_hostname=self._server_name or self.host)
 
-    def send(self, data: Any) -> None:
-        """Sends bytes, of the head or of the body; nothing else is sent here."""
+    def send(self, data: ReadableBuffer) -> None:  # type: ignore[override]  # Nothing else is sent here.
+        """Sends bytes, of the head or of the body."""
         if self.sock is None:
             self.connect()
         left = memoryview(data)
@@ -128,7 +133,7 @@ class _TimedReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int | None:
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
         self._socket.settimeout(seconds_until(self._deadline))
         return self._stream.readinto(buffer)
 

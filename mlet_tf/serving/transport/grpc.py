@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import grpc
@@ -107,7 +108,7 @@ class _Calls:
         self._model = model_service_pb2_grpc.ModelServiceStub(channel)
 
     def start(self, request: Request) -> Message | Awaitable[Message]:
-        """Starts a call. Gives its answer, or for asyncio what to await."""
+        """Starts a call; returns its answer, or an awaitable on `grpc.aio`."""
         method, message = {
             "predict": self._predict,
             "status": self._status,
@@ -144,7 +145,7 @@ class _Calls:
             spec.version_label = self._settings.label
 
 
-def _channel(library: Any, settings: Settings) -> Any:
+def _channel(library: ModuleType, settings: Settings) -> grpc.Channel | grpc.aio.Channel:
     """A channel of `grpc` or of `grpc.aio`."""
     address, options = settings.target.address, _channel_options(settings)
     if settings.tls:

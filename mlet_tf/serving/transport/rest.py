@@ -5,9 +5,8 @@ import base64
 import http.client
 import json
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -27,6 +26,7 @@ from mlet_tf.serving.transport.base import (
     type_name,
 )
 from mlet_tf.serving.transport.connections import Connection, Pool
+from mlet_tf.types import JsonObject
 
 _CODES = {
     400: "INVALID_ARGUMENT",
@@ -92,7 +92,7 @@ class RestTransport:
     def _exchange(
         self,
         request: Request,
-        read: Callable[[Mapping[str, Any]], Answer],
+        read: Callable[[JsonObject], Answer],
         method: str,
         path: str,
         body: bytes | None = None,
@@ -179,11 +179,11 @@ def _words(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _states(answer: Mapping[str, Any]) -> dict[int, str]:
+def _states(answer: JsonObject) -> dict[int, str]:
     return {int(version["version"]): version["state"] for version in answer["model_version_status"]}
 
 
-def _values(answer: Mapping[str, Any]) -> np.ndarray:
+def _values(answer: JsonObject) -> np.ndarray:
     outputs = answer["outputs"]
     values = np.array(ctr_output(outputs) if isinstance(outputs, dict) else outputs)
     # NumPy would convert null to NaN and text to a number.
@@ -192,8 +192,8 @@ def _values(answer: Mapping[str, Any]) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def _metadata(answer: Mapping[str, Any]) -> Metadata:
-    def tensors(infos: Mapping[str, Any]) -> dict[str, TensorInfo]:
+def _metadata(answer: JsonObject) -> Metadata:
+    def tensors(infos: JsonObject) -> dict[str, TensorInfo]:
         found = {}
         for name, info in infos.items():
             shape = info["tensor_shape"]
