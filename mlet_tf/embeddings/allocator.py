@@ -5,6 +5,14 @@ and an amount of loss, see `energy`. At a price of loss for a byte every table c
 finds the price at which all choices together fill the budget. That is greedy by loss per byte, with the best move of
 all open at each step, and no plan of as few bytes has less predicted loss. What one further step leaves of the budget
 goes to the change of one band that gains most.
+
+    gradients = measure_gradients(model, collection, inputs, ids, label)  # Some thousand training rows.
+    tables = [
+        measure_table(table, gradients.metric(i), cut_bands(table.counts, tail), tail)
+        for i, (table, tail) in enumerate(zip(trained_tables, tails))
+    ]
+    tables = with_held_out_gains(tables, held_out_gradients)
+    plan = allocate(tables, budget).plan  # To be written in the bases of `tables`.
 """
 
 import dataclasses
@@ -18,7 +26,7 @@ from mlet_tf.embeddings.energy import BandEnergy, TableEnergy
 from mlet_tf.embeddings.plan import Band, FeaturePlan, Plan, band_bytes, make_salts, row_bytes
 from mlet_tf.errors import InputError
 
-STORES = ("float32", "codes")
+STORES = ("float32", "columns")
 _WIDTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _KEPT = (1 / 2, 1 / 4, 1 / 8)  # Shares of a band's ids that have rows, where others have the mean.
 _HASHED = (1 / 4, 1 / 16, 1 / 64)  # Rows of a hashed band for each id.
@@ -129,7 +137,7 @@ def _band_loss(energy: BandEnergy, band: Band) -> float:
 
 def _noise(energy: BandEnergy, band: Band) -> float:
     width = band.width
-    if band.store == "codes":
+    if band.store == "columns":
         wide = band.wide or 0
         noise = energy.code_noise(WIDE_BITS)[:wide].sum() + energy.code_noise(NARROW_BITS)[wide:width].sum()
         return float(noise)
@@ -273,7 +281,7 @@ def _forms(stop: int, width: int, allowed: Sequence[int], stores: Sequence[str])
         yield Band(stop, 0)
         return
     for store in stores:
-        if store == "codes":
+        if store == "columns":
             for wide in allowed:
                 if wide <= width:
                     yield Band(stop, width, store, wide=wide)

@@ -4,12 +4,36 @@ A scale for each row costs four bytes a row, as much as eight int4 values. Coeff
 centred on the mean row of their band, spread alike in all rows of a column, so that a scale for each column does.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
+SAMPLE_ROWS = 16_384
 WIDE_BITS, NARROW_BITS = 8, 4
 # Largest code, in standard deviations of the column: the best one is taken.
 _REACHES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0)
 _TINY = 1e-30
+
+
+def sampled(blocks: Iterable[np.ndarray], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Takes some rows, evenly spread, to choose steps by.
+
+    Args:
+        blocks: The rows in blocks, float `[n, width]`.
+        weights: How much each row matters, `[rows]`.
+
+    Returns:
+        The rows, `[sample, width]`, and their weights.
+    """
+    picked = np.unique(
+        np.linspace(0, len(weights), min(len(weights), SAMPLE_ROWS), endpoint=False, dtype="int64")
+    )
+    rows, low = [], 0
+    for block in blocks:
+        inside = slice(*np.searchsorted(picked, [low, low + len(block)]))
+        rows.append(block[picked[inside] - low])
+        low += len(block)
+    return np.concatenate(rows), weights[picked]
 
 
 def fit_scales(rows: np.ndarray, weights: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -57,6 +57,17 @@ class Gradients:
         jacobian = self.jacobian[:, feature].astype("float64")
         return (jacobian.T * self.curvature) @ jacobian / max(1, len(jacobian))
 
+    def predicted_loss(self, change: np.ndarray) -> float:
+        """Predicts the rise of the logloss where all embeddings change at once.
+
+        With derivatives midway to the changed embeddings, see `measure_gradients`, this tells the most of a whole plan.
+
+        Args:
+            change: `[n, F, d]`.
+        """
+        logit = np.einsum("nfd,nfd->n", self.jacobian, change, dtype="float64")
+        return float((self.curvature * logit**2).mean() / 2)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BandEnergy:

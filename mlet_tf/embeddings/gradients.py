@@ -18,9 +18,13 @@ def measure_gradients(
     inputs: Mapping[str, np.ndarray],
     ids: np.ndarray,
     label: np.ndarray,
+    midway_to: keras.layers.Layer | None = None,
     block_rows: int = _BLOCK_ROWS,
 ) -> Gradients:
     """Measures how predictions depend on embeddings, in inference mode.
+
+    A dot product changes by the sum of what both ends change, each times the other end midway of its own change. So
+    when all tables of a plan have changed at once, derivatives midway to them tell the loss better.
 
     Args:
         model: Gives click probabilities, `[B]` or `[B, 1]`, each from its own row alone.
@@ -28,29 +32,35 @@ def measure_gradients(
         inputs: Inputs of the model, `[n, ...]` each.
         ids: The ids that `layer` gets, `[n, F]`.
         label: Labels `[n]`.
+        midway_to: Looks up other embeddings of the same ids: derivatives are taken midway between both.
         block_rows: Rows the model gets at once.
 
     Returns:
-        One row for each row of the inputs.
+        One row for each row of the inputs, with the embeddings of `layer`.
     """
     blocks = []
     for low in range(0, len(label), block_rows):
         block = {name: values[low : low + block_rows] for name, values in inputs.items()}
-        blocks.append(_block(model, layer, block))
+        blocks.append(_block(model, layer, block, midway_to))
     embeddings, jacobian, ctr = map(np.concatenate, zip(*blocks, strict=True))
     return Gradients(np.asarray(ids), embeddings, jacobian, ctr, np.asarray(label))
 
 
 def _block(
-    model: keras.Model, layer: keras.layers.Layer, inputs: Mapping[str, np.ndarray]
+    model: keras.Model,
+    layer: keras.layers.Layer,
+    inputs: Mapping[str, np.ndarray],
+    midway_to: keras.layers.Layer | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Embeddings and derivatives of the logit `[B, F, d]`, and probabilities `[B]`."""
     import tensorflow as tf
 
-    lookup, outputs = layer.call, []
+    lookup, own, outputs = layer.call, [], []
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        outputs.append(lookup(*args, **kwargs))
+        own.append(lookup(*args, **kwargs))
+        others = own[-1] if midway_to is None else midway_to(*args, **kwargs)
+        outputs.append((own[-1] + others) / 2)
         tape.watch(outputs[-1])
         return outputs[-1]
 
@@ -66,5 +76,5 @@ def _block(
     # The sum of all probabilities has the derivatives of each in its own row.
     derivative = tf.cast(tape.gradient(ctr, outputs[0]), tf.float32).numpy()
     probability = np.clip(ctr.numpy(), _LEAST_CTR, 1 - _LEAST_CTR)
-    embeddings = tf.cast(outputs[0], tf.float32).numpy()
+    embeddings = tf.cast(own[0], tf.float32).numpy()
     return embeddings, derivative / (probability * (1 - probability))[:, None, None], probability

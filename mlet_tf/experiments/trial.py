@@ -296,7 +296,8 @@ def _truncations(
     tables = [collection.effective_table(name) for name in data.table_rows]
     methods = truncation.METHODS if trial.cell.kind == "nested" else truncation.METHODS[1:]
     bottom = truncation.bottom_moment(model, data.splits["validation"].dense_features[:_MOMENT_ROWS])
-    metrics = truncation.fisher_metrics(collapsed, data.splits["train"])
+    # Of the model that keeps its tables.
+    metrics = functools.partial(truncation.fisher_metrics, model, data.splits["train"])
     predictor, records = Predictor(collapsed), []
     for candidate in truncation.candidates(
         tables, data.counts(), trial.truncate_to, methods, bottom, metrics

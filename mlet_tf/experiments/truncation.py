@@ -12,12 +12,14 @@ How the columns are chosen:
 *   `per_table`: the best subspace of each table (truncated SVD), rows weighted by how often they occur.
 *   `interaction`: the same in the metric in which a change of a row changes its dot products with the other
     vectors of a log row.
-*   `allocated`: in the metric of the loss, in which the columns of all tables compete for the bytes. (Dot products
-    are no common measure: the network behind them may hardly look at those of one feature and live from another's.)
+*   `allocated`: in the metric of the loss, in which the columns of all tables compete for the bytes. Dot products
+    are no common measure: the network behind them may hardly look at those of one feature and live from another's. And
+    columns of one table are worth nothing where their partners are dropped, so the metric is measured again midway to
+    what was chosen.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -34,6 +36,8 @@ from mlet_tf.replace import replace_layers
 METHODS = ("leading", "common", "per_table", "interaction", "allocated")
 _RIDGE = 1e-6
 _FISHER_ROWS = 8192
+_TINY = 1e-30
+_ROUNDS = 3  # Of measuring the metric again.
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def spectra(
         method: Out of `METHODS`.
         bottom_moment: Second moment `[d, d]` of the bottom MLP's output, which takes part in the dot products; for
             `interaction`.
-        metrics: What a change of a row costs, `[d, d]` for each feature, see `fisher_metrics`; for `allocated`.
+        metrics: What a change of a row costs, `[d, d]` for each feature; for `allocated`.
 
     Returns:
         One a table.
@@ -136,22 +140,56 @@ class Candidate:
         return [s.restored(n) for s, n in zip(self.spectra, self.columns, strict=True)]
 
 
+Metrics = Callable[[Candidate | None], list[np.ndarray]]
+
+
 def candidates(
     tables: Sequence[np.ndarray],
     counts: Sequence[np.ndarray],
     sizes: Sequence[int],
     methods: Sequence[str],
     bottom_moment: np.ndarray | None = None,
-    metrics: Sequence[np.ndarray] | None = None,
+    metrics: Metrics | None = None,
 ) -> Iterator[Candidate]:
-    """Makes every candidate of some methods and sizes; see `spectra` for the arguments."""
+    """Makes every candidate of some methods and sizes.
+
+    Args:
+        tables: See `spectra`.
+        counts: See `spectra`.
+        sizes: Columns of each table.
+        methods: Out of `METHODS`.
+        bottom_moment: See `spectra`.
+        metrics: For `allocated`, returns what a change of a row costs, `[d, d]` for each feature, given the model or
+            midway to a candidate; see `fisher_metrics`.
+    """
     for method in methods:
-        ordered = spectra(tables, counts, method, bottom_moment, metrics)
+        if method == "allocated":
+            if metrics is None:
+                raise ValueError("`metrics` should be given for 'allocated'")
+            first = metrics(None)
+            yield from (_allocated(tables, counts, size, metrics, first) for size in sizes)
+            continue
+        ordered = spectra(tables, counts, method, bottom_moment)
         for size in sizes:
-            columns = uniform_columns(ordered, size)
-            if method == "allocated":
-                columns = allocate_columns(ordered, sum(map(_values, ordered, columns)))
-            yield Candidate(method, size, ordered, columns)
+            yield Candidate(method, size, ordered, uniform_columns(ordered, size))
+
+
+def _allocated(
+    tables: Sequence[np.ndarray],
+    counts: Sequence[np.ndarray],
+    size: int,
+    metrics: Metrics,
+    measured: Sequence[np.ndarray],
+) -> Candidate:
+    for number in range(_ROUNDS + 1):
+        ordered = spectra(tables, counts, "allocated", metrics=measured)
+        values = sum(map(_values, ordered, uniform_columns(ordered, size)))
+        candidate = Candidate("allocated", size, ordered, allocate_columns(ordered, values))
+        if number < _ROUNDS:
+            midway = metrics(candidate)
+            # Averaged, or two tables would take turns.
+            measured = midway if number == 0 else [(x + y) / 2 for x, y in zip(measured, midway, strict=True)]
+    return candidate
 
 
 def uniform_columns(tables: Sequence[Spectrum], columns: int) -> list[int]:
@@ -205,19 +243,24 @@ def bottom_moment(model: DLRM, dense_features: np.ndarray) -> np.ndarray:
     return outputs.T @ outputs / len(outputs)
 
 
-def fisher_metrics(model: DLRM, rows: PackedRows, seed: int = 0) -> list[np.ndarray]:
+def fisher_metrics(
+    model: DLRM, rows: PackedRows, candidate: Candidate | None = None, seed: int = 0
+) -> list[np.ndarray]:
     """Returns what a change of a feature's embeddings costs in logloss, `[d, d]` for each feature.
 
     Args:
         model: The trained model.
         rows: Rows to draw some thousands from; their labels do not matter.
-        seed: Draws them.
+        candidate: The metric is that midway from the model's tables to those of the candidate.
+        seed: Draws the rows.
     """
     count = min(rows.rows, _FISHER_ROWS)
     chosen = np.sort(np.random.default_rng(seed).choice(rows.rows, count, replace=False))
     inputs = {DENSE: rows.dense_features[chosen], SPARSE: rows.sparse_features[chosen]}
+    collection = embedding_collection(model)
+    other = None if candidate is None else _narrow_collection(collection, candidate)
     gradients = measure_gradients(
-        model, embedding_collection(model), inputs, inputs[SPARSE], rows.label[chosen]
+        model, collection, inputs, inputs[SPARSE], rows.label[chosen], midway_to=other
     )
     return [gradients.metric(feature) for feature in range(rows.sparse)]
 
@@ -269,7 +312,7 @@ def _moment(table: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _metric_spectrum(table: np.ndarray, own: np.ndarray, metric: np.ndarray) -> Spectrum:
-    ridge = max(_RIDGE * np.trace(metric) / len(metric), np.finfo("float64").tiny)
+    ridge = max(_RIDGE * np.trace(metric) / len(metric), _TINY)
     values, vectors = np.linalg.eigh(metric + ridge * np.eye(len(metric)))
     values = np.maximum(values, ridge)
     root, inverse = (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T

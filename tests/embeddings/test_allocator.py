@@ -186,7 +186,7 @@ def test_energy_of_dropped_columns_is_what_they_cost():
         assert predicted == pytest.approx(loss_of(table, metric, rows), rel=1e-4)
 
 
-@pytest.mark.parametrize("form", ["codes", "bitmap", "hash"])
+@pytest.mark.parametrize("form", ["columns", "bitmap", "hash"])
 def test_predicted_loss_of_rounding_and_sharing_is_near_what_they_cost(form):
     table, metric, energy = make_table(np.random.default_rng(1), rows=4000)
     weights = table.weights
@@ -194,7 +194,7 @@ def test_predicted_loss_of_rounding_and_sharing_is_near_what_they_cost(form):
     def change(number, coefficients, ids, tail):
         own = slice(0, len(ids) - tail)
         result = coefficients.copy()
-        if form == "codes":
+        if form == "columns":
             scales, _ = fit_scales(coefficients, weights[ids], 4)
             return decoded(encoded(coefficients, scales, 4), scales, 4)
         if form == "bitmap":
@@ -208,12 +208,12 @@ def test_predicted_loss_of_rounding_and_sharing_is_near_what_they_cost(form):
         return result
 
     def band(stop, ids):
-        if form == "codes":
-            return Band(stop, WIDTH, "codes", wide=0)
+        if form == "columns":
+            return Band(stop, WIDTH, "columns", wide=0)
         rows = ids - ids // 2 if form == "bitmap" else ids // 4
         salts = make_salts(0, 0, 1) if form == "hash" else ()
         # Of full width a hashed band would have embeddings as rows, not coefficients.
-        return Band(stop, WIDTH, "codes", address=form, rows=rows, salts=salts, wide=WIDTH)
+        return Band(stop, WIDTH, "columns", address=form, rows=rows, salts=salts, wide=WIDTH)
 
     sizes = np.diff([0, *energy.stops])
     bands = tuple(band(stop, int(n)) for stop, n in zip(energy.stops, sizes, strict=True))

@@ -49,3 +49,30 @@ def test_the_layer_is_as_before_and_must_be_called_once(model):
     other = EmbeddingCollection([EmbeddingFeature("a", 5)], 4)
     with pytest.raises(ValueError, match="called once"):
         measure_gradients(model, other, inputs, inputs["sparse_features"], np.zeros(8))
+
+
+def test_midway_derivatives_tell_how_dot_products_change_when_both_ends_do(model):
+    """With a linear network behind them, what two tables change together is told exactly midway, and not before."""
+    linear = DLRM(model._embedding_layer, mlp([4], "relu"), None, mlp([1], "sigmoid"))
+    linear.build({"dense_features": (None, 2), "sparse_features": (None, 2)})
+    inputs = linear.random_inputs(200)
+    ids = inputs["sparse_features"]
+    other = EmbeddingCollection.from_config(model._embedding_layer.get_config())
+    other.build()
+    other.tables[0].assign(np.random.default_rng(3).normal(size=(80, 4)) * 0.5)
+    before = measure_gradients(linear, linear._embedding_layer, inputs, ids, np.zeros(200))
+    midway = measure_gradients(linear, linear._embedding_layer, inputs, ids, np.zeros(200), other)
+    np.testing.assert_allclose(midway.embeddings, before.embeddings, rtol=1e-6)
+    change = np.asarray(other(ids)) - before.embeddings
+    after = measure_gradients(linear, other_layer(linear, other), inputs, ids, np.zeros(200))
+    actual = logit(after.ctr.astype("float64")) - logit(before.ctr.astype("float64"))
+    told = [np.einsum("nfd,nfd->n", gradients.jacobian, change) for gradients in (midway, before)]
+    np.testing.assert_allclose(told[0], actual, atol=1e-4)
+    assert np.abs(told[1] - actual).max() > 0.05
+    assert midway.predicted_loss(change) == pytest.approx((midway.curvature * actual**2).mean() / 2, rel=1e-3)
+
+
+def other_layer(model, other):
+    """The model's lookup layer, with the rows of another one."""
+    model._embedding_layer.tables[0].assign(other.tables[0])
+    return model._embedding_layer
