@@ -282,9 +282,8 @@ def _forms(stop: int, width: int, allowed: Sequence[int], stores: Sequence[str])
         return
     for store in stores:
         if store == "columns":
-            for wide in allowed:
-                if wide <= width:
-                    yield Band(stop, width, store, wide=wide)
+            for wide in sorted({0, width, *(w for w in allowed if w <= width and w.bit_count() == 1)}):
+                yield Band(stop, width, store, wide=wide)
         elif width < allowed[-1]:  # Of full width they would be no coefficients.
             yield Band(stop, width, store)
 
