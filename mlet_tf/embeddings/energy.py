@@ -115,8 +115,8 @@ class BandEnergy:
         """
         key = (address, rows)
         if key not in self._shared:
-            rows_apart = self._bitmap_loss(rows) if address == "bitmap" else self._hash_loss(rows)
-            self._shared[key] = rows_apart
+            lost = self._bitmap_loss if address == "bitmap" else self._hash_loss
+            self._shared[key] = lost(rows)
         return self._shared[key]
 
     @functools.cached_property
