@@ -15,6 +15,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 
+import keras  # noqa: F401  # First: loading it registers layers that are made of the modules below.
 import numpy as np
 
 from mlet_tf.embeddings.column_codes import NARROW_BITS, WIDE_BITS, fit_scales

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlet_tf.embeddings.addresses import hashed
 from mlet_tf.embeddings.allocator import allocate, predict_loss
 from mlet_tf.embeddings.bands import cut_bands
 from mlet_tf.embeddings.column_codes import decoded, encoded, fit_scales
@@ -201,7 +200,8 @@ def test_predicted_loss_of_rounding_and_sharing_is_near_what_they_cost(form):
             matter = weights[ids[own]] * np.square(coefficients[own]).sum(axis=1)
             result[np.argsort(-matter)[len(matter) // 2 :]] = 0
             return result
-        buckets = hashed(ids[own], *make_salts(0, 0, 1)[0], len(ids[own]) // 4)
+        ((a, b),) = make_salts(0, 0, 1)
+        buckets = (a * (ids[own] + 1) + b) % (2**31 - 1) % (len(ids[own]) // 4)
         for column in result.T:
             sums = np.bincount(buckets, weights[ids[own]] * column[own])
             column[own] = (sums / np.maximum(np.bincount(buckets, weights[ids[own]]), 1e-9))[buckets]
