@@ -13,7 +13,9 @@ from types import ModuleType
 
 # If one of these is the first to import Keras, the other must not need all of it: no import of names from the
 # package `mlet_tf.layers` in `mlet_tf.optimizers`, nor the other way round.
-_MODULES = ("mlet_tf.layers", "mlet_tf.embeddings.served", "mlet_tf.optimizers")
+_MODULES = ("mlet_tf.layers", "mlet_tf.optimizers")
+# This one needs all of its package: where a module of the package is the first to import Keras, it comes afterwards.
+_SERVED = "mlet_tf.embeddings.served"
 
 
 def register_with_keras() -> None:
@@ -28,6 +30,14 @@ def _register() -> None:
     _require_keras_3()
     for module in _MODULES:
         importlib.import_module(module)
+    if not any(map(_is_being_imported, list(sys.modules))):
+        importlib.import_module(_SERVED)
+
+
+def _is_being_imported(name: str) -> bool:
+    """Whether this is a module of the package of served embeddings that is not yet whole."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return name.startswith("mlet_tf.embeddings.") and getattr(spec, "_initializing", False)
 
 
 def _require_keras_3() -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlet_tf.embeddings.plan import Band, Budget, Bytes, FeaturePlan, Plan, RowStatistics
     from mlet_tf.embeddings.served import ServedEmbedding, ServedTable, served_embedding
 
-_MODULES = ("plan", "kinds", "fitting", "served")
+_PLAIN, _LAYERS = ("plan", "kinds"), ("fitting", "served")
 
 __all__ = [
     "KINDS",
@@ -33,7 +33,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in _MODULES:
+        for module in (*_PLAIN, *_LAYERS):
+            if module in _LAYERS:
+                importlib.import_module(
+                    "keras"
+                )  # Which registers the layers, before one of these is half imported.
             found = importlib.import_module(f"{__name__}.{module}")
             if hasattr(found, name):
                 return getattr(found, name)

@@ -150,10 +150,10 @@ class BandedTable(keras.layers.Layer):
         if on_tensorflow() and not in_compiled_code(ids):
             return self._read_parts(lookups, which, ids, rows, segments)
         result = ops.zeros((ids.shape[0], self._columns), "float32")
-        for number, members in enumerate(lookups):
+        for part, members in enumerate(lookups):
             first = self._layout.segments[members[0]]
             # Elsewhere any id of the lookup does.
-            inside, others = which == number, (first.start, first.start + first.shift, members[0])
+            inside, others = which == part, (first.start, first.start + first.shift, members[0])
             values = (
                 ops.where(inside, x, other) for x, other in zip((ids, rows, segments), others, strict=True)
             )

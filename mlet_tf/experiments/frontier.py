@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import shutil
 import uuid
@@ -240,10 +241,12 @@ def _points(run: Any, note: Callable[[str], None]) -> tuple[list[Point], list[An
     sizes = [n for n in _sizes(width) if n < width]
     methods = ("leading", "interaction", "allocated") if run.nested else ("interaction", "allocated")
     moment = truncation.bottom_moment(run.model, run.rows.dense_features[: 1 << 14])
+    metrics = functools.partial(truncation.fisher_metrics, run.model, run.rows)
     whole = sum(table.size for table in tables)
     points = [Point(None, dict.fromkeys(names, width), 4 * whole, *run.score())]
     candidates: list[Any] = [None]
-    for candidate in truncation.candidates(tables, run.counts, sizes, methods, moment):
+    # All of them before the tables are overwritten, since the model is looked at to make them.
+    for candidate in list(truncation.candidates(tables, run.counts, sizes, methods, moment, metrics)):
         collection.tables[0].assign(np.concatenate(candidate.restored()))
         columns = dict(zip(names, candidate.columns, strict=True))
         points.append(Point(candidate.method, columns, 4 * candidate.values, *run.score()))

@@ -310,8 +310,12 @@ def _truncations(
     tables = [collection.effective_table(name) for name in data.table_rows]
     methods = truncation.METHODS if KINDS[trial.cell.kind].leading_columns else truncation.METHODS[1:]
     bottom = truncation.bottom_moment(model, data.splits["validation"].dense_features[:_MOMENT_ROWS])
+    # Of the model that keeps its tables.
+    metrics = functools.partial(truncation.fisher_metrics, model, data.splits["train"])
     predictor, records = Predictor(collapsed), []
-    for candidate in truncation.candidates(tables, data.counts(), trial.truncate_to, methods, bottom):
+    for candidate in truncation.candidates(
+        tables, data.counts(), trial.truncate_to, methods, bottom, metrics
+    ):
         # With the tables at their old width the same model can be scored again and again.
         collection.tables[0].assign(np.concatenate(candidate.restored()))
         common = record | {"truncated_to": candidate.size, "bytes": candidate.values * _VALUE_BYTES}

@@ -12,25 +12,33 @@ How the columns are chosen:
 *   `per_table`: the best subspace of each table (truncated SVD), rows weighted by how often they occur.
 *   `interaction`: the same in the metric in which a change of a row changes its dot products with the other
     vectors of a log row.
-*   `allocated`: as `interaction`, but the columns of all tables compete for the bytes, so that each table gets as
-    many as its spectrum deserves.
+*   `allocated`: in the metric of the loss, in which the columns of all tables compete for the bytes. Dot products
+    are no common measure: the network behind them may hardly look at those of one feature and live from another's. And
+    columns of one table are worth nothing where their partners are dropped, so the metric is measured again midway to
+    what was chosen.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 
+from mlet_tf.embeddings.gradients import measure_gradients
 from mlet_tf.embeddings.nested import NestedEmbeddings
 from mlet_tf.experiments.tables import embedding_collection
+from mlet_tf.features.names import DENSE, SPARSE
+from mlet_tf.features.packed_rows import PackedRows
 from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.models import DLRM
 from mlet_tf.replace import replace_layers
 
 METHODS = ("leading", "common", "per_table", "interaction", "allocated")
 _RIDGE = 1e-6
+_FISHER_ROWS = 8192
+_TINY = 1e-30
+_ROUNDS = 3  # Of measuring the metric again.
 
 
 @dataclass(frozen=True)
@@ -65,15 +73,17 @@ def spectra(
     counts: Sequence[np.ndarray],
     method: str,
     bottom_moment: np.ndarray | None = None,
+    metrics: Sequence[np.ndarray] | None = None,
 ) -> list[Spectrum]:
     """Orders the columns of each table.
 
     Args:
         tables: `E` of each feature, `[V, d]`.
         counts: How often each row occurs in training, `[V]` each.
-        method: Out of `METHODS`, `allocated` excepted.
+        method: Out of `METHODS`.
         bottom_moment: Second moment `[d, d]` of the bottom MLP's output, which takes part in the dot products; for
             `interaction`.
+        metrics: What a change of a row costs, `[d, d]` for each feature; for `allocated`.
 
     Returns:
         A spectrum for each table.
@@ -95,10 +105,14 @@ def spectra(
             energy, vectors = _falling_eigh(m)
             results.append(Spectrum(e, vectors, vectors.T, energy))
         return results
-    if method != "interaction":
-        raise ValueError(f"`method` should be one of {METHODS[:-1]}. Received: {method!r}")
-    total = sum(moments) + (0 if bottom_moment is None else bottom_moment)
-    return [_interaction_spectrum(e, own, total - own) for e, own in zip(tables, moments, strict=True)]
+    if method == "interaction":
+        total = sum(moments) + (0 if bottom_moment is None else bottom_moment)
+        metrics = [total - own for own in moments]
+    elif method != "allocated":
+        raise ValueError(f"`method` should be one of {METHODS}. Received: {method!r}")
+    elif metrics is None:
+        raise ValueError("`metrics` should be given for 'allocated'")
+    return [_metric_spectrum(*of_table) for of_table in zip(tables, moments, metrics, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ class Candidate:
 
     Attributes:
         method: Out of `METHODS`.
-        size: Columns of every table, for `allocated` their average over the rows.
+        size: Columns of every table; `allocated` has the bytes of so many.
         spectra: The tables.
         columns: Columns kept of each.
     """
@@ -120,14 +134,14 @@ class Candidate:
     @property
     def values(self) -> int:
         """Number of values that the truncated model stores for its embeddings, `B` included."""
-        return sum(
-            n * sum(s.table.shape) if n < s.table.shape[1] else s.table.size
-            for s, n in zip(self.spectra, self.columns, strict=True)
-        )
+        return sum(map(_values, self.spectra, self.columns))
 
     def restored(self) -> list[np.ndarray]:
         """Returns the truncated tables, back at their old width."""
         return [s.restored(n) for s, n in zip(self.spectra, self.columns, strict=True)]
+
+
+Metrics = Callable[[Candidate | None], list[np.ndarray]]
 
 
 def candidates(
@@ -136,17 +150,47 @@ def candidates(
     sizes: Sequence[int],
     methods: Sequence[str],
     bottom_moment: np.ndarray | None = None,
+    metrics: Metrics | None = None,
 ) -> Iterator[Candidate]:
-    """Makes every candidate of some methods and sizes; see `spectra` for the arguments."""
-    rows = sum(map(len, tables))
+    """Makes every candidate of some methods and sizes.
+
+    Args:
+        tables: See `spectra`.
+        counts: See `spectra`.
+        sizes: Columns of each table.
+        methods: Out of `METHODS`.
+        bottom_moment: See `spectra`.
+        metrics: For `allocated`, returns what a change of a row costs, `[d, d]` for each feature, given the model or
+            midway to a candidate; see `fisher_metrics`.
+    """
     for method in methods:
-        ordered = spectra(tables, counts, "interaction" if method == "allocated" else method, bottom_moment)
+        if method == "allocated":
+            if metrics is None:
+                raise ValueError("`metrics` should be given for 'allocated'")
+            first = metrics(None)
+            yield from (_allocated(tables, counts, size, metrics, first) for size in sizes)
+            continue
+        ordered = spectra(tables, counts, method, bottom_moment)
         for size in sizes:
-            if method == "allocated":
-                columns = allocate_columns(ordered, rows * size)
-            else:
-                columns = uniform_columns(ordered, size)
-            yield Candidate(method, size, ordered, columns)
+            yield Candidate(method, size, ordered, uniform_columns(ordered, size))
+
+
+def _allocated(
+    tables: Sequence[np.ndarray],
+    counts: Sequence[np.ndarray],
+    size: int,
+    metrics: Metrics,
+    measured: Sequence[np.ndarray],
+) -> Candidate:
+    for number in range(_ROUNDS + 1):
+        ordered = spectra(tables, counts, "allocated", metrics=measured)
+        values = sum(map(_values, ordered, uniform_columns(ordered, size)))
+        candidate = Candidate("allocated", size, ordered, allocate_columns(ordered, values))
+        if number < _ROUNDS:
+            midway = metrics(candidate)
+            # Averaged, or two tables would take turns.
+            measured = midway if number == 0 else [(x + y) / 2 for x, y in zip(measured, midway, strict=True)]
+    return candidate
 
 
 def uniform_columns(tables: Sequence[Spectrum], columns: int) -> list[int]:
@@ -158,23 +202,36 @@ def allocate_columns(tables: Sequence[Spectrum], values: int) -> list[int]:
     """Spends a budget on the columns that contribute most for their size.
 
     Args:
-        tables: Their `energy` must be comparable between tables, as that of `interaction` is.
-        values: Budget: number of values of all `A` together.
+        tables: Their `energy` must be comparable between tables, as that of `allocated` is.
+        values: Budget: number of values of all `A` and `B` together.
 
     Returns:
         Columns of each table, at least one; all of them for a table that would not get smaller.
     """
-    columns = [1] * len(tables)
-    left = values - sum(len(s.table) for s in tables)
+    columns = uniform_columns(tables, 1)
+    left = values - sum(map(_values, tables, columns))
     gains = sorted(
-        ((s.energy[j] / len(s.table), -j, i) for i, s in enumerate(tables) for j in range(1, len(s.energy))),
+        (
+            (s.energy[j] / sum(s.table.shape), -j, i)
+            for i, s in enumerate(tables)
+            for j in range(1, len(s.energy))
+        ),
         reverse=True,
     )
     for gain, position, i in gains:
-        if gain > 0 and -position == columns[i] and len(tables[i].table) <= left:
-            columns[i] += 1
-            left -= len(tables[i].table)
-    return [n if _is_smaller(s, n) else s.table.shape[1] for s, n in zip(tables, columns, strict=True)]
+        if gain <= 0 or -position != columns[i]:
+            continue
+        (more,) = uniform_columns([tables[i]], columns[i] + 1)
+        price = _values(tables[i], more) - _values(tables[i], columns[i])
+        if price <= left:
+            columns[i], left = more, left - price
+    return columns
+
+
+def _values(spectrum: Spectrum, columns: int) -> int:
+    """Numbers of `A` and `B`, or of a table that keeps all columns."""
+    rows, width = spectrum.table.shape
+    return columns * (rows + width) if columns < width else rows * width
 
 
 def _is_smaller(spectrum: Spectrum, columns: int) -> bool:
@@ -185,6 +242,28 @@ def bottom_moment(model: DLRM, dense_features: np.ndarray) -> np.ndarray:
     """Returns the second moment `[d, d]` of the bottom MLP's output."""
     outputs = np.asarray(model.bottom_stack(dense_features), "float64")
     return outputs.T @ outputs / len(outputs)
+
+
+def fisher_metrics(
+    model: DLRM, rows: PackedRows, candidate: Candidate | None = None, seed: int = 0
+) -> list[np.ndarray]:
+    """Returns what a change of a feature's embeddings costs in logloss, `[d, d]` for each feature.
+
+    Args:
+        model: The trained model.
+        rows: Rows to draw some thousands from; their labels do not matter.
+        candidate: The metric is that midway from the model's tables to those of the candidate.
+        seed: Draws the rows.
+    """
+    count = min(rows.rows, _FISHER_ROWS)
+    chosen = np.sort(np.random.default_rng(seed).choice(rows.rows, count, replace=False))
+    inputs = {DENSE: rows.dense_features[chosen], SPARSE: rows.sparse_features[chosen]}
+    collection = embedding_collection(model)
+    other = None if candidate is None else _narrow_collection(collection, candidate)
+    gradients = measure_gradients(
+        model, collection, inputs, inputs[SPARSE], rows.label[chosen], midway_to=other
+    )
+    return [gradients.metric(feature) for feature in range(rows.sparse)]
 
 
 def truncated_model(model: DLRM, candidate: Candidate) -> DLRM:
@@ -233,9 +312,10 @@ def _moment(table: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return (table.T * weights) @ table.astype("float64")
 
 
-def _interaction_spectrum(table: np.ndarray, own: np.ndarray, others: np.ndarray) -> Spectrum:
-    ridge = _RIDGE * np.trace(others) / len(others)
-    values, vectors = np.linalg.eigh(others + ridge * np.eye(len(others)))
+def _metric_spectrum(table: np.ndarray, own: np.ndarray, metric: np.ndarray) -> Spectrum:
+    ridge = max(_RIDGE * np.trace(metric) / len(metric), _TINY)
+    values, vectors = np.linalg.eigh(metric + ridge * np.eye(len(metric)))
+    values = np.maximum(values, ridge)
     root, inverse = (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
     energy, basis = _falling_eigh(root @ own @ root)
     return Spectrum(table, root @ basis, basis.T @ inverse, energy)

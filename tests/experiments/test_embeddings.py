@@ -1,5 +1,7 @@
 """Nested embeddings and truncation, by what they compute."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from mlet_tf import EmbeddingCollection, EmbeddingFeature, collapse_model
 from mlet_tf.embeddings.nested import NestedEmbeddings
 from mlet_tf.experiments import truncation
 from mlet_tf.experiments.tables import embedding_collection
+from mlet_tf.features.packed_rows import PackedRows
 from mlet_tf.models import DLRM
 from mlet_tf.models.dlrm import mlp
 
@@ -55,7 +58,8 @@ def test_truncated_model_computes_what_restored_tables_do():
     tables = [embedding_collection(model).effective_table(name) for name in ROWS]
     counts = [np.arange(1, size + 1)[::-1] for size in ROWS.values()]
     moment = truncation.bottom_moment(model, inputs()["dense_features"])
-    for candidate in truncation.candidates(tables, counts, [1, 3], truncation.METHODS, moment):
+    metrics = lambda candidate: [np.eye(8)] * 3  # noqa: E731
+    for candidate in truncation.candidates(tables, counts, [1, 3], truncation.METHODS, moment, metrics):
         small = truncation.truncated_model(model, candidate)
         stored = sum(
             int(np.prod(v.shape)) for v in small.variables if "table" in v.path or "projection" in v.path
@@ -107,6 +111,38 @@ def test_columns_go_where_the_energy_is():
     generator = np.random.default_rng(0)
     flat, steep = generator.normal(size=(100, 8)), generator.normal(size=(100, 8)) * 4.0 ** -np.arange(8)
     spectra = truncation.spectra([flat, steep], [np.ones(100)] * 2, "per_table")
-    columns = truncation.allocate_columns(spectra, 800)
+    columns = truncation.allocate_columns(spectra, 8 * 108)
     assert columns[0] > columns[1] >= 1
     assert sum(columns) <= 8
+
+
+def test_columns_go_where_the_model_looks():
+    """Dot products with a table that the network behind them ignores are as large, but worth nothing."""
+    model = make_dlrm(EmbeddingCollection(features(), 8))
+    collection = embedding_collection(model)
+    collection.tables[0].assign(np.random.default_rng(2).normal(size=(83, 8)) * 0.3)
+    weights = model._top_stack.layers[0].kernel.numpy()
+    pairs = [(i, j) for i in range(4) for j in range(i)]
+    weights[:8] = 0
+    weights[[8 + number for number, pair in enumerate(pairs) if 0 in pair]] = 0
+    model._top_stack.layers[0].kernel.assign(weights)
+    rows = inputs(2000)
+    words = np.concatenate(
+        [
+            np.zeros((2000, 1), "float32").view("int32"),
+            rows["dense_features"].view("int32"),
+            rows["sparse_features"].astype("int32"),
+        ],
+        axis=1,
+    )
+    packed = PackedRows("", 2000, 2, 3)
+    packed.__dict__["words"] = words
+    metrics = functools.partial(truncation.fisher_metrics, model, packed)
+    first = metrics(None)
+    assert np.trace(first[0]) < 1e-9 * np.trace(first[1])
+    tables = [collection.effective_table(name) for name in ROWS]
+    counts = [np.ones(size) for size in ROWS.values()]
+    (candidate,) = truncation.candidates(tables, counts, [4], ["allocated"], metrics=metrics)
+    (uniform,) = truncation.candidates(tables, counts, [4], ["per_table"])
+    assert candidate.columns[0] < 4 < candidate.columns[1]
+    assert candidate.values <= uniform.values
