@@ -143,10 +143,9 @@ class BandedTable(keras.layers.Layer):
         rows = ids + self._constants(everything, segments)(lambda segment: segment.shift)
         if len(lookups) == 1:
             return self._read(everything, ids, rows, segments)
-        number = {member: number for number, members in enumerate(lookups) for member in members}
-        which = gather_rows(
-            ops.convert_to_tensor(np.array([number[i] for i in everything], "int32")), segments
-        )
+        lookup_of = {member: number for number, members in enumerate(lookups) for member in members}
+        numbers = np.array([lookup_of[segment] for segment in everything], "int32")
+        which = gather_rows(ops.convert_to_tensor(numbers), segments)
         if on_tensorflow() and not in_compiled_code(ids):
             return self._read_parts(lookups, which, ids, rows, segments)
         result = ops.zeros((ids.shape[0], self._columns), "float32")
