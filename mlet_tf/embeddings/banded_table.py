@@ -56,11 +56,6 @@ class BandedTable(keras.layers.Layer):
         """Rows and width, as a variable has them."""
         return self._layout.rows, self.plan.output_dim
 
-    @property
-    def row_bytes(self) -> float:
-        """Bytes of rows and addresses for each row."""
-        return self.plan.bytes.embedding / self._layout.rows
-
     def build(self, input_shape: Shape | None = None) -> None:
         """Creates the variables, all zeros."""
         if self.built:
