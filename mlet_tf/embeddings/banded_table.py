@@ -31,7 +31,7 @@ class BandedTable(keras.layers.Layer):
 
     Input shape:
         Ids of any shape, int32; those of the second table follow those of the first, and so on. In row-major order they
-        are sorted by table (by id is not needed). Fastest is the matrix `[sum(slots), B]`.
+        are sorted by table (by id is not needed). A matrix `[sum(slots), B]` has a row for each feature; it is fastest.
 
     Output shape:
         Input shape with `output_dim` appended, float32.
@@ -78,7 +78,7 @@ class BandedTable(keras.layers.Layer):
         segments = self._segments_of(flat)
         vectors = self._coefficients(flat, segments)
         if any(self._projected):
-            aligned = len(ids.shape) == 2 and ids.shape[0] == len(self._tables)
+            aligned = len(ids.shape) == 2 and 0 < len(self._tables) == ids.shape[0]
             vectors = self._embeddings(flat, segments, vectors, aligned)
         return ops.reshape(vectors, (*ops.shape(ids), self.plan.output_dim))
 
