@@ -31,7 +31,7 @@ class BandedTable(keras.layers.Layer):
 
     Input shape:
         Ids of any shape, int32; those of the second table follow those of the first, and so on. In row-major order they
-        are sorted by table (by id is not needed). Fastest is the matrix `[sum(slots), B]`.
+        are sorted by table (by id is not needed). A matrix `[sum(slots), B]` has a row for each feature; it is fastest.
 
     Output shape:
         Input shape with `output_dim` appended, float32.
@@ -56,11 +56,6 @@ class BandedTable(keras.layers.Layer):
         """Rows and width, as a variable has them."""
         return self._layout.rows, self.plan.output_dim
 
-    @property
-    def row_bytes(self) -> float:
-        """Bytes of rows and addresses for each row."""
-        return self.plan.bytes.embedding / self._layout.rows
-
     def build(self, input_shape: Shape | None = None) -> None:
         """Creates the variables, all zeros."""
         if self.built:
@@ -83,7 +78,7 @@ class BandedTable(keras.layers.Layer):
         segments = self._segments_of(flat)
         vectors = self._coefficients(flat, segments)
         if any(self._projected):
-            aligned = len(ids.shape) == 2 and ids.shape[0] == len(self._tables)
+            aligned = len(ids.shape) == 2 and 0 < len(self._tables) == ids.shape[0]
             vectors = self._embeddings(flat, segments, vectors, aligned)
         return ops.reshape(vectors, (*ops.shape(ids), self.plan.output_dim))
 
@@ -143,10 +138,9 @@ class BandedTable(keras.layers.Layer):
         rows = ids + self._constants(everything, segments)(lambda segment: segment.shift)
         if len(lookups) == 1:
             return self._read(everything, ids, rows, segments)
-        number = {member: number for number, members in enumerate(lookups) for member in members}
-        which = gather_rows(
-            ops.convert_to_tensor(np.array([number[i] for i in everything], "int32")), segments
-        )
+        lookup_of = {member: number for number, members in enumerate(lookups) for member in members}
+        numbers = np.array([lookup_of[segment] for segment in everything], "int32")
+        which = gather_rows(ops.convert_to_tensor(numbers), segments)
         if on_tensorflow() and not in_compiled_code(ids):
             return self._read_parts(lookups, which, ids, rows, segments)
         result = ops.zeros((ids.shape[0], self._columns), "float32")

@@ -54,7 +54,10 @@ def _padded_bag(lookup: FusedLookup, slot: int, column: Tensor) -> Tensor:
     present = ids >= 0 if bag else ops.ones_like(ids, dtype="bool")
     ids, invalid = lookup.guard(ops.where(present, ids, ops.zeros_like(ids)), [slot])
     number, block = lookup.plan.group_of(slot)
-    rows = lookup.gather(number, ops.cast(ids, "int32") + block.offset, unique=False)
+    # A matrix of rows would be taken for one with a row of ids for each feature.
+    flat = ops.reshape(ops.cast(ids, "int32") + block.offset, (-1,))
+    rows = lookup.gather(number, flat, unique=False)
+    rows = ops.reshape(rows, (*ops.shape(ids), rows.shape[-1]))
     if block.projection is not None:
         rows = ops.matmul(rows, lookup.stack(lookup.plan.groups[number].chain, [block.projection])[0])
     rows = wide_enough_to_sum(rows) if bag else rows

@@ -23,6 +23,7 @@ PLAN = Plan(
         ),
         FeaturePlan("device", 9, (Band(9, 8),)),
         FeaturePlan("ad", 9, (Band(9, 0),)),
+        FeaturePlan("app", 90, (Band(40, 5, "columns", wide=3), Band(90, 3, "columns", wide=0))),
     ),
 )
 
@@ -41,7 +42,8 @@ def test_plans_budgets_and_statistics_come_back_from_json():
 def test_bytes_by_hand():
     rows = (50 + 6) * 12 + 250 * 6 + 100 * 4 + 4 + 10 * 2 + 1024 * 2 + 4 * 8 * (8 + 4)
     device, ad = 9 * 8 * 4, 4 * 8
-    assert PLAN.bytes.rows == rows + device + ad
+    app = 40 * 4 + 50 * 2 + 4 * (5 + 3) + 4 * 8 * (5 + 2)  # 3 bytes and 2 halves; 3 halves.
+    assert PLAN.bytes.rows == rows + device + ad + app
     assert PLAN.bytes.addresses == 12 * 10  # 600 ids in words of 64.
     assert PLAN.bytes.embedding == PLAN.bytes.rows + PLAN.bytes.addresses
     assert Plan.direct({"a": 3, "b": 4}, 5, "int8").bytes.rows == 7 * 9
@@ -65,6 +67,7 @@ def test_limits_of_budgets():
         (lambda: Budget(max_auc_drop=-0.1), r"max_auc_drop: expected at least 0 and below 1. Received: -0.1"),
         (lambda: Band(4, 2, "int3"), r"store: expected one of float32, .*, pq. Received: int3"),
         (lambda: Band(4, 3, "pq", parts=2), r"parts: expected a divisor of width 3. Received: 2"),
+        (lambda: Band(4, 3, "columns", wide=4), r"wide: expected 0 to 3. Received: 4"),
         (lambda: Band(4, 3, address="hash"), r"rows: expected given unless identity. Received: None"),
         (lambda: FeaturePlan("a", 9, (Band(8, 2),)), r"bands of feature a: .*the last at 9. Received: \[8\]"),
         (lambda: FeaturePlan("a", 9, (Band(5, 2), Band(4, 2)), 5), r"rising ends"),

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from mlet_tf.embeddings import Band, FeaturePlan, Plan, ServedTable, TrainedTable
 from mlet_tf.errors import InputError
 
-DTYPES = ("float32", "float16", "bfloat16", "float8", "int8", "int4")
+DTYPES = ("float32", "float16", "bfloat16", "float8", "int8", "int4", "columns")
 STEPS = {"int8": 254, "int4": 15}
 
 
 def written(table, store, block_rows=7, parts=None, **options):
-    band = Band(len(table), table.shape[1], store, parts=parts)
+    wide = table.shape[1] if store == "columns" else None
+    band = Band(len(table), table.shape[1], store, parts=parts, wide=wide)
     layer = ServedTable(Plan(table.shape[1], (FeaturePlan("items", len(table), (band,)),)), **options)
     layer.build()
     layer.write(TrainedTable("items", len(table), lambda low, high: table[low:high]), block_rows)

@@ -277,6 +277,11 @@ def test_compiled_code_gives_the_same(form):
     ids = some_ids(300)
     compiled = tf.function(served(form), jit_compile=True)
     np.testing.assert_allclose(numbers(compiled(tf.constant(ids))), numbers(served(form)(ids)), atol=1e-6)
+    # Bags of as many rows as there are features: the matrix of ids of one feature is no matrix of all of them.
+    few = ids[: len(FEATURES)]
+    bags = {f.name: few[:, [i] * 3] if f.combiner else few[:, i] for i, f in enumerate(FEATURES)}
+    received = numbers(compiled({name: tf.constant(x) for name, x in bags.items()}))
+    np.testing.assert_allclose(received, numbers(served(form)(bags)), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
