@@ -52,8 +52,8 @@ class MLETEmbedding(SingleEmbedding):
             `"variance_preserving"` (projection `N(0, 1/k)`: entries of the product vary like those of a
             direct table) or `"orthogonal"` (semi-orthogonal projections, same variance). The first is the default
             because of measurements with tuned learning rates: it was 0.003 AUC better than the others on the Avazu
-            sample, 0.003 worse than the last on one generated log and equal on another (docs/results.md). Its product
-            moves faster, so tune each learning rate before you compare.
+            sample, 0.003 worse than the last on one generated log and equal on another (docs/results_generated.md). Its
+            product moves faster, so tune each learning rate before you compare.
         table_initializer: Keras initialiser of `W1` to use instead of the named one.
         projection_initializer: Keras initialiser of the projections to use instead of the named one. No two weights
             start equal: if a seeded initialiser serves several, each gets another seed.

@@ -396,9 +396,10 @@ def test_shipped_configurations_load():
         load_sweep(file, [] if "generated:" in file.read_text() else ["data.train=log.tsv"])
 
 
-def test_the_page_of_results_is_what_its_trials_give(tmp_path):
+@pytest.mark.parametrize("name", ["results.md", "results_generated.md"])
+def test_a_page_of_results_is_what_its_trials_give(tmp_path, name):
     docs = Path(__file__).parents[2] / "docs"
     shutil.copytree(docs / "results", tmp_path / "results")
-    page = shutil.copy(docs / "results.md", tmp_path)
+    page = shutil.copy(docs / name, tmp_path)
     fill(Path(page))
-    assert Path(page).read_text() == (docs / "results.md").read_text()
+    assert Path(page).read_text() == (docs / name).read_text()
