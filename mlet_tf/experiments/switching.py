@@ -33,7 +33,7 @@ def fit_and_collapse(
     Returns:
         The collapsed model, compiled in the same way, and where its training goes on.
     """
-    switch = max(1, round(share * steps))
+    switch = min(max(1, round(share * steps)), steps - 1)  # Each model has a step.
     fit_epochs(model, batches, epoch_steps, switch, Progress())
     epoch, step = divmod(switch, epoch_steps)
     return collapse_and_compile(model, config, steps), Progress(epoch=epoch, step=step)
