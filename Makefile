@@ -11,7 +11,7 @@ DEMO_REST_PORT ?= 18501
 # The locked Keras. Where pip knows no CPU build of torch this brings a large one; TORCH= names another.
 KERAS = $(shell sed -n 's/^keras==\([0-9.]*\).*/\1/p' requirements.lock)
 TORCH ?= torch==2.13.0
-BACKEND_TESTS := -p no:cacheprovider tests/layers tests/collapse tests/optimizers/test_rules.py
+BACKEND_TESTS := -p no:cacheprovider tests/layers tests/embeddings/test_row_stores.py tests/collapse tests/optimizers/test_rules.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-backends lint lock clean

@@ -41,6 +41,12 @@ class BandedTable(keras.layers.Layer):
 
     def __init__(self, plan: Plan, slots: Sequence[int] = (), **kwargs: Any) -> None:
         super().__init__(dtype="float32", trainable=False, **kwargs)
+        addresses = {band.address for feature in plan.features for band in feature.bands}
+        if addresses != {"identity"} and keras.backend.backend() == "jax":
+            raise ValueError(
+                "`plan` should have the address 'identity' alone on JAX, which has no 64-bit integers by default. "
+                f"Received: {', '.join(sorted(addresses))}"
+            )
         self.plan = plan
         self._tables = np.repeat(np.arange(len(slots)), slots)  # The table of each row of a matrix.
         self.autocast = False

@@ -139,11 +139,9 @@ def write_rows(
     elif rows == table.shape[0]:
         table.assign(_stack(blocks, rows))
     else:
-        table.assign(
-            ops.slice_update(
-                table, (low, *[0] * (len(table.shape) - 1)), ops.cast(_stack(blocks, rows), table.dtype)
-            )
-        )
+        start, values = (low, *[0] * (len(table.shape) - 1)), ops.cast(_stack(blocks, rows), table.dtype)
+        # JAX takes no variable here.
+        table.assign(ops.slice_update(ops.convert_to_tensor(table), start, values))
 
 
 def _write_tensorflow(table: keras.Variable, blocks: Iterable[np.ndarray], low: int) -> None:
