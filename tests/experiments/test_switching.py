@@ -61,7 +61,7 @@ def test_a_collapse_keeps_predictions_steps_and_the_state_of_the_dense_part(data
     for source, target in zip(before, after, strict=True):
         np.testing.assert_array_equal(source, target)
     state = {v.name: v.numpy() for v in collapsed.optimizer.of_role("table").variables if len(v.shape) == 2}
-    assert state and all((value == np.float32(0.1)).all() for value in state.values()), (
+    assert state and all((value == np.float32(0.25 / 64**2)).all() for value in state.values()), (
         "an Adagrad that starts anew"
     )
 

@@ -118,7 +118,7 @@ def test_a_model_that_stays_a_constant_is_an_error(tmp_path):
     rows = write_packed_rows(tmp_path / "rows", 3000, 0)
     still = {"learning_rate": 1e-12}
     config = TrainConfig(batch_size=500, tables=still, projections=still, dense=still)
-    model = build_model(MODEL, dict.fromkeys(("a", "b"), VOCABULARY), DENSE)
+    model = build_model(MODEL.replace(dot_skip=False), dict.fromkeys(("a", "b"), VOCABULARY), DENSE)
     model(next(rows.blocks(1)))
     last = max((w for w in model.trainable_variables if w.shape[-1:] == (1,)), key=lambda w: len(w.shape))
     last.assign(np.zeros(last.shape))
