@@ -47,6 +47,10 @@ class BandedTable(keras.layers.Layer):
                 "`plan` should have the address 'identity' alone on JAX, which has no 64-bit integers by default. "
                 f"Received: {', '.join(sorted(addresses))}"
             )
+        if "float8" in plan.stores and keras.backend.backend() == "torch":
+            raise ValueError(
+                "`plan` should have no rows in float8 on torch, which NumPy cannot read. Received: float8"
+            )
         self.plan = plan
         self._tables = np.repeat(np.arange(len(slots)), slots)  # The table of each row of a matrix.
         self.autocast = False

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from mlet_tf.embeddings import Band, FeaturePlan, Plan, ServedTable, TrainedTable
 from mlet_tf.errors import InputError
 
-DTYPES = ("float32", "float16", "bfloat16", "float8", "int8", "int4", "columns")
+ON_TORCH = keras.backend.backend() == "torch"
+DTYPES = ("float32", "float16", "bfloat16", *(() if ON_TORCH else ("float8",)), "int8", "int4", "columns")
 STEPS = {"int8": 254, "int4": 15}
 
 
@@ -59,6 +60,7 @@ def test_integer_rows_are_off_by_half_a_step_at_most(store, table, block_rows):
     assert (received[(table == 0).all(1)] == 0).all()
 
 
+@pytest.mark.skipif(ON_TORCH, reason="refused there")
 @settings(max_examples=3 if keras.backend.backend() == "jax" else 25, deadline=None)
 @given(tables())
 def test_float8_values_keep_four_digits_or_a_share_of_the_largest(table):
@@ -103,6 +105,12 @@ def test_frequent_rows_are_coded_better():
         losses.append(np.square(numbers(layer(np.arange(3000))) - table).sum(1))
     assert losses[1][frequent].mean() < 0.9 * losses[0][frequent].mean()
     assert losses[1][~frequent].mean() > losses[0][~frequent].mean()
+
+
+@pytest.mark.skipif(not ON_TORCH, reason="works elsewhere")
+def test_torch_refuses_float8():
+    with pytest.raises(ValueError, match="no rows in float8 on torch"):
+        written(np.ones((3, 2), "float32"), "float8")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
