@@ -31,7 +31,7 @@ class OptimizerConfig(Group):
         le=1_000_000,
         description="Starting value of the accumulators of `adagrad` and `row_wise_adagrad`; null takes "
         "`0.25 / batch_size ** 2`, which is small against squared gradients of rows that batches have often, and large "
-        "against those of rare ones: these take careful steps. Keras's 0.1 makes tables all but stand still.",
+        "against those of rare ones: these take careful steps. Keras's 0.1 is large against both.",
     )
     weight_decay: Penalty = Field(
         0.0,

@@ -310,7 +310,7 @@ class _BandSums:
     ) -> None:
         for start in range(low, high, block_rows):
             stop = min(start + block_rows, high)
-            rows, weights = table.read(start, stop).astype("float64"), _weights(table, start, stop)
+            rows, weights = table.read(start, stop).astype("float64"), table.weights(start, stop)
             self.total += weights.sum()
             self.sum += weights @ rows
             self.square += (rows.T * weights) @ rows
@@ -321,13 +321,6 @@ class _BandSums:
 
 
 _NOTHING = (np.zeros(0), np.zeros(0), np.zeros(0))
-
-
-def _weights(table: TrainedTable, low: int, high: int) -> np.ndarray:
-    """Part of `table.weights`."""
-    if table.counts is None:
-        return np.ones(high - low)
-    return np.maximum(table.counts[low:high], 1).astype("float64")
 
 
 def _roots(metric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

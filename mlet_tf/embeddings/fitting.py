@@ -51,12 +51,11 @@ class TrainedTable:
     counts: np.ndarray | None = None
     basis: Basis | None = None
 
-    @property
-    def weights(self) -> np.ndarray:
-        """How much each row matters, float64 `[V]`: a row that never occurred as much as one that occurred once."""
+    def weights(self, low: int, high: int) -> np.ndarray:
+        """How much the rows `low ... high - 1` matter, float64; those that never occurred as if they had once."""
         if self.counts is None:
-            return np.ones(self.rows)
-        return np.maximum(self.counts, 1).astype("float64")
+            return np.ones(high - low)
+        return np.maximum(self.counts[low:high], 1).astype("float64")
 
     def blocks(self, low: int, high: int, block_rows: int) -> Iterator[np.ndarray]:
         """Yields the rows `low ... high - 1` in blocks."""
@@ -101,12 +100,12 @@ class _Band:
     @property
     def weights(self) -> np.ndarray:
         """How much each id of the band matters, without the tail."""
-        return self.table.weights[self.low : self.high]
+        return self.table.weights(self.low, self.high)
 
     @property
     def tail_weights(self) -> np.ndarray:
         """The same for the tail."""
-        return self.table.weights[self.table.rows - self.place.tail_ids :]
+        return self.table.weights(self.table.rows - self.place.tail_ids, self.table.rows)
 
     def centre(self, mean: np.ndarray, encode: np.ndarray) -> None:
         """Makes the rows coefficients around a mean."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -277,5 +278,6 @@ def _modulus(size: int, share: float) -> int:
     smallest = math.isqrt(size - 1) + 1 if size > 1 else 1
     if share >= 1 or smallest + math.ceil(size / smallest) >= size:
         return size
-    fitting = [m for m in range(smallest, size) if m + math.ceil(size / m) <= budget]
-    return max(fitting, default=smallest)
+    # From the root of V on, each further remainder saves one quotient at most: the sum never falls.
+    fitting = bisect.bisect_right(range(smallest, size), budget, key=lambda m: m + -(-size // m))
+    return smallest + max(fitting - 1, 0)

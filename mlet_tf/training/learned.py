@@ -28,7 +28,7 @@ Fault = Literal["constant", "diverged"]
 _ERRORS = 3.0
 _LARGEST_ERROR = 0.05
 _REMEDIES = (
-    "raise 'train.tables.learning_rate' and 'train.dense.learning_rate', lower 'initial_accumulator' (1.0e-6), raise "
+    "raise 'train.tables.learning_rate' and 'train.dense.learning_rate', lower 'initial_accumulator', raise "
     "'model.initial_scale', or let dot products into the logit with 'model.dot_skip'"
 )
 

@@ -37,6 +37,7 @@ def test_a_run_killed_in_training_goes_on_from_its_checkpoint(tmp_path, little_l
         f"data.train={little_log}",
         f"output={output}",
         "train.epochs=60",
+        "train.early_stopping_patience=null",
         "train.checkpoint_steps=4",
     ]
     process = _run(config, overrides, log)

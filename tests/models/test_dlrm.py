@@ -115,8 +115,9 @@ def test_logit_starts_with_the_mean_of_the_dot_products():
     np.testing.assert_allclose(small_dlrm()._top_stack.get_weights()[0], np.full((10, 1), 0.1), rtol=1e-6)
 
 
-def test_ids_alone_are_learned():
-    """Without the linear path the ReLU units of this model die, and its AUC stays at .5."""
+@pytest.mark.parametrize("hidden_dim", [None, 64])
+def test_ids_alone_are_learned(hidden_dim):
+    """Rows as small as those of large tables: without the linear path this model stays a constant."""
     rng = np.random.default_rng(0)
     users, items = rng.integers(0, 400, 40_000), rng.integers(0, 400, 40_000)
     tastes, kinds = rng.normal(size=(400, 2)), rng.normal(size=(400, 2))
@@ -125,18 +126,20 @@ def test_ids_alone_are_learned():
         "dense_features": np.zeros((40_000, 0), "float32"),
         "sparse_features": np.stack([users, items], 1),
     }
-    keras.utils.set_random_seed(0)
-    model = build_dlrm(
-        0, [EmbeddingFeature(n, 400) for n in "ab"], 8, 64, (64,), (64, 32), initialization="orthogonal"
-    )
-    rule = {"initial_accumulator_value": 1e-6}
-    model.compile(
-        split_optimizer(
-            tables=SparseAdagrad(0.1, **rule), projections=SparseAdagrad(0.04, **rule), dense=LazyAdam(0.002)
-        )
-    )
-    model.fit(inputs, label, batch_size=256, epochs=2, verbose=0)
-    assert model.evaluate(inputs, label, batch_size=4096, verbose=0, return_dict=True)["auc"] > 0.8
+    rule = {"initial_accumulator_value": 0.25 / 256**2}
+
+    def auc(dot_skip):
+        keras.utils.set_random_seed(0)
+        features = [EmbeddingFeature(name, 400) for name in "ab"]
+        options = {"initialization": "orthogonal", "initial_scale": 0.1, "dot_skip": dot_skip}
+        model = build_dlrm(0, features, 8, hidden_dim, (64,), (64, 32), **options)
+        tables, projections = SparseAdagrad(0.1, **rule), SparseAdagrad(0.04, **rule)
+        model.compile(split_optimizer(tables=tables, projections=projections, dense=LazyAdam(0.002)))
+        model.fit(inputs, label, batch_size=256, epochs=2, verbose=0)
+        return model.evaluate(inputs, label, batch_size=4096, verbose=0, return_dict=True)["auc"]
+
+    assert auc(dot_skip=True) > 0.9
+    assert auc(dot_skip=False) < 0.6
 
 
 def test_file_restores_model_and_optimizer(log, tmp_path):
