@@ -134,6 +134,17 @@ def test_components_import_by_themselves(module):
     assert done.returncode == 0, done.stderr[-500:]
 
 
+@pytest.mark.parametrize(
+    "first", ["import mlet_tf.embeddings.addresses", "from mlet_tf.embeddings import TrainedTable"]
+)
+def test_a_module_of_served_embeddings_may_be_the_first_to_import_keras(first):
+    """Loading Keras registers layers that are made of the module that is half imported."""
+    code = f"{first}; from mlet_tf.embeddings import ServedTable; import keras; "
+    code += "assert keras.saving.get_registered_object('mlet_tf>ServedTable') is ServedTable"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
 REPOSITORY = Path(__file__).parents[1]
 
 

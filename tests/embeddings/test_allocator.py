@@ -46,7 +46,11 @@ def whole_bytes(tables):
 def loss_of(table, metric, restored):
     """Half the squared change of a row in the metric, on average over the log."""
     change = restored - table.read(0, table.rows)
-    return np.einsum("v,vi,ij,vj->", table.weights, change, metric, change) / 2 / table.counts.sum()
+    return (
+        np.einsum("v,vi,ij,vj->", table.weights(0, table.rows), change, metric, change)
+        / 2
+        / table.counts.sum()
+    )
 
 
 def restored_rows(table, energy, change):
@@ -188,7 +192,7 @@ def test_energy_of_dropped_columns_is_what_they_cost():
 @pytest.mark.parametrize("form", ["columns", "bitmap", "hash"])
 def test_predicted_loss_of_rounding_and_sharing_is_near_what_they_cost(form):
     table, metric, energy = make_table(np.random.default_rng(1), rows=4000)
-    weights = table.weights
+    weights = table.weights(0, table.rows)
 
     def change(number, coefficients, ids, tail):
         own = slice(0, len(ids) - tail)
