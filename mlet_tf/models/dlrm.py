@@ -295,17 +295,17 @@ def build_dlrm(
         The model, not compiled.
     """
     dtype = keras.dtype_policies.get(dtype)
-    if dot_skip:
-        top: keras.layers.Layer = SkipTop(top_units, output_dim, dtype=dtype, name="top")
-    else:
-        top = mlp([*top_units, 1], "sigmoid", dtype, name="top")
     model = DLRM(
         embedding_layer=embedding_class(
             features, output_dim, hidden_dim, dtype=dtype, name="embeddings", **embedding_options
         ),
         bottom_stack=mlp([*bottom_units, output_dim], "relu", dtype, name="bottom"),
         feature_interaction=DotInteraction(dtype=dtype, name="interaction"),
-        top_stack=top,
+        top_stack=(
+            SkipTop(top_units, output_dim, dtype=dtype, name="top")
+            if dot_skip
+            else mlp([*top_units, 1], "sigmoid", dtype, name="top")
+        ),
         task=task,
         jit_compile_dense=jit_compile_dense,
         dtype=dtype,
