@@ -7,8 +7,9 @@ import tensorflow as tf
 
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.features.examples import raw_feature_spec
+from mlet_tf.features.halves import ALL_ROWS
 from mlet_tf.features.names import FREQUENCY, FREQUENCY_BUCKETS
-from mlet_tf.features.records import example_batches
+from mlet_tf.features.records import at_positions, example_batches
 from mlet_tf.features.transform_graph import TransformGraph
 from mlet_tf.predictions import CTR, LABEL, SLICE
 
@@ -24,6 +25,7 @@ class ModelComparison:
         transform_graph: URI of the transform graph, which names the frequency buckets of ids.
         slices: Raw columns whose values are slices.
         frequency_slices: Categorical columns sliced by frequency bucket.
+        positions: `(first, every)`: of each file the rows at `first`, `first + every`, ... are asked.
     """
 
     def __init__(
@@ -33,18 +35,25 @@ class ModelComparison:
         transform_graph: str,
         slices: Sequence[str],
         frequency_slices: Sequence[str],
+        positions: tuple[int, int] = ALL_ROWS,
     ) -> None:
         self._models = {name: tf.saved_model.load(path) for name, path in models.items()}
         self._schema, self._transform = schema, TransformGraph(transform_graph)
         self._columns, self._frequency_columns = slices, frequency_slices
+        self._positions = positions
 
     def predict(self, path: str) -> dict[str, np.ndarray]:
         """Answers the rows of a TFRecord file of raw tf.Examples.
 
         Returns:
-            `label` int8, `ctr.<model>` float32 and `slice.<column>` texts, each `[N]`; empty for a file without rows.
+            `label` int8, `ctr.<model>` float32 and `slice.<column>` texts, each `[N]`; empty for a file without rows
+            to ask.
         """
-        parts = [self._predict(tf.constant(batch)) for batch in example_batches([path], _BATCH)]
+        parts, start = [], 0
+        for batch in example_batches([path], _BATCH):
+            if rows := at_positions(batch, start, *self._positions):
+                parts.append(self._predict(tf.constant(rows)))
+            start += len(batch)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
     def _predict(self, serialized: tf.Tensor) -> dict[str, np.ndarray]:

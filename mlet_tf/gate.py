@@ -9,6 +9,10 @@ Where `gate.bounds` says nothing of a metric, these hold on all rows:
 
 A metric of all rows that is not a number fails, whatever the bounds. In a slice that has clicks only, or none, AUC and
 normalised entropy are not defined, and without clicks neither is calibration: those are not checked.
+
+A collapsed model has to be as good as the uncollapsed one, in every slice. A compressed one may lose AUC, in every slice
+as much as its budget says, and three standard errors of the difference of the two AUCs (DeLong et al., 1988): a slice
+with few clicks cannot show a smaller loss.
 """
 
 import dataclasses
@@ -28,6 +32,7 @@ Metrics = Mapping[Slice, Mapping[str, float]]
 
 CALIBRATION_FACTOR = 1.1
 CALIBRATION_ERRORS = 3.0
+COMPRESSION_ERRORS = 3.0
 
 _HIGHER_IS_BETTER = {"auc": True, "logloss": False, "normalized_entropy": False}
 
@@ -101,16 +106,18 @@ def check_metrics(
     last_blessed: Metrics | None,
     gate: GateRules,
     table_dtype: str = "float32",
+    max_compression_drop: float | None = None,
 ) -> list[Check]:
     """Checks the candidate's metrics.
 
     Args:
-        candidate: Metrics of the collapsed model by slice; each has `auc`, `logloss`, `calibration`,
-            `normalized_entropy`, `rows` and `clicks`.
+        candidate: Metrics of the collapsed or compressed model by slice; each has `auc`, `logloss`, `calibration`,
+            `normalized_entropy`, `rows` and `clicks`, those of a compressed one `auc_drop_error` too.
         uncollapsed: The same for the trained model.
         last_blessed: The same for the last blessed model, or None where there is none.
         gate: What the model must satisfy.
         table_dtype: Dtype of the candidate's tables.
+        max_compression_drop: AUC that a compressed model may lose; None for one that is not compressed.
 
     Returns:
         All checks, passed and failed, those of all rows first.
@@ -122,6 +129,9 @@ def check_metrics(
     for key, metrics in candidate.items():
         if key:
             checks += _bounded(metrics, key, _configured(gate["slice_bounds"]))
+        if max_compression_drop is not None:
+            checks += _within_budget(metrics, uncollapsed[key], key, max_compression_drop)
+            continue
         tolerance, cause = gate["max_collapse_loss"], "the collapse"
         if table_dtype != "float32":
             # Rounding averages out over rows, so the fewer there are the more it may cost.
@@ -224,6 +234,27 @@ def _not_worse(
         low, high = (before - allowed, None) if higher_is_better else (None, before + allowed)
         text = f"{before:.8g} as before {cause}, within {allowed:.2g}"
         yield Check(metric, slice_text(key), value, text, low, high, passed)
+
+
+def _within_budget(
+    metrics: Mapping[str, float], other: Mapping[str, float], key: Slice, max_drop: float
+) -> Iterator[Check]:
+    """AUC against the uncollapsed model's; what is no number is left to `_bounded`, unless it was one before."""
+    value, before = metrics["auc"], other["auc"]
+    if math.isnan(value) and math.isnan(before):
+        return
+    error = metrics["auc_drop_error"]
+    if (
+        _rarer(metrics) < 2
+    ):  # One click has no variance; the error of the AUC itself is more than that of a difference.
+        error = auc_standard_error(before, metrics["clicks"], metrics["rows"] - metrics["clicks"])
+    noise = COMPRESSION_ERRORS * error
+    floor = before - max_drop - noise
+    text = (
+        f"at least {floor:.6g} ({before:.6g} before the compression, less {max_drop:g} and "
+        f"{COMPRESSION_ERRORS:g} standard errors of the difference, {noise:.2g})"
+    )
+    yield Check("auc", slice_text(key), value, text, floor, None, value >= floor)
 
 
 def _rarer(metrics: Mapping[str, float]) -> float:

@@ -23,16 +23,17 @@ class GatedEvaluatorSpec(component_spec.ComponentSpec):
     PARAMETERS = {
         "schema": component_spec.ExecutionParameter(type=str),
         "gate": component_spec.ExecutionParameter(type=str),
+        "compress": component_spec.ExecutionParameter(type=str),
         "table_dtype": component_spec.ExecutionParameter(type=str),
         "code_version": component_spec.ExecutionParameter(type=str),
     }
 
 
 class GatedEvaluator(base_beam_component.BaseBeamComponent):
-    """Evaluates the collapsed model and blesses it if it passes the gate.
+    """Evaluates the model that is to be pushed and blesses it if it passes the gate.
 
-    It does the work of TFX's `Evaluator` for CTR models with three models side by side (collapsed,
-    uncollapsed, last blessed) and exact metrics over columns instead of one Python call a row, slice
+    It does the work of TFX's `Evaluator` for CTR models with three models side by side (the candidate, collapsed and
+    perhaps compressed, the uncollapsed one, the last blessed one) and exact metrics over columns instead of one Python call a row, slice
     and model. Results are files that `tfma.load_eval_result` reads.
     """
 
@@ -47,6 +48,7 @@ class GatedEvaluator(base_beam_component.BaseBeamComponent):
         uncollapsed_model: types.BaseChannel,
         schema: str,
         gate: str,
+        compress: str,
         table_dtype: str,
         code_version: str,
         baseline_model: types.BaseChannel | None = None,
@@ -56,10 +58,11 @@ class GatedEvaluator(base_beam_component.BaseBeamComponent):
         Args:
             examples: Examples with an `eval` split of raw columns.
             transform_graph: Names the frequency buckets of ids.
-            model: The collapsed model, the candidate.
+            model: The candidate: the collapsed model, or what was made of it by compression.
             uncollapsed_model: The trained model.
             schema: JSON of `ClickLogSchema.to_dict()`.
             gate: JSON of the configuration's `gate`.
+            compress: JSON of the configuration's `compress`, `null` where the candidate is not compressed.
             table_dtype: Dtype of the candidate's tables; the gate allows more where it is not `float32`.
             code_version: Changes when the code of this component does, so that TFX's cache notices.
             baseline_model: The last blessed model, if there is one.
@@ -73,6 +76,7 @@ class GatedEvaluator(base_beam_component.BaseBeamComponent):
                 baseline_model=baseline_model,
                 schema=schema,
                 gate=gate,
+                compress=compress,
                 table_dtype=table_dtype,
                 code_version=code_version,
                 evaluation=types.Channel(type=standard_artifacts.ModelEvaluation),

@@ -18,12 +18,15 @@ from tfx.types import artifact_utils
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.evaluation import ModelComparison
 from mlet_tf.export import SERVING_MODEL
+from mlet_tf.features.halves import ALL_ROWS, JUDGING_ROWS
 from mlet_tf.gate import Metrics, Slice, check_metrics, write_gate
 from mlet_tf.network import bypass_proxy_for_loopback
 from mlet_tf.predictions import PREDICTIONS, load_predictions, save_predictions, slice_metrics
 from mlet_tf.storage import join, make_folder
+from mlet_tf.types import JsonObject
 
-CANDIDATE, UNCOLLAPSED, LAST_BLESSED = "collapsed", "uncollapsed", "last_blessed"
+COLLAPSED, COMPRESSED = "collapsed", "compressed"  # The candidate.
+UNCOLLAPSED, LAST_BLESSED = "uncollapsed", "last_blessed"
 
 
 class Executor(BeamExecutor):
@@ -35,15 +38,18 @@ class Executor(BeamExecutor):
         """Evaluates the models, checks the gate and writes the verdict.
 
         Args:
-            input_dict: `examples`, `transform_graph`, `model` (collapsed), `uncollapsed_model`, and
-                `baseline_model` (last blessed; may be absent or empty).
+            input_dict: `examples`, `transform_graph`, `model` (collapsed, perhaps compressed), `uncollapsed_model`,
+                and `baseline_model` (last blessed; may be absent or empty).
             output_dict: `evaluation` gets TFMA's metrics file, `predictions/*.npz` (label, one array a
                 model, one a slice column) and `gate.json`; `blessing` the verdict.
-            exec_properties: `schema` and `gate`, both JSON, and `table_dtype`.
+            exec_properties: `schema`, `gate` and `compress` (null where the model is not compressed), all JSON, and
+                `table_dtype`.
         """
         schema = ClickLogSchema.from_dict(json.loads(exec_properties["schema"]))
         gate = json.loads(exec_properties["gate"])
-        models = {CANDIDATE: input_dict["model"], UNCOLLAPSED: input_dict["uncollapsed_model"]}
+        compress = json.loads(exec_properties["compress"])
+        candidate = COMPRESSED if compress else COLLAPSED
+        models = {candidate: input_dict["model"], UNCOLLAPSED: input_dict["uncollapsed_model"]}
         if input_dict.get("baseline_model"):
             models[LAST_BLESSED] = input_dict["baseline_model"]
         paths = {name: join(artifacts[0].uri, SERVING_MODEL) for name, artifacts in models.items()}
@@ -55,6 +61,7 @@ class Executor(BeamExecutor):
             gate["frequency_slices"],
             input_dict["transform_graph"][0].uri,
             evaluation,
+            JUDGING_ROWS if compress else ALL_ROWS,
         )
         make_folder(join(evaluation, PREDICTIONS))
         bypass_proxy_for_loopback()  # Where Beam's workers are processes on this machine.
@@ -65,26 +72,25 @@ class Executor(BeamExecutor):
                 | "Spread" >> beam.Reshuffle()
                 | "Predict" >> beam.ParDo(predict)
             )
-        metrics = slice_metrics(load_predictions(evaluation), list(paths), gate["min_slice_rows"])
+        compared = (candidate, UNCOLLAPSED) if compress else None
+        metrics = slice_metrics(load_predictions(evaluation), list(paths), gate["min_slice_rows"], compared)
         checks = check_metrics(
-            metrics[CANDIDATE],
+            metrics[candidate],
             metrics[UNCOLLAPSED],
             metrics.get(LAST_BLESSED),
             gate,
             exec_properties["table_dtype"],
+            _max_drop(compress, gate) if compress else None,
         )
         for check in checks:
             if not check.passed:
                 logging.error("Gate: %s", check)
         write_gate(evaluation, metrics, checks)
         write_tfma_results(evaluation, metrics)
-        self._bless(output_dict["blessing"][0], models, all(check.passed for check in checks))
+        self._bless(output_dict["blessing"][0], models[candidate][0], all(check.passed for check in checks))
 
-    def _bless(
-        self, blessing: types.Artifact, models: Mapping[str, list[types.Artifact]], passed: bool
-    ) -> None:
+    def _bless(self, blessing: types.Artifact, candidate: types.Artifact, passed: bool) -> None:
         """Marks the blessing as TFX's own Evaluator does, so that Resolver and Pusher understand it."""
-        candidate = models[CANDIDATE][0]
         blessing.set_string_custom_property("current_model", candidate.uri)
         blessing.set_int_custom_property("current_model_id", candidate.id)
         blessing.set_int_custom_property("blessed", int(passed))
@@ -102,6 +108,7 @@ class PredictShard(beam.DoFn):
         frequency_slices: Categorical columns sliced by how often their id occurs in `train`.
         transform_graph: URI of the transform graph.
         evaluation: Folder of the evaluation.
+        positions: Which rows of the shard to predict, see `ModelComparison`.
     """
 
     def __init__(
@@ -112,8 +119,10 @@ class PredictShard(beam.DoFn):
         frequency_slices: Sequence[str],
         transform_graph: str,
         evaluation: str,
+        positions: tuple[int, int],
     ) -> None:
-        self._arguments = dict(models), schema, transform_graph, tuple(slices), tuple(frequency_slices)
+        columns = tuple(slices), tuple(frequency_slices)
+        self._arguments = dict(models), schema, transform_graph, *columns, positions
         self._evaluation = evaluation
 
     def setup(self) -> None:
@@ -126,6 +135,12 @@ class PredictShard(beam.DoFn):
         if arrays := self._models.predict(path):
             save_predictions(self._evaluation, index, arrays)
             yield len(arrays["label"])
+
+
+def _max_drop(compress: JsonObject, gate: JsonObject) -> float:
+    """AUC that the compression may cost; where the budget is one of bytes, as much as from one run to the next."""
+    budget = compress["budget"].get("max_auc_drop")
+    return gate["max_auc_drop"] if budget is None else budget
 
 
 def write_tfma_results(evaluation: str, metrics: Mapping[str, Metrics]) -> None:

@@ -25,9 +25,12 @@ from mlet_tf.errors import InputError
 from mlet_tf.features.examples import Transform, example_files, raw_feature_spec
 from mlet_tf.features.ingestion import read_ingest_report
 from mlet_tf.features.packed_rows import PackedRows, pack_words
-from mlet_tf.features.records import example_batches
+from mlet_tf.features.records import at_positions, example_batches
 from mlet_tf.progress import ProgressLine
 from mlet_tf.storage import writing
+
+# From a shard to its packed rows, int32 `[B, 1 + D + F]` each, and the number of rows that it holds.
+_Packer = Callable[[str], tuple[list[np.ndarray], int]]
 
 # Each thread holds a batch and a packed shard, some 100 MB.
 _MAX_THREADS = 16
@@ -40,8 +43,9 @@ def pack_examples(
     schema: ClickLogSchema,
     transform: Transform,
     folder: str | Path,
+    every: int = 1,
 ) -> PackedRows:
-    """Preprocesses all rows of tf.Example shards into one packed file, in the order of the sorted shards.
+    """Preprocesses the rows of tf.Example shards into one packed file, in the order of the sorted shards.
 
     Resumes after the last packed shard if interrupted. A folder that is complete is used again, unless the examples
     have changed.
@@ -51,6 +55,7 @@ def pack_examples(
         schema: Schema of the log.
         transform: The transform graph, see `mlet_tf.features.transform_graph.TransformGraph`.
         folder: Where to write, on a local disk; a folder for each transform graph.
+        every: The rows at positions 0, `every`, `2 every`, ... of each shard are packed; 1 packs all.
 
     Returns:
         The packed rows.
@@ -63,15 +68,15 @@ def pack_examples(
     files = example_files(patterns)
     reports = [_split_report(pattern) for pattern in patterns]
     written = sum(rows for rows, _ in reports)
-    examples = hashlib.sha256(json.dumps([files, reports], sort_keys=True).encode()).hexdigest()
+    examples = hashlib.sha256(json.dumps([files, reports, every], sort_keys=True).encode()).hexdigest()
     with writing(folder, OSError):
         folder.mkdir(parents=True, exist_ok=True)
         packed = _Packed.read(folder, examples)
         if packed.files < len(files):
-            _pack_rest(files, written, schema, transform, folder, packed)
-    if not packed.rows or packed.rows != written:
+            _pack_rest(files, written, _packer(schema, transform, every), folder, packed)
+    if not packed.rows or packed.read != written:
         shutil.rmtree(folder)
-        raise InputError(f"{', '.join(patterns)}: {written} rows were written, {packed.rows} can be read")
+        raise InputError(f"{', '.join(patterns)}: {written} rows were written, {packed.read} can be read")
     sparse = len(schema.sparse_features)
     return PackedRows(str(folder / _ROWS), packed.rows, packed.words - 1 - sparse, sparse)
 
@@ -83,12 +88,14 @@ class _Packed:
     Attributes:
         examples: Digest of what is packed.
         files: Shards that are packed.
-        rows: Rows in them.
+        read: Rows in them.
+        rows: Rows of them that are packed.
         words: Words of 4 bytes in a row.
     """
 
     examples: str
     files: int = 0
+    read: int = 0
     rows: int = 0
     words: int = 0
 
@@ -108,33 +115,41 @@ class _Packed:
         strict_json.write(folder / _PACKED, dataclasses.asdict(self))
 
 
-def _pack_rest(
-    files: list[str], total: int, schema: ClickLogSchema, transform: Transform, folder: Path, packed: _Packed
-) -> None:
+def _pack_rest(files: list[str], total: int, pack: _Packer, folder: Path, packed: _Packed) -> None:
     """Packs the remaining files, and updates `packed` and the folder after each."""
-    preprocess = _preprocessor(schema, transform)
-
-    def pack(path: str) -> list[np.ndarray]:
-        return [preprocess(tf.constant(batch)).numpy() for batch in example_batches([path], _PACK_BATCH)]
-
-    line, started, before = ProgressLine(), time.monotonic(), packed.rows
+    line, started, before = ProgressLine(), time.monotonic(), packed.read
 
     def text() -> str:
-        rate = (packed.rows - before) / (time.monotonic() - started)
-        return f"packing {folder.name}: {packed.rows:,} of {total:,} rows, {rate:,.0f} rows/s"
+        rate = (packed.read - before) / (time.monotonic() - started)
+        return f"packing {folder.name}: {packed.read:,} of {total:,} rows, {rate:,.0f} rows/s"
 
     with (folder / _ROWS).open("r+b" if packed.files else "wb") as file:
         # Rows that a killed call wrote after this are overwritten.
         file.seek(4 * packed.words * packed.rows)
-        for batches in _in_order(pack, files[packed.files :]):
+        for batches, read in _in_order(pack, files[packed.files :]):
             for words in batches:
                 file.write(words)  # `tofile` does not report if the last few bytes do not fit on the disk.
                 packed.rows, packed.words = packed.rows + len(words), words.shape[1]
             file.flush()
             os.fsync(file.fileno())
-            packed.files += 1
+            packed.files, packed.read = packed.files + 1, packed.read + read
             packed.write(folder)
-            line.show(packed.rows, total, text)
+            line.show(packed.read, total, text)
+
+
+def _packer(schema: ClickLogSchema, transform: Transform, every: int) -> _Packer:
+    """Packs the rows of a shard at positions 0, `every`, ...; gives them in batches, and how many rows were read."""
+    preprocess = _preprocessor(schema, transform)
+
+    def pack(path: str) -> tuple[list[np.ndarray], int]:
+        words, read = [], 0
+        for batch in example_batches([path], _PACK_BATCH):
+            if chosen := at_positions(batch, read, 0, every):
+                words.append(preprocess(tf.constant(chosen)).numpy())
+            read += len(batch)
+        return words, read
+
+    return pack
 
 
 def _preprocessor(schema: ClickLogSchema, transform: Transform) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -28,6 +28,18 @@ def example_batches(files: Sequence[str], batch_size: int) -> Iterator[list[byte
         yield batch
 
 
+def at_positions(batch: list[bytes], start: int, first: int, every: int) -> list[bytes]:
+    """The records of a batch that stand at positions `first`, `first + every`, `first + 2 every`, ... of their file.
+
+    Args:
+        batch: Records of one file that follow each other.
+        start: Position of the first of them in the file, from 0.
+        first: The first position, below `every`.
+        every: Distance from one position to the next.
+    """
+    return batch[(first - start) % every :: every]
+
+
 def count_records(path: str) -> int:
     """Counts the records of a compressed TFRecord file by reading it again.
 
