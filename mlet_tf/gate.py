@@ -10,9 +10,9 @@ Where `gate.bounds` says nothing of a metric, these hold on all rows:
 A metric of all rows that is not a number fails, whatever the bounds. In a slice that has clicks only, or none, AUC and
 normalised entropy are not defined, and without clicks neither is calibration: those are not checked.
 
-A collapsed model has to be as good as the uncollapsed one, in every slice. A compressed one may lose AUC, in every slice
-as much as its budget says, and three standard errors of the difference of the two AUCs (DeLong et al., 1988): a slice
-with few clicks cannot show a smaller loss.
+A collapsed model has to be as good as the uncollapsed one, in every slice. A compressed one may lose AUC: in every
+slice as much as its budget says, and three standard errors of the difference of the two AUCs (DeLong et al., 1988), as
+a slice with few clicks cannot show a smaller loss.
 """
 
 import dataclasses

@@ -33,8 +33,8 @@ class GatedEvaluator(base_beam_component.BaseBeamComponent):
     """Evaluates the model that is to be pushed and blesses it if it passes the gate.
 
     It does the work of TFX's `Evaluator` for CTR models with three models side by side (the candidate, collapsed and
-    perhaps compressed, the uncollapsed one, the last blessed one) and exact metrics over columns instead of one Python call a row, slice
-    and model. Results are files that `tfma.load_eval_result` reads.
+    perhaps compressed; the uncollapsed one; the last blessed one) and exact metrics over columns instead of one Python
+    call a row, slice and model. Results are files that `tfma.load_eval_result` reads.
     """
 
     SPEC_CLASS = GatedEvaluatorSpec

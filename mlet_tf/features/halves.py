@@ -1,7 +1,7 @@
 """Evaluation rows in two halves: those that choose how a model is compressed, and those that judge the result.
 
-A plan that was chosen on some rows looks better on them than it is. So rows at even positions of their shard choose, and
-those at odd positions judge.
+A plan that was chosen on some rows looks better on them than it is. So rows at even positions of their shard choose,
+and those at odd positions judge.
 """
 
 import math

@@ -74,9 +74,9 @@ def pack_examples(
         packed = _Packed.read(folder, examples)
         if packed.files < len(files):
             _pack_rest(files, written, _packer(schema, transform, every), folder, packed)
-    if not packed.rows or packed.read != written:
+    if not packed.rows or packed.seen != written:
         shutil.rmtree(folder)
-        raise InputError(f"{', '.join(patterns)}: {written} rows were written, {packed.read} can be read")
+        raise InputError(f"{', '.join(patterns)}: {written} rows were written, {packed.seen} can be read")
     sparse = len(schema.sparse_features)
     return PackedRows(str(folder / _ROWS), packed.rows, packed.words - 1 - sparse, sparse)
 
@@ -88,14 +88,14 @@ class _Packed:
     Attributes:
         examples: Digest of what is packed.
         files: Shards that are packed.
-        read: Rows in them.
+        seen: Rows in them.
         rows: Rows of them that are packed.
         words: Words of 4 bytes in a row.
     """
 
     examples: str
     files: int = 0
-    read: int = 0
+    seen: int = 0
     rows: int = 0
     words: int = 0
 
@@ -117,37 +117,37 @@ class _Packed:
 
 def _pack_rest(files: list[str], total: int, pack: _Packer, folder: Path, packed: _Packed) -> None:
     """Packs the remaining files, and updates `packed` and the folder after each."""
-    line, started, before = ProgressLine(), time.monotonic(), packed.read
+    line, started, before = ProgressLine(), time.monotonic(), packed.seen
 
     def text() -> str:
-        rate = (packed.read - before) / (time.monotonic() - started)
-        return f"packing {folder.name}: {packed.read:,} of {total:,} rows, {rate:,.0f} rows/s"
+        rate = (packed.seen - before) / (time.monotonic() - started)
+        return f"packing {folder.name}: {packed.seen:,} of {total:,} rows, {rate:,.0f} rows/s"
 
     with (folder / _ROWS).open("r+b" if packed.files else "wb") as file:
         # Rows that a killed call wrote after this are overwritten.
         file.seek(4 * packed.words * packed.rows)
-        for batches, read in _in_order(pack, files[packed.files :]):
+        for batches, seen in _in_order(pack, files[packed.files :]):
             for words in batches:
                 file.write(words)  # `tofile` does not report if the last few bytes do not fit on the disk.
                 packed.rows, packed.words = packed.rows + len(words), words.shape[1]
             file.flush()
             os.fsync(file.fileno())
-            packed.files, packed.read = packed.files + 1, packed.read + read
+            packed.files, packed.seen = packed.files + 1, packed.seen + seen
             packed.write(folder)
-            line.show(packed.read, total, text)
+            line.show(packed.seen, total, text)
 
 
 def _packer(schema: ClickLogSchema, transform: Transform, every: int) -> _Packer:
-    """Packs the rows of a shard at positions 0, `every`, ...; gives them in batches, and how many rows were read."""
+    """Packs the rows of a shard at positions 0, `every`, ...; gives them in batches, and how many it has."""
     preprocess = _preprocessor(schema, transform)
 
     def pack(path: str) -> tuple[list[np.ndarray], int]:
-        words, read = [], 0
+        words, seen = [], 0
         for batch in example_batches([path], _PACK_BATCH):
-            if chosen := at_positions(batch, read, 0, every):
+            if chosen := at_positions(batch, seen, 0, every):
                 words.append(preprocess(tf.constant(chosen)).numpy())
-            read += len(batch)
-        return words, read
+            seen += len(batch)
+        return words, seen
 
     return pack
 
