@@ -18,7 +18,12 @@ def split_files(examples: Sequence[types.Artifact], split: str) -> list[str]:
     Raises:
         InputError: There are none.
     """
-    return example_files([join(uri, "*") for uri in artifact_utils.get_split_uris(list(examples), split)])
+    return example_files(split_patterns(examples, split))
+
+
+def split_patterns(examples: Sequence[types.Artifact], split: str) -> list[str]:
+    """Patterns of the files of one split of Examples artifacts."""
+    return [join(uri, "*") for uri in artifact_utils.get_split_uris(list(examples), split)]
 
 
 def read_schema(input_dict: Artifacts) -> schema_pb2.Schema:

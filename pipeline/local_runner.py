@@ -59,7 +59,7 @@ def run(config: PipelineConfig) -> RunResult:
         results = gather(last_run_artifacts(connection), progress.seconds)
     result: Run = {**results, "name": config.name, "fingerprint": fingerprint, "output": str(state)}
     write_run(state, result)
-    remove(join(output, "work"))  # Checkpoints of a training that is complete.
+    remove(join(output, "work"))  # Packed rows and checkpoints of work that is complete.
     return {**result, "unchanged": False}
 
 
@@ -160,6 +160,6 @@ class _Progress(logging.Handler):
             state = "unchanged, taken from the cache" if self._cached else f"{self.seconds[node]:.1f} s"
             self._line.note(f"        {node}: {state}")
         elif record.name == "absl" and str(record.msg).startswith(
-            ("Epoch ", "Resuming ", "Gate: ", "Serving check")
+            ("Epoch ", "Resuming ", "Compression: ", "Gate: ", "Serving check")
         ):
             self._line.note(f"        {record.getMessage()}")

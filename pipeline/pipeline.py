@@ -1,4 +1,4 @@
-"""The TFX graph: raw click logs to a pushed, collapsed model."""
+"""The TFX graph: raw click logs to a pushed model, collapsed and perhaps compressed."""
 
 import json
 
@@ -6,6 +6,7 @@ from ml_metadata.proto import metadata_store_pb2
 from mlet_tf.components.click_log_example_gen.component import ClickLogExampleGen
 from mlet_tf.components.evaluator.component import GatedEvaluator
 from mlet_tf.components.example_validator.component import GatedExampleValidator
+from mlet_tf.components.model_compressor.component import ModelCompressor
 from mlet_tf.components.pusher.component import AtomicPusher
 from mlet_tf.components.schema_gen.component import ClickLogSchemaGen
 from mlet_tf.components.serving_validator.component import ServingValidator
@@ -37,7 +38,7 @@ def create_pipeline(
     Args:
         config: The resolved configuration.
         pipeline_root: Where artifacts go.
-        work: Where the trainer keeps packed rows and checkpoints, from which an interrupted run resumes.
+        work: Where trainer and compressor keep packed rows and finished steps, from which an interrupted run resumes.
         metadata_connection_config: ML Metadata store; None if the orchestrator has its own.
         use_model_server: Whether TFX's InfraValidator can start a model server with docker.
         last_blessed: Node whose output `model` the gate compares with; None compares with none.
@@ -110,7 +111,7 @@ def _data_nodes(config: PipelineConfig) -> dict[str, base_node.BaseNode]:
 def _model_nodes(
     config: PipelineConfig, nodes: dict[str, base_node.BaseNode], work: str
 ) -> dict[str, base_node.BaseNode]:
-    """Preprocessing, training and collapse."""
+    """Preprocessing, training, collapse and compression."""
     schema = config.schema
     examples = nodes["example_gen"].outputs["examples"]
     transform = Transform(
@@ -149,7 +150,21 @@ def _model_nodes(
         table_dtype=config.serving.table_dtype,
         code_version=code_version("mlet_tf.components.weight_collapser"),
     )
-    return {"transform": transform, "trainer": trainer, "collapser": collapser}
+    made = {"transform": transform, "trainer": trainer, "collapser": collapser}
+    if config.compress is not None:
+        made["compressor"] = ModelCompressor(
+            model=collapser.outputs["collapsed_model"],
+            transform_graph=transform.outputs["transform_graph"],
+            examples=examples,
+            schema=json.dumps(schema.to_dict()),
+            compress=json.dumps(config.compress.to_plain()),
+            train=json.dumps(config.train.to_plain()),
+            num_oov_buckets=config.vocabulary.num_oov_buckets,
+            warmup_rows=config.serving.warmup_rows,
+            work=work,
+            code_version=code_version("mlet_tf.components.model_compressor"),
+        )
+    return made
 
 
 def _push_nodes(
@@ -158,7 +173,7 @@ def _push_nodes(
     """The gate and what comes after it."""
     schema = json.dumps(config.schema.to_dict())
     examples = nodes["example_gen"].outputs["examples"]
-    model = nodes["collapser"].outputs["collapsed_model"]
+    model = _candidate(nodes)
     evaluator = GatedEvaluator(
         examples=examples,
         transform_graph=nodes["transform"].outputs["transform_graph"],
@@ -167,6 +182,7 @@ def _push_nodes(
         baseline_model=nodes["last_blessed"].outputs["model"] if "last_blessed" in nodes else None,
         schema=schema,
         gate=json.dumps(config.gate.to_plain()),
+        compress=json.dumps(config.compress and config.compress.to_plain()),
         table_dtype=config.serving.table_dtype,
         code_version=code_version("mlet_tf.components.evaluator"),
     )
@@ -203,3 +219,10 @@ def _push_nodes(
         custom_config={"keep": config.serving.keep},
     )
     return {"evaluator": evaluator, "serving_validator": validator, "pusher": pusher}
+
+
+def _candidate(nodes: dict[str, base_node.BaseNode]) -> tfx.types.BaseChannel:
+    """The model that is judged and pushed."""
+    if "compressor" in nodes:
+        return nodes["compressor"].outputs["compressed_model"]
+    return nodes["collapser"].outputs["collapsed_model"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlet_tf.gate import check_metrics, write_gate
-from mlet_tf.metrics import METRICS, auc_standard_error, ctr_metrics
+from mlet_tf.metrics import METRICS, auc_difference, auc_standard_error, ctr_metrics
 from mlet_tf.predictions import slice_metrics
 
 GATE = {
@@ -268,3 +268,110 @@ def test_small_slices_are_left_out():
         "slice.C1": np.array(["a"] * 15 + ["b"] * 5),
     }
     assert set(slice_metrics(arrays, ("m",), 10)["m"]) == {(), ("C1", "a")}
+
+
+def _judge_compressed(overall, part, last=None, gate=GATE, max_drop=0.0005):
+    """Failures of a compressed model; each of the two slices as changes, `auc_drop_error` 0 if not among them."""
+    candidate = {
+        (): _metrics(auc_drop_error=0.0, **overall),
+        ("C1", "a"): _metrics(auc_drop_error=0.0) | part,
+    }
+    before = {key: _metrics(clicks=metrics["clicks"]) for key, metrics in candidate.items()}
+    for key, metrics in candidate.items():
+        if metrics["clicks"] == 0:
+            before[key] = metrics
+    return [str(check) for check in judge(candidate, before, last, gate, "float32", max_drop)]
+
+
+def test_compression_may_cost_its_budget_in_every_slice():
+    assert _judge_compressed({"auc": 0.6996}, {"auc": 0.6996}) == []
+    (failure,) = _judge_compressed({"auc": 0.6996}, {"auc": 0.6994})
+    assert failure == (
+        "auc of C1=a is 0.6994, expected at least 0.6995 (0.7 before the compression, less 0.0005 and 3 standard "
+        "errors of the difference, 0)"
+    )
+    (failure,) = _judge_compressed({"auc": 0.6994}, {"auc": 0.6996})
+    assert failure.startswith("auc of all rows is 0.6994, expected at least 0.6995")
+
+
+def test_a_slice_that_shows_its_loss_less_clearly_is_allowed_more():
+    """Three standard errors of the difference of the two AUCs, of that slice."""
+    assert _judge_compressed({}, {"auc": 0.6967, "auc_drop_error": 0.001}) == []
+    (failure,) = _judge_compressed({}, {"auc": 0.6964, "auc_drop_error": 0.001})
+    assert failure.startswith("auc of C1=a is 0.6964, expected at least 0.6965") and "0.003)" in failure
+    assert len(_judge_compressed({"auc": 0.6967}, {"auc": 0.6967, "auc_drop_error": 0.001})) == 1
+
+
+def test_compression_is_not_held_to_the_logloss_of_the_uncollapsed_model():
+    worse = {"logloss": 0.41, "normalized_entropy": 0.92}
+    assert _judge_compressed(worse, worse) == []
+
+
+def test_a_compressed_model_keeps_to_all_other_bounds():
+    failures = _judge_compressed({"calibration": 1.2, "auc": 0.6999}, {}, {(): _metrics(auc=0.72)})
+    assert [text.split(",")[0] for text in failures] == [
+        "calibration of all rows is 1.2",
+        "auc of all rows is 0.6999",
+    ]
+    gate = {**GATE, "slice_bounds": {"auc": {"min": 0.75, "max": None}}}
+    assert len(_judge_compressed({}, {}, gate=gate)) == 1
+    (failure,) = _judge_compressed({"normalized_entropy": 1.1}, {}, gate=WITHOUT_BOUNDS)
+    assert failure.startswith("normalized_entropy of all rows is 1.1, expected below 1")
+
+
+def test_an_auc_that_the_compression_made_no_number_fails():
+    failures = _judge_compressed({}, {"auc": math.nan, "auc_drop_error": math.nan})
+    assert [text.split(",")[0] for text in failures] == ["auc of C1=a is nan"] * 2
+
+
+def test_a_slice_without_a_click_is_no_fault_of_the_compression():
+    nothing = dict.fromkeys(("auc", "calibration", "normalized_entropy", "auc_drop_error"), math.nan)
+    assert _judge_compressed({}, {"clicks": 0, **nothing}) == []
+
+
+def test_a_slice_with_one_click_is_allowed_the_error_of_its_auc():
+    """One click has no variance: the error of the difference is no number."""
+    error = auc_standard_error(0.7, 1, 9999)
+    for auc, failures in ((0.7 - 3 * error + 0.01, 0), (0.7 - 3 * error - 0.01, 1)):
+        part = {"clicks": 1, "auc": auc, "auc_drop_error": math.nan}
+        gate = {**GATE, "slice_bounds": {}}
+        assert len(_judge_compressed({}, part, gate=gate)) == failures
+
+
+def test_the_error_of_a_drop_is_of_the_rows_of_the_slice():
+    rng = np.random.default_rng(0)
+    label = (rng.random(4000) < 0.3).astype(int)
+    arrays = {
+        "label": label,
+        "ctr.uncollapsed": label + rng.normal(size=4000),
+        "ctr.compressed": label + rng.normal(size=4000),
+        "slice.C1": np.repeat(["a", "b"], [3600, 400]),
+    }
+    metrics = slice_metrics(arrays, ("compressed", "uncollapsed"), 1, ("compressed", "uncollapsed"))
+    for key, rows in (((), slice(None)), (("C1", "a"), slice(3600)), (("C1", "b"), slice(3600, None))):
+        one, other = (arrays[f"ctr.{model}"][rows] for model in ("compressed", "uncollapsed"))
+        expected = auc_difference(label[rows], one, other)[1]
+        assert metrics["compressed"][key]["auc_drop_error"] == pytest.approx(expected)
+        assert "auc_drop_error" not in metrics["uncollapsed"][key]
+    errors = [metrics["compressed"][key]["auc_drop_error"] for key in (("C1", "a"), ("C1", "b"))]
+    assert errors[1] / errors[0] == pytest.approx(3, rel=0.3)  # Nine times fewer rows.
+
+
+def test_small_slices_seldom_fail_by_chance():
+    """A model that lost nothing but the order of some rows, in 100 slices of 300: without the allowance many fail."""
+    rng = np.random.default_rng(0)
+    label = (rng.random(30_000) < 0.3).astype(int)
+    score = label + rng.normal(size=30_000)
+    arrays = {
+        "label": label,
+        "ctr.uncollapsed": score + 0.3 * rng.normal(size=30_000),
+        "ctr.compressed": score + 0.3 * rng.normal(size=30_000),
+        "slice.C1": (np.arange(30_000) % 100).astype(str),
+    }
+    models = ("compressed", "uncollapsed")
+    metrics = slice_metrics(arrays, models, 1, models)
+    compressed, uncollapsed = (metrics[model] for model in models)
+    gate = {**GATE, "bounds": {"calibration": {}, "normalized_entropy": {}}, "slice_bounds": {}}
+    assert judge(compressed, uncollapsed, None, gate, "float32", 0.0005) == []
+    without = {key: {**values, "auc_drop_error": 0.0} for key, values in compressed.items()}
+    assert len(judge(without, uncollapsed, None, gate, "float32", 0.0005)) > 20

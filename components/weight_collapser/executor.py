@@ -10,13 +10,12 @@ from tfx.types import artifact_utils
 
 from mlet_tf import strict_json
 from mlet_tf.datasets import ClickLogSchema
-from mlet_tf.export import SERVING_MODEL, load_keras_model, save_model
+from mlet_tf.export import load_keras_model
 from mlet_tf.features.examples import model_inputs
 from mlet_tf.features.records import example_batches
 from mlet_tf.features.transform_graph import TransformGraph
-from mlet_tf.serving import write_warmup
 from mlet_tf.storage import join
-from mlet_tf.training.served_model import make_served_model
+from mlet_tf.training.served_model import make_served_model, write_served_model
 
 REPORT = "collapse_report.json"
 
@@ -49,7 +48,6 @@ class Executor(base_executor.BaseExecutor):
         inputs = [model_inputs(batch, schema, transform) for batch in batches]
         served, report = make_served_model(trained, inputs, exec_properties["table_dtype"])
         uri = artifact_utils.get_single_uri(output_dict["collapsed_model"])
-        save_model(served, schema, transform, uri)
-        write_warmup(join(uri, SERVING_MODEL), itertools.islice(batches[0], exec_properties["warmup_rows"]))
+        write_served_model(served, schema, transform, uri, files, exec_properties["warmup_rows"])
         uri = artifact_utils.get_single_uri(output_dict["report"])
         strict_json.write(join(uri, REPORT), report, indent=1)

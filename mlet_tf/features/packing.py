@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -27,7 +28,7 @@ from mlet_tf.features.ingestion import read_ingest_report
 from mlet_tf.features.packed_rows import PackedRows, pack_words
 from mlet_tf.features.records import at_positions, example_batches
 from mlet_tf.progress import ProgressLine
-from mlet_tf.storage import writing
+from mlet_tf.storage import is_remote, join, writing
 
 # From a shard to its packed rows, int32 `[B, 1 + D + F]` each, and the number of rows that it holds.
 _Packer = Callable[[str], tuple[list[np.ndarray], int]]
@@ -79,6 +80,28 @@ def pack_examples(
         raise InputError(f"{', '.join(patterns)}: {written} rows were written, {packed.seen} can be read")
     sparse = len(schema.sparse_features)
     return PackedRows(str(folder / _ROWS), packed.rows, packed.words - 1 - sparse, sparse)
+
+
+def packed_folder(work: str, transform_graph: str) -> Path:
+    """The folder, on a local disk, of the rows that all of a run pack with the same transform graph.
+
+    Args:
+        work: Work folder of the run.
+        transform_graph: Folder of the graph.
+    """
+    return local_folder(join(work, f"packed-{hashlib.sha256(transform_graph.encode()).hexdigest()[:16]}"))
+
+
+def local_folder(folder: str) -> Path:
+    """The folder itself, or one on a local disk if it is remote: rows are read from a local disk."""
+    if not is_remote(folder):
+        return Path(folder)
+    return Path(tempfile.gettempdir()) / f"mlet-tf-{hashlib.sha256(folder.encode()).hexdigest()[:16]}"
+
+
+def rows_written(patterns: Sequence[str]) -> int:
+    """Rows that ClickLogExampleGen wrote into the shards; see `pack_examples`."""
+    return sum(_split_report(pattern)[0] for pattern in patterns)
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""From the trained model to the one that is served: collapsed, checked on real rows, quantised if asked."""
+"""From the trained model to the one that is served: collapsed, checked on real rows, quantised if asked, written."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +9,14 @@ import tensorflow as tf
 from absl import logging
 
 from mlet_tf.collapse import collapse_model, collapse_report
+from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import GateError
+from mlet_tf.export import SERVING_MODEL, save_model
+from mlet_tf.features.examples import Transform
+from mlet_tf.features.records import example_batches
 from mlet_tf.quantize import quantization_report, quantize_model
+from mlet_tf.serving.warmup import write_warmup
+from mlet_tf.storage import join
 
 # Largest difference of a CTR that another order of float32 sums explains.
 TOLERANCE = 1e-5
@@ -66,6 +72,29 @@ def make_served_model(
         "compared_rows": sum(len(keras.tree.flatten(batch)[0]) for batch in batches),
     }
     return served, report
+
+
+def write_served_model(
+    model: keras.Model,
+    schema: ClickLogSchema,
+    transform: Transform,
+    folder: str,
+    examples: Sequence[str],
+    warmup_rows: int,
+) -> None:
+    """Writes a model in both of its forms, with warm-up requests inside.
+
+    Args:
+        model: The model, see `mlet_tf.export.save_model`.
+        schema: Schema of the log.
+        transform: The preprocessing graph.
+        folder: Folder to write, the URI of a Model artifact.
+        examples: Files of raw tf.Examples; the first rows are the warm-up requests.
+        warmup_rows: Number of requests; 0 writes no file of them.
+    """
+    save_model(model, schema, transform, folder)
+    if warmup_rows:
+        write_warmup(join(folder, SERVING_MODEL), next(example_batches(examples, warmup_rows)))
 
 
 def _table_records(trained: keras.Model, collapsed: keras.Model, served: keras.Model) -> list[dict[str, Any]]:

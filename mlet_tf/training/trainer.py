@@ -8,8 +8,6 @@ import functools
 import hashlib
 import os
 import shutil
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -20,7 +18,7 @@ from mlet_tf.config import ModelConfig, TrainConfig, VocabularyConfig, from_mapp
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.distributed import Cluster, RowShardedEmbeddings, Workers, gather_model
 from mlet_tf.export import save_model
-from mlet_tf.features.packing import pack_examples
+from mlet_tf.features.packing import pack_examples, packed_folder
 from mlet_tf.features.transform_graph import TransformGraph, table_rows
 from mlet_tf.layers import EmbeddingCollection
 from mlet_tf.storage import is_remote, join
@@ -62,7 +60,7 @@ def fit_and_export(arguments: TrainingArguments, workers: Workers) -> None:
     vocabulary = from_mapping(VocabularyConfig, config["vocabulary"], "vocabulary")
     transform = TransformGraph(arguments.transform_output)
     work = work_folder(arguments, workers)
-    packed = local_folder(work) / "packed"
+    packed = packed_folder(_own_folder(config["work"], workers), arguments.transform_output)
     train_rows = pack_examples(arguments.train_files, schema, transform, packed / "train")
     eval_rows = pack_examples(arguments.eval_files, schema, transform, packed / "eval")
     rows = table_rows(arguments.transform_output, schema, vocabulary.num_oov_buckets)
@@ -82,21 +80,18 @@ def fit_and_export(arguments: TrainingArguments, workers: Workers) -> None:
         strict_json.write(join(uri, HISTORY), progress.history)
     workers.wait()  # A process that ended earlier would count as lost.
     if is_remote(work):  # Otherwise they are removed with the work folder.
-        shutil.rmtree(packed.parent, ignore_errors=True)
+        shutil.rmtree(packed, ignore_errors=True)
 
 
 def work_folder(arguments: TrainingArguments, workers: Workers) -> str:
     """A folder that the same training finds again after an interruption, and no other training does."""
     digest = hashlib.sha256(arguments.inputs().encode()).hexdigest()
-    folder = join(arguments.custom_config["work"], digest[:16])
+    return _own_folder(join(arguments.custom_config["work"], digest[:16]), workers)
+
+
+def _own_folder(folder: str, workers: Workers) -> str:
+    """This process's part of a folder: all of it where it trains alone."""
     return join(folder, f"worker-{workers.rank}-of-{workers.size}") if workers.size > 1 else folder
-
-
-def local_folder(folder: str) -> Path:
-    """The folder itself, or one on a local disk if it is remote: rows are read from a local disk."""
-    if not is_remote(folder):
-        return Path(folder)
-    return Path(tempfile.gettempdir()) / f"mlet-tf-{hashlib.sha256(folder.encode()).hexdigest()[:16]}"
 
 
 def distribution_strategy(workers: Workers, sharded: bool) -> tf.distribute.Strategy:

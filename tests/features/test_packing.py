@@ -13,8 +13,13 @@ import pytest
 import tensorflow as tf
 from tests_support import run_example_gen
 
+from mlet_tf import evaluation
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
+from mlet_tf.features import packing
+from mlet_tf.features.examples import raw_feature_spec
+from mlet_tf.features.halves import JUDGING_ROWS, MAX_CHOOSING_ROWS, choosing_step
+from mlet_tf.features.ingestion.report import read_ingest_report, write_ingest_report
 from mlet_tf.features.packing import pack_examples
 
 SCHEMA = ClickLogSchema(
@@ -69,14 +74,28 @@ def numbers_in(paths: list[Path]) -> list[int]:
     ]
 
 
-def pack(examples: Path, folder: Path, transform=number_columns) -> list[int]:
+def pack(examples: Path, folder: Path, transform=number_columns, every=1) -> list[int]:
     """Packs the train split; returns the ids in the order of the rows."""
-    packed = pack_examples([f"{examples}/Split-train/*"], SCHEMA, transform, folder)
+    packed = pack_examples([f"{examples}/Split-train/*"], SCHEMA, transform, folder, every)
     rows = [(inputs, label.numpy()) for inputs, label in packed.batches(100)]
     ids = np.concatenate([inputs["sparse_features"][:, 0] for inputs, _ in rows])
     np.testing.assert_array_equal(np.concatenate([label for _, label in rows]), ids % 2)
     np.testing.assert_array_equal(np.concatenate([inputs["dense_features"][:, 0] for inputs, _ in rows]), ids)
     return ids.tolist()
+
+
+def judged(examples: Path, folder: Path) -> list[int]:
+    """The numbers of the rows of the train split that the evaluation asks a compressed model for."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def number(examples):
+        columns = tf.io.parse_example(examples, raw_feature_spec(SCHEMA))
+        return {"ctr": tf.cast(tf.sparse.to_dense(columns["i"])[:, 0], tf.float32)}
+
+    signature = number.get_concrete_function()
+    tf.saved_model.save(tf.Module(), str(folder), signatures={"serving_default": signature})
+    models = evaluation.ModelComparison({"m": str(folder)}, SCHEMA, "", (), (), JUDGING_ROWS)
+    return [int(ctr) for path in shards(examples) for ctr in models.predict(str(path))["ctr.m"]]
 
 
 def spoil(paths: list[Path]) -> None:
@@ -162,3 +181,39 @@ def test_other_examples_in_the_same_place_are_packed_anew(examples, tmp_path):
     shutil.rmtree(examples)
     after = pack(ingest(tmp_path, first=100_000), tmp_path / "packed")
     assert len(after) > 2000 and not set(after) & set(before)
+
+
+@pytest.mark.parametrize("every", [2, 6])
+def test_every_nth_row_of_each_shard(examples, tmp_path, monkeypatch, every):
+    """Positions run over the shard, not over the batches that it is read in."""
+    monkeypatch.setattr(packing, "_PACK_BATCH", 7)
+    expected = [number for shard in shards(examples) for number in numbers_in([shard])[::every]]
+    assert pack(examples, tmp_path / "packed", every=every) == expected
+    assert pack(examples, tmp_path / "packed") == numbers_in(shards(examples)), "other rows are packed anew"
+
+
+def test_rows_that_choose_and_rows_that_judge_are_all_rows_each_once(examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "_PACK_BATCH", 7)
+    monkeypatch.setattr(evaluation, "_BATCH", 101)
+    monkeypatch.setattr(evaluation, "TransformGraph", lambda folder: None)
+    numbers = numbers_in(shards(examples))
+    choose = pack(examples, tmp_path / "packed", every=choosing_step(len(numbers)))
+    judge = judged(examples, tmp_path / "model")
+    assert abs(len(choose) - len(judge)) <= len(SIZES)
+    assert sorted(choose + judge) == sorted(numbers)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 2 * MAX_CHOOSING_ROWS, 2 * MAX_CHOOSING_ROWS + 1, 95_000_001])
+def test_no_more_rows_choose_than_an_auc_needs(rows):
+    """And none of them judges, as the distance from one to the next is even."""
+    step = choosing_step(rows)
+    assert step % 2 == 0 and rows / step <= MAX_CHOOSING_ROWS
+    assert step == 2 or rows / (step - 2) > MAX_CHOOSING_ROWS
+
+
+def test_a_row_that_got_lost_is_noticed_although_not_every_row_is_packed(examples, tmp_path):
+    report = read_ingest_report(str(examples))
+    report["rows"]["train"] += 1
+    write_ingest_report(str(examples), report)
+    with pytest.raises(InputError, match=f"{report['rows']['train']} rows were written, .* can be read"):
+        pack(examples, tmp_path / "packed", every=2)

@@ -1,0 +1,1 @@
+"""Compression of the collapsed model to a budget."""
