@@ -27,6 +27,7 @@ BASELINE = "baseline_model"
 
 _COMMAND = ["python", "-P", "-m", "mlet_tf.pipeline.container_entrypoint"]
 _EXAMPLE_GEN = "ClickLogExampleGen"
+_COMPRESSOR, _DENSE_RATE = "ModelCompressor", "dense_learning_rate"
 
 
 def compile_pipeline(config: PipelineConfig) -> JsonObject:
@@ -64,6 +65,8 @@ def compile_pipeline(config: PipelineConfig) -> JsonObject:
         parameters[BASELINE] = (LAST_BLESSED, "artifact_uri")
     for name, (node, key) in parameters.items():
         _make_parameter(spec, name, node, key)
+    if config.compress is not None:  # Fine-tuned at the rate that the run has trained with.
+        _make_parameter(spec, _DENSE_RATE, _COMPRESSOR, _DENSE_RATE)
     _make_image_parameter(spec, kubeflow.image)
     for node in spec["root"]["dag"]["tasks"]:
         _set_policy(spec, node, _policy(config, node))

@@ -158,7 +158,7 @@ def _model_nodes(
             examples=examples,
             schema=json.dumps(schema.to_dict()),
             compress=json.dumps(config.compress.to_plain()),
-            train=json.dumps(config.train.to_plain()),
+            train=config.train.to_plain(),
             num_oov_buckets=config.vocabulary.num_oov_buckets,
             warmup_rows=config.serving.warmup_rows,
             work=work,

@@ -10,6 +10,7 @@ ON_ONE_RUN = (
     "e2e/test_pipeline.py",
     "e2e/test_packing.py",
     "e2e/test_frontier.py",
+    "e2e/test_compressed_run.py",
     "components/test_serving_validator.py",
 )
 # Other files that take long, about the longest first: short files at the end leave no worker waiting for another.

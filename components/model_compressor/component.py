@@ -1,14 +1,18 @@
 """Specification of the model compressor."""
 
+import json
+
 from mlet_tf.components.model_compressor import executor
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import component_spec, standard_artifacts
 from tfx.types.experimental import simple_artifacts
 
+from mlet_tf.types import JsonObject
+
 
 class ModelCompressorSpec(component_spec.ComponentSpec):
-    """Inputs, outputs and parameters of `ModelCompressor`."""
+    """Inputs, outputs and parameters of `ModelCompressor`; the learning rate is one, so that a run can change it."""
 
     INPUTS = {
         "model": component_spec.ChannelParameter(type=standard_artifacts.Model),
@@ -23,6 +27,7 @@ class ModelCompressorSpec(component_spec.ComponentSpec):
         "schema": component_spec.ExecutionParameter(type=str),
         "compress": component_spec.ExecutionParameter(type=str),
         "train": component_spec.ExecutionParameter(type=str),
+        "dense_learning_rate": component_spec.ExecutionParameter(type=float),
         "num_oov_buckets": component_spec.ExecutionParameter(type=int),
         "warmup_rows": component_spec.ExecutionParameter(type=int),
         "work": component_spec.ExecutionParameter(type=str),
@@ -47,7 +52,7 @@ class ModelCompressor(base_component.BaseComponent):
         examples: types.BaseChannel,
         schema: str,
         compress: str,
-        train: str,
+        train: JsonObject,
         num_oov_buckets: int,
         warmup_rows: int,
         work: str,
@@ -61,7 +66,7 @@ class ModelCompressor(base_component.BaseComponent):
             examples: Examples: `train` says what the tables' rows are worth, half of `eval` chooses the plan.
             schema: JSON of `ClickLogSchema.to_dict()`.
             compress: JSON of the configuration's `compress`.
-            train: JSON of the configuration's `train`, for fine-tuning.
+            train: The configuration's `train`, for fine-tuning.
             num_oov_buckets: OOV buckets of each feature.
             warmup_rows: Rows of the warm-up file inside the exported model.
             work: Folder in which an interrupted run finds its packed rows and finished steps.
@@ -74,7 +79,8 @@ class ModelCompressor(base_component.BaseComponent):
                 examples=examples,
                 schema=schema,
                 compress=compress,
-                train=train,
+                train=json.dumps(train),
+                dense_learning_rate=train["dense"]["learning_rate"],
                 num_oov_buckets=num_oov_buckets,
                 warmup_rows=warmup_rows,
                 work=work,

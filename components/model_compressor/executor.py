@@ -8,17 +8,12 @@ from mlet_tf.components.types import Artifacts, Properties
 from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 
-from mlet_tf import strict_json
-from mlet_tf.compression import COMPRESSION_FILE
-from mlet_tf.compression.plots import plot_frontier
-from mlet_tf.compression.run import CompressionTask, compress_run
+from mlet_tf.compression.artifacts import CompressionTask, compress_artifacts
+from mlet_tf.compression.files import write_files
 from mlet_tf.config import CompressConfig, TrainConfig, from_mapping
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.features.transform_graph import TransformGraph
-from mlet_tf.storage import join, written_aside
 from mlet_tf.training.served_model import write_served_model
-
-FRONTIER_FILE = "frontier.png"
 
 
 class Executor(base_executor.BaseExecutor):
@@ -33,12 +28,14 @@ class Executor(base_executor.BaseExecutor):
             input_dict: `model` (collapsed), `transform_graph` and `examples`, one artifact each.
             output_dict: `compressed_model` gets `Format-Keras` and `Format-Serving`, with warm-up requests inside;
                 `report` gets `compression.json` and `frontier.png`.
-            exec_properties: `schema`, `compress` and `train`, all JSON; `num_oov_buckets`, `warmup_rows`, `work` and
-                `code_version`.
+            exec_properties: `schema`, `compress` and `train`, all JSON; `dense_learning_rate`, which overrides that of
+                `train`; `num_oov_buckets`, `warmup_rows`, `work` and `code_version`.
 
         Raises:
-            InputError: The budget cannot be met; the message has the smallest that can.
+            InputError: The budget cannot be met (the message has the smallest that can), or a setting does not fit.
         """
+        train = json.loads(exec_properties["train"])
+        train["dense"]["learning_rate"] = exec_properties["dense_learning_rate"]
         task = CompressionTask(
             model=artifact_utils.get_single_uri(input_dict["model"]),
             transform_graph=artifact_utils.get_single_uri(input_dict["transform_graph"]),
@@ -46,12 +43,12 @@ class Executor(base_executor.BaseExecutor):
             eval_files=split_patterns(input_dict["examples"], "eval"),
             schema=ClickLogSchema.from_dict(json.loads(exec_properties["schema"])),
             compress=from_mapping(CompressConfig, json.loads(exec_properties["compress"]), "compress"),
-            train=from_mapping(TrainConfig, json.loads(exec_properties["train"]), "train"),
+            train=from_mapping(TrainConfig, train, "train"),
             num_oov_buckets=exec_properties["num_oov_buckets"],
             code_version=exec_properties["code_version"],
         )
         transform = TransformGraph(task.transform_graph)
-        compression = compress_run(task, transform, exec_properties["work"], _note)
+        compression = compress_artifacts(task, transform, exec_properties["work"], _note)
         write_served_model(
             compression.model,
             task.schema,
@@ -60,10 +57,7 @@ class Executor(base_executor.BaseExecutor):
             split_files(input_dict["examples"], "eval"),
             exec_properties["warmup_rows"],
         )
-        report = artifact_utils.get_single_uri(output_dict["report"])
-        strict_json.write(join(report, COMPRESSION_FILE), compression.report, indent=1)
-        with written_aside(join(report, FRONTIER_FILE)) as file:
-            plot_frontier(compression.report).savefig(file, format="png", dpi=130)
+        write_files(compression.report, artifact_utils.get_single_uri(output_dict["report"]))
 
 
 def _note(line: str) -> None:

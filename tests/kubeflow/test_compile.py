@@ -116,6 +116,37 @@ def test_resources_retries_and_caching_by_node(compiled):
     assert set(tasks) - cached == {"ClickLogExampleGen", "Transform"}
 
 
+def test_a_compressed_model_is_what_is_judged_and_pushed(compiled):
+    more = "compress={budget: {max_auc_drop: 0.001}, fine_tune: 0.1}"
+    spec = compile_pipeline(load_config(compiled.config, [*compiled.overrides, more]))
+    assert "{{" not in json.dumps(spec["root"]["dag"]["tasks"]["ModelCompressor"])
+    run = LocalKubeflow(spec, compiled.folder, {**compiled.parameters, "dense_learning_rate": 0.125})
+    tasks = run.spec.root.dag.tasks
+
+    def producer(task, key):
+        source = tasks[task].inputs.artifacts[key].task_output_artifact
+        return source.producer_task, source.output_artifact_key
+
+    compressed = ("ModelCompressor", "compressed_model")
+    assert producer("ModelCompressor", "model") == ("WeightCollapser", "collapsed_model")
+    for task in ("GatedEvaluator", "ServingValidator", "AtomicPusher"):
+        assert producer(task, "model") == compressed, task
+    assert producer("GatedEvaluator", "uncollapsed_model") == ("Trainer", "model")
+    values = run.executor_input_values("ModelCompressor")
+    assert json.loads(values["compress"])["budget"]["max_auc_drop"] == 0.001
+    assert values["work"] == str(compiled.folder / "work")
+    assert (
+        values["dense_learning_rate"] == run.executor_input_values("Trainer")["dense_learning_rate"] == 0.125
+    )
+    assert run.executor_input_values("GatedEvaluator")["compress"] == values["compress"]
+
+
+def test_without_a_budget_nothing_is_compressed(compiled):
+    run = LocalKubeflow(compiled.spec, compiled.folder, compiled.parameters)
+    assert "ModelCompressor" not in run.spec.root.dag.tasks
+    assert run.executor_input_values("GatedEvaluator")["compress"] == "null"
+
+
 def test_a_baseline_is_imported(compiled):
     more = "kubeflow.baseline_model=gs://bucket/blessed"
     spec = compile_pipeline(load_config(compiled.config, [*compiled.overrides, more]))

@@ -8,6 +8,8 @@ import pytest
 from kubeflow.local_kfp import LocalKubeflow, TaskFailedError
 from mlet_tf.pipeline.kubeflow_runner import compile_pipeline
 
+from mlet_tf.compression import COMPRESSION_FILE
+from mlet_tf.compression.files import FRONTIER_FILE
 from mlet_tf.config import load_config
 from mlet_tf.datasets import CRITEO
 from mlet_tf.datasets.reading import read_log
@@ -89,6 +91,23 @@ class TestWholePipeline:
         run.run(upto="GatedEvaluator")
         metrics = _metrics(run)
         assert metrics["last_blessed"] == metrics["collapsed"]
+
+    def test_the_compressor_runs_in_a_container(self, executed, compiled, tmp_path):
+        """And its SavedModel is one that the next containers take: the gate compares it with the trained one."""
+        more = "compress={budget: {ratio: 4}}"
+        spec = compile_pipeline(load_config(compiled.config, [*compiled.overrides, more]))
+        run = LocalKubeflow(spec, tmp_path, compiled.parameters)
+        run.done = {
+            name: task
+            for name, task in executed.done.items()
+            if name not in ("GatedEvaluator", "ServingValidator", "AtomicPusher")
+        }
+        outputs = run.run(upto="GatedEvaluator")["ModelCompressor"].outputs
+        report = json.loads(Path(outputs["report"].uri, COMPRESSION_FILE).read_text())
+        size = report["bytes_after"]
+        assert size["rows"] + size["addresses"] <= report["bytes_before"]["rows"] / 4
+        assert Path(outputs["report"].uri, FRONTIER_FILE).exists()
+        assert set(_metrics(run)) == {"compressed", "uncollapsed"}
 
     def test_example_gens_driver_where_the_platform_runs_it(self, executed, compiled, tmp_path):
         run = LocalKubeflow(compiled.spec, tmp_path, compiled.parameters, pre_cache_check=True)

@@ -54,7 +54,7 @@ class CompressionTask:
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def compress_run(
+def compress_artifacts(
     task: CompressionTask, transform: TransformGraph, work: str, note: Callable[[str], None]
 ) -> Compression:
     """Compresses the collapsed model of a run; a call that was interrupted goes on where it stopped.
@@ -82,7 +82,7 @@ def compress_run(
         task.compress,
         task.num_oov_buckets + 1,
         vocabulary_bytes=vocabulary_bytes(task.transform_graph, task.schema),
-        train=task.train,
+        train_config=task.train,
         work=steps,
         note=note,
     )

@@ -1,0 +1,181 @@
+"""A finished run again with a budget: the gate judges, and the server gets, the compressed model."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tests_support import TIMEOUT
+
+from mlet_tf.compression import COMPRESSION_FILE
+from mlet_tf.compression.files import FRONTIER_FILE
+from mlet_tf.datasets import CRITEO
+from mlet_tf.datasets.encoding import encode_examples
+from mlet_tf.datasets.reading import read_log
+from mlet_tf.export import SERVING_MODEL
+from mlet_tf.gate import GATE_FILE
+from mlet_tf.predictions import load_predictions
+from mlet_tf.serving import CTRClient, LocalServer, ServeOptions, list_versions
+
+BUDGET = "compress={budget: {ratio: 4}}"
+
+
+@pytest.fixture(scope="module")
+def kept(finished_run, tmp_path_factory):
+    """What the finished run notes down, put back afterwards."""
+    folder = tmp_path_factory.mktemp("kept")
+    for name in ("run.json", "config.yaml"):
+        shutil.copy(finished_run.output / name, folder / name)
+    yield folder
+    for name in ("run.json", "config.yaml"):
+        shutil.copy(folder / name, finished_run.output / name)
+
+
+def _options(run, *keys):
+    return [text for key in run.overrides(*keys) for text in ("--set", key)]
+
+
+def _newest(run, pattern):
+    """The newest file below the artifacts of a run."""
+    return max((run.output / "artifacts").glob(pattern), key=lambda path: path.stat().st_mtime)
+
+
+@pytest.fixture(scope="module")
+def compressed(finished_run, kept, installed_command, tmp_path_factory):
+    """The finished run with a budget: what it wrote, where it pushed to, and what it printed."""
+    push = tmp_path_factory.mktemp("push") / "ctr"
+    options = _options(finished_run, BUDGET, f"serving.push_to={push}")
+    process = installed_command("run", "--config", finished_run.config, *options)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    report = json.loads(_newest(finished_run, f"ModelCompressor/report/*/{COMPRESSION_FILE}").read_text())
+    return json.loads((finished_run.output / "run.json").read_text()), report, push, err
+
+
+def test_only_what_comes_after_the_collapse_is_done(compressed, finished_run):
+    _, _, _, err = compressed
+    assert "WeightCollapser: unchanged" in err and "ModelCompressor: unchanged" not in err
+    assert "Compression: 4 times smaller" in err
+    assert not (finished_run.output / "work").exists()
+
+
+def test_the_report_keeps_to_the_budget(compressed, finished_run):
+    _, report, _, _ = compressed
+    before, after = report["bytes_before"], report["bytes_after"]
+    assert after["rows"] + after["addresses"] <= before["rows"] / 4
+    assert before["vocabulary"] == after["vocabulary"] > 0
+    (chosen,) = (point for point in report["points"] if point["chosen"])
+    assert chosen["within_budget"] and chosen["bytes"] == after["rows"] + after["addresses"]
+    assert len(report["tables"]) == 26
+    plot = _newest(finished_run, f"ModelCompressor/report/*/{FRONTIER_FILE}")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_that_chose_do_not_judge(compressed, finished_run):
+    run, report, _, _ = compressed
+    arrays = load_predictions(run["artifacts"]["evaluation"])
+    assert {name for name in arrays if name.startswith("ctr.")} == {
+        "ctr.compressed",
+        "ctr.uncollapsed",
+        "ctr.last_blessed",
+    }
+    assert len(arrays["label"]) + report["choosing_rows"] == finished_run.result["rows"]["eval"]
+    assert len(arrays["label"]) > 0.4 * finished_run.result["rows"]["eval"]
+
+
+def test_the_gate_knows_the_compressed_model(compressed):
+    run, _, _, _ = compressed
+    gate = json.loads(Path(run["artifacts"]["evaluation"], GATE_FILE).read_text())
+    against = [check for check in gate["checks"] if "before the compression" in check["expected"]]
+    assert {check["metric"] for check in against} == {"auc"} and all(check["passed"] for check in against)
+    slices = {check["slice"] for check in against}
+    assert "all rows" in slices and "C3 frequency=frequent" in slices
+    overall = next(row for row in gate["metrics"]["compressed"] if not row["slice"])
+    (check,) = (check for check in against if check["slice"] == "all rows")
+    uncollapsed = next(row for row in gate["metrics"]["uncollapsed"] if not row["slice"])
+    # A budget of bytes: what AUC may be lost is `gate.max_auc_drop`.
+    assert check["min"] == pytest.approx(uncollapsed["auc"] - 0.01 - 3 * overall["auc_drop_error"])
+
+
+def test_the_compressed_model_is_pushed_and_answers(compressed, finished_run):
+    _, report, push, _ = compressed
+    (pushed,) = list_versions(push).values()
+    assert Path(pushed, "assets.extra", "tf_serving_warmup_requests").exists()
+    rows = next(iter(read_log(str(finished_run.log), CRITEO, columns=CRITEO.raw_features))).slice(0, 50)
+    examples = tf.constant(encode_examples(rows).to_pylist())
+
+    def answers(path):
+        model = tf.saved_model.load(str(path))
+        return model, model.signatures["serving_default"](examples=examples)["ctr"].numpy()
+
+    model, expected = answers(pushed)
+    _, before = answers(Path(finished_run.result["artifacts"]["collapsed_model"], SERVING_MODEL))
+    assert 0 < np.abs(expected - before).max() < 0.2
+    size = report["bytes_after"]["rows"] + report["bytes_after"]["addresses"]
+    assert (
+        size < sum(variable.numpy().nbytes for variable in model.variables) < report["bytes_before"]["rows"]
+    )
+    with LocalServer(ServeOptions(model_base_path=str(push), port=0, rest_api_port=0)) as server:
+        for protocol, port in (("grpc", server.port), ("rest", server.rest_api_port)):
+            with CTRClient(f"127.0.0.1:{port}", protocol=protocol, schema=CRITEO) as client:
+                client.wait_until_ready()
+                np.testing.assert_allclose(client.predict(rows), expected, atol=1e-6)
+
+
+def test_nothing_is_compressed_twice(compressed, finished_run, command):
+    """Another gate: the compressed model comes from the cache."""
+    _, _, push, _ = compressed
+    strict = "gate.slice_bounds={auc: {min: 0.99}}"
+    options = _options(finished_run, BUDGET, f"serving.push_to={push}", strict)
+    code, _, err = command("run", "--config", finished_run.config, *options)
+    assert code == 3, err
+    assert "ModelCompressor: unchanged" in err and "auc of C3 frequency=frequent is" in err
+    assert list(list_versions(push)) == [1]
+
+
+def test_a_budget_that_cannot_be_met_ends_the_run_with_the_smallest(
+    compressed, finished_run, command, tmp_path
+):
+    push = tmp_path / "push"
+    options = _options(finished_run, "compress={budget: {bytes: 10}}", f"serving.push_to={push}")
+    code, _, err = command("run", "--config", finished_run.config, *options)
+    error = err[err.find("Error: ") :]
+    assert code == 2 and error.count("\n") == 1 and "Traceback" not in err
+    assert "Budget: expected at least" in error and "the smallest" in error and "Received: 10 bytes" in error
+    assert not push.exists()
+
+
+@pytest.mark.slow
+def test_a_compression_that_was_killed_goes_on(finished_run, kept, installed_command, tmp_path):
+    """Sizes that were scored before the kill are not scored again, and nothing is pushed before the end."""
+    push, work = tmp_path / "push", finished_run.output / "work"
+    # Another seed of nothing but the folder's name: the budget is one that no other test has.
+    options = _options(finished_run, "compress={budget: {ratio: 4.5}}", f"serving.push_to={push}")
+    process = installed_command("run", "--config", finished_run.config, *options)
+    deadline = time.monotonic() + TIMEOUT
+    while len(_scores(work)) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    scores = _scores(work)
+    assert len(scores) >= 4 and not push.exists()
+    marked = list(scores)[2]
+    scores[marked]["logloss"] = 0.123  # A score that only the killed run's memory has.
+    next(work.glob("compression-*/scores.json")).write_text(json.dumps(scores))
+
+    process = installed_command("run", "--config", finished_run.config, *options)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    report = json.loads(_newest(finished_run, f"ModelCompressor/report/*/{COMPRESSION_FILE}").read_text())
+    assert 0.123 in [point["logloss"] for point in report["points"]]
+    assert list(list_versions(push)) == [1] and not work.exists()
+
+
+def _scores(work):
+    for path in work.glob("compression-*/scores.json"):
+        return json.loads(path.read_text())
+    return {}
