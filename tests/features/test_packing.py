@@ -217,3 +217,17 @@ def test_a_row_that_got_lost_is_noticed_although_not_every_row_is_packed(example
     write_ingest_report(str(examples), report)
     with pytest.raises(InputError, match=f"{report['rows']['train']} rows were written, .* can be read"):
         pack(examples, tmp_path / "packed", every=2)
+
+
+def test_packed_rows_of_a_run_are_in_one_folder_of_a_local_disk(tmp_path):
+    """Trainer and compressor pack the same rows with the same graph: once."""
+    local = packing.packed_folder(str(tmp_path), "graph")
+    assert local.parent == tmp_path and local == packing.packed_folder(str(tmp_path), "graph")
+    assert local != packing.packed_folder(str(tmp_path), "other graph")
+    remote = packing.packed_folder("s3://bucket/work", "graph")
+    assert remote.is_absolute() and "s3:" not in str(remote)
+    assert (
+        remote
+        == packing.packed_folder("s3://bucket/work", "graph")
+        != packing.packed_folder("s3://b", "graph")
+    )
