@@ -5,7 +5,9 @@ shards at a time and writes rows of fixed length, which tf.data then reads, shuf
 """
 
 import collections
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -36,7 +38,7 @@ _Packer = Callable[[str], tuple[list[np.ndarray], int]]
 # Each thread holds a batch and a packed shard, some 100 MB.
 _MAX_THREADS = 16
 _PACK_BATCH = 16_384
-_ROWS, _PACKED = "rows.bin", "packed.json"
+_ROWS, _PACKED, _LOCK = "rows.bin", "packed.json", "lock"
 
 
 def pack_examples(
@@ -49,7 +51,7 @@ def pack_examples(
     """Preprocesses the rows of tf.Example shards into one packed file, in the order of the sorted shards.
 
     Resumes after the last packed shard if interrupted. A folder that is complete is used again, unless the examples
-    have changed.
+    have changed. Of several processes that pack into one folder all but the first wait and use what it has packed.
 
     Args:
         patterns: `<uri>/Split-<split>/*` of artifacts of ClickLogExampleGen.
@@ -70,8 +72,7 @@ def pack_examples(
     reports = [_split_report(pattern) for pattern in patterns]
     written = sum(rows for rows, _ in reports)
     examples = hashlib.sha256(json.dumps([files, reports, every], sort_keys=True).encode()).hexdigest()
-    with writing(folder, OSError):
-        folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, OSError), _alone(folder):
         packed = _Packed.read(folder, examples)
         if packed.files < len(files):
             _pack_rest(files, written, _packer(schema, transform, every), folder, packed)
@@ -158,6 +159,16 @@ def _pack_rest(files: list[str], total: int, pack: _Packer, folder: Path, packed
             packed.files, packed.seen = packed.files + 1, packed.seen + seen
             packed.write(folder)
             line.show(packed.seen, total, text)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Makes a folder, and waits until no other process packs into it, if its file system has locks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _packer(schema: ClickLogSchema, transform: Transform, every: int) -> _Packer:

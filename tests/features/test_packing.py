@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent import futures
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,19 @@ def test_a_row_that_got_lost_is_noticed_although_not_every_row_is_packed(example
     write_ingest_report(str(examples), report)
     with pytest.raises(InputError, match=f"{report['rows']['train']} rows were written, .* can be read"):
         pack(examples, tmp_path / "packed", every=2)
+
+
+def test_who_packs_into_the_same_folder_waits_and_uses_the_rows(examples, tmp_path, monkeypatch):
+    """Runs on Kubeflow that train at the same time may share a disk and a cached transform graph."""
+    read = []
+    batches = packing.example_batches
+    monkeypatch.setattr(
+        packing, "example_batches", lambda files, size: read.append(files) or batches(files, size)
+    )
+    with futures.ThreadPoolExecutor(2) as pool:
+        packed = list(pool.map(lambda _: pack(examples, tmp_path / "packed", slow_columns), range(2)))
+    assert packed == [numbers_in(shards(examples))] * 2
+    assert len(read) == len(SIZES)
 
 
 def test_packed_rows_of_a_run_are_in_one_folder_of_a_local_disk(tmp_path):

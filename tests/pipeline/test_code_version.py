@@ -18,6 +18,7 @@ from mlet_tf.pipeline.code_version import code_version
             True,
         ),  # A package stands for all of its modules.
         ("mlet_tf.components.weight_collapser", "quantize.py", True),
+        ("mlet_tf.components.model_compressor", "allocator.py", True),
         ("mlet_tf.components.transform", "vocabulary.py", True),
         ("mlet_tf.components.transform", "loop.py", False),
         ("mlet_tf.training.trainer", "local_runner.py", False),
