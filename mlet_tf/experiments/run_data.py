@@ -15,7 +15,6 @@ from mlet_tf.collapse import collapse_model
 from mlet_tf.config import load_config
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.embeddings.nested import NestedEmbeddings
-from mlet_tf.experiments.data import id_counts
 from mlet_tf.experiments.tables import embedding_collection
 from mlet_tf.export import load_keras_model
 from mlet_tf.features.packed_rows import PackedRows
@@ -82,4 +81,4 @@ def load_run(folder: Path, note: Callable[[str], None]) -> Iterator[Run]:
             note(f"preprocessing {split}")
             patterns = [join(artifacts["examples"], f"Split-{split}", "*")]
             packed[split] = pack_examples(patterns, schema, transform, Path(temporary) / split)
-        yield Run(model, nested, schema, transform, packed["eval"], id_counts(packed["train"], sizes))
+        yield Run(model, nested, schema, transform, packed["eval"], packed["train"].id_counts(sizes))
