@@ -8,6 +8,7 @@ a place in `PLACES`.
 
 import json
 import re
+import textwrap
 from functools import cache
 from html import unescape
 from pathlib import Path
@@ -25,9 +26,9 @@ PACKAGES = {"mlet_tf": "mlet_tf", "pipeline": "mlet_tf.pipeline", "components": 
 PLACES = {
     "pipeline/cli": ((9.9, 10.65), 3.0, "the mlet-tf command"),
     "pipeline": ((4.6, 10.65), 3.0, "the TFX graph and its runners"),
-    "components": ((4.35, 8.95), 8.0, ""),
+    "components": ((4.9, 8.95), 9.1, ""),
     "mlet_tf/experiments": ((9.9, 7.5), 3.0, "sweeps, statistics, plots"),
-    "mlet_tf/compression": ((3.2, 7.6), 2.4, "columns, bits, rows"),
+    "mlet_tf/compression": ((5.7, 7.6), 2.4, "columns, bits, rows"),
     "mlet_tf/training": ((5.7, 6.6), 3.0, "build, fit, resume, export"),
     "mlet_tf/evaluation": ((3.2, 6.6), 1.94, "metrics by slice"),
     "mlet_tf/export": ((4.95, 5.5), 2.4, "SavedModel, signatures"),
@@ -175,8 +176,9 @@ def _draw_box(axes: plt.Axes, name: str) -> None:
 
 
 def _in_two_lines(names: list[str]) -> str:
-    half = (len(names) + 1) // 2
-    return ", ".join(names[:half]) + ",\n" + ", ".join(names[half:])
+    text = ", ".join(names)
+    wrapped = (textwrap.wrap(text, width) for width in range(len(text) // 2, len(text) + 1))
+    return "\n".join(next(lines for lines in wrapped if len(lines) <= 2))
 
 
 def _rounded(x: float, y: float, width: float, height: float, **style: str) -> FancyBboxPatch:
