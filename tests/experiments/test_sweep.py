@@ -38,7 +38,13 @@ SWEEP = {
         "seeds": [0],
         "workers": 1,
         "grid": [
-            {"embedding": ["direct"], "model.output_dim": [4], "truncate_to": [1], "fine_tune": 0.5},
+            {
+                "embedding": ["direct"],
+                "model.output_dim": [4],
+                "truncate_to": [1],
+                "fine_tune": 0.5,
+                "compress_to": [4],
+            },
             {
                 "embedding": ["mlet"],
                 "model.output_dim": [2],
@@ -92,6 +98,7 @@ def test_sweep_records_resumes_and_draws(folder, command, monkeypatch):
         "direct d=4 -> 1 (interaction)",
         "direct d=4 -> 1 (allocated)",
         "direct d=4 -> 1 (fine_tuned)",
+        "direct d=4 -> 1 (compressed)",
         "mlet d=2 k=8",
         "direct_rescaled d=2",
     }
@@ -100,6 +107,8 @@ def test_sweep_records_resumes_and_draws(folder, command, monkeypatch):
         mlet["learning_rates"]["tables"] / 2, rel=0.01
     )
     assert rescaled["bytes"] == mlet["bytes"] == found["direct d=4"].record["bytes"] / 2
+    compressed = found["direct d=4 -> 1 (compressed)"].record
+    assert compressed["bytes"] <= found["direct d=4"].record["bytes"] / 4
     assert found["direct d=4 -> 1 (fine_tuned)"].mean("logloss") < found["direct d=4 -> 1 (common)"].mean(
         "logloss"
     )
@@ -213,10 +222,10 @@ def test_penalties_act_on_tables_and_projections_apart(tmp_path):
         variables = embedding_collection(model).trainable_variables
         return {variable_role(v): float(np.linalg.norm(v)) for v in variables}
 
-    plain, tables, projections = norms(), norms(tables=1.0), norms(projections=1.0)
-    assert tables["table"] < 0.7 * plain["table"]
-    assert tables["projection"] > 0.7 * plain["projection"]
-    assert projections["projection"] < 0.7 * plain["projection"]
+    tables, projections = norms(tables=1.0), norms(projections=1.0)
+    # Where one of the factors shrinks, the gradients of the other shrink with it, but far less.
+    assert tables["table"] < 0.6 * projections["table"]
+    assert projections["projection"] < 0.3 * tables["projection"]
 
 
 def test_a_trial_starts_from_the_model_of_a_run(tmp_path):
