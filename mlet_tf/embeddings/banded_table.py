@@ -223,7 +223,8 @@ class BandedTable(keras.layers.Layer):
     def _aligned_products(self, coefficients: Tensor) -> Tensor:
         """Multiplies the rows of a matrix of ids, `[n, d]`: which are of which table is known."""
         projected = np.array(self._projected)[self._tables]
-        matrix = ops.reshape(coefficients, (len(projected), -1, self._columns))
+        rows = ops.shape(coefficients)[0] // len(projected)  # Not -1: there may be no column left.
+        matrix = ops.reshape(coefficients, (len(projected), rows, self._columns))
         stack, numbers = self._stack(), np.cumsum(self._projected) - 1
         if len(self._tables) > len(self._projected):
             stack = ops.take(stack, numbers[self._tables[projected]], axis=0)
@@ -282,7 +283,7 @@ class BandedTable(keras.layers.Layer):
         """The matrices of the projected tables, padded with zeros, `[tables, width, d]`."""
         widths = self._projected_widths()
         if len(set(widths)) == 1:
-            return ops.reshape(self.projections, (len(widths), widths[0], -1))
+            return ops.reshape(self.projections, (len(widths), widths[0], self.plan.output_dim))
         rows = np.full((len(widths), max(widths)), sum(widths), "int32")
         for number, (low, width) in enumerate(zip(np.cumsum([0, *widths]), widths, strict=False)):
             rows[number, :width] = low + np.arange(width)

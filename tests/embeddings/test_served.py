@@ -59,6 +59,14 @@ FORMS |= {
     ),
     "mean row": plan(Band(60, D), Band(END, 0)),
     "only mean rows": plan(Band(END, 0)),
+    "only mean rows in all tables": Plan(  # The smallest plan there is.
+        D,
+        (
+            FeaturePlan("site", SITES, (Band(END, 0),), TAIL),
+            FeaturePlan("device", 4, (Band(4, 0),)),
+            FeaturePlan("app", 90, (Band(90, 0),)),
+        ),
+    ),
     "all at once": Plan(
         D,
         (
