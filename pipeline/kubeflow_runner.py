@@ -5,7 +5,7 @@ pipeline's parameters, resources, retries, caching by node and the pipeline root
 """
 
 import yaml
-from mlet_tf.components.trainer.executor import SETTINGS
+from mlet_tf.components.settings import SETTINGS
 from mlet_tf.pipeline.checks import check_kubeflow
 from mlet_tf.pipeline.pipeline import LAST_BLESSED, create_pipeline
 from tfx import v1 as tfx
@@ -27,6 +27,7 @@ BASELINE = "baseline_model"
 
 _COMMAND = ["python", "-P", "-m", "mlet_tf.pipeline.container_entrypoint"]
 _EXAMPLE_GEN = "ClickLogExampleGen"
+_BASELINE_TRAINER = "BaselineTrainer"
 
 
 def compile_pipeline(config: PipelineConfig) -> JsonObject:
@@ -64,6 +65,9 @@ def compile_pipeline(config: PipelineConfig) -> JsonObject:
         parameters[BASELINE] = (LAST_BLESSED, "artifact_uri")
     for name, (node, key) in parameters.items():
         _make_parameter(spec, name, node, key)
+    if _BASELINE_TRAINER in spec["components"]:  # Trained with the same effort, whatever a run sets.
+        for name in SETTINGS:
+            _make_parameter(spec, name, _BASELINE_TRAINER, name)
     _make_image_parameter(spec, kubeflow.image)
     for node in spec["root"]["dag"]["tasks"]:
         _set_policy(spec, node, _policy(config, node))
