@@ -7,6 +7,7 @@ prints all keys, `docs/configuration.md` has them too.
 
 from mlet_tf.config.base import Group, GroupError, from_mapping, load
 from mlet_tf.config.beam import BeamConfig
+from mlet_tf.config.compress import BudgetConfig, CompressConfig
 from mlet_tf.config.data import DataConfig, SplitConfig, ValidationConfig, VocabularyConfig
 from mlet_tf.config.gate import BoundConfig, GateConfig
 from mlet_tf.config.kubeflow import KubeflowConfig, NodeConfig
@@ -18,6 +19,8 @@ from mlet_tf.config.training import OptimizerConfig, ScheduleConfig, TablesConfi
 __all__ = [
     "BeamConfig",
     "BoundConfig",
+    "BudgetConfig",
+    "CompressConfig",
     "DataConfig",
     "GateConfig",
     "Group",

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from mlet_tf.config.base import Found, Group, load
+from mlet_tf.config.base import Found, Group, GroupError, load
 from mlet_tf.config.beam import BeamConfig
+from mlet_tf.config.compress import CompressConfig
 from mlet_tf.config.data import DataConfig, ValidationConfig, VocabularyConfig
 from mlet_tf.config.gate import GateConfig
 from mlet_tf.config.kubeflow import KubeflowConfig
@@ -34,11 +36,23 @@ class PipelineConfig(Group):
     vocabulary: VocabularyConfig = VocabularyConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    compress: CompressConfig | None = Field(
+        None, description="Compression of the tables to a budget; null serves the collapsed model as it is."
+    )
     gate: GateConfig = GateConfig()
     serving: ServingConfig = ServingConfig()
     beam: BeamConfig = BeamConfig()
     kubeflow: KubeflowConfig = KubeflowConfig()
     enable_cache: bool = Field(True, description="Whether components with unchanged inputs are left out.")
+
+    @model_validator(mode="after")
+    def _one_way_to_narrow_tables(self) -> Self:
+        if self.compress is not None and self.serving.table_dtype != "float32":
+            text = (
+                f"should be 'float32' with 'compress', which chooses. Received: {self.serving.table_dtype!r}"
+            )
+            raise GroupError("serving.table_dtype", text)
+        return self
 
     @property
     def schema(self) -> ClickLogSchema:  # type: ignore[override]

@@ -11,7 +11,7 @@ goes to the change of one band that gains most.
         measure_table(table, gradients.metric(i), cut_bands(table.counts, tail), tail)
         for i, (table, tail) in enumerate(zip(trained_tables, tails))
     ]
-    tables = with_held_out_gains(tables, held_out_gradients)
+    tables = with_held_out_gains(tables, [held_out.table([i]) for i in range(len(tables))])
     plan = allocate(tables, budget).plan  # To be written in the bases of `tables`.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from mlet_tf.embeddings.column_codes import NARROW_BITS, WIDE_BITS
 from mlet_tf.embeddings.energy import BandEnergy, TableEnergy
-from mlet_tf.embeddings.plan import Band, FeaturePlan, Plan, band_bytes, make_salts, row_bytes
+from mlet_tf.embeddings.plan import Band, Bytes, FeaturePlan, Plan, band_bytes, make_salts, row_bytes
 from mlet_tf.errors import InputError
 
 STORES = ("float32", "columns")
@@ -43,12 +43,25 @@ class Allocation:
     """A plan and what it is expected to cost.
 
     Attributes:
-        plan: The plan.
+        features: The plan of each table.
+        output_dims: Their widths d.
         loss: Predicted rise of the logloss over that of the trained tables.
     """
 
-    plan: Plan
+    features: tuple[FeaturePlan, ...]
+    output_dims: tuple[int, ...]
     loss: float
+
+    @property
+    def bytes(self) -> Bytes:
+        """Bytes of all tables."""
+        return sum((f.bytes(d) for f, d in zip(self.features, self.output_dims, strict=True)), Bytes())
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of all tables, which have one width."""
+        (width,) = set(self.output_dims)
+        return Plan(width, self.features)
 
 
 def allocate(
@@ -62,11 +75,11 @@ def allocate(
     """Chooses columns, row store and sharing of each band.
 
     Args:
-        tables: What the columns of each table are worth; all have one width `d`.
+        tables: What the columns of each table are worth.
         budget: Bytes of rows and addresses at most.
         stores: Row stores to choose from, but `pq`.
         sharing: Addresses to choose from besides `identity`.
-        widths: Numbers of columns to choose from, up to `d`; `d` itself always is one. A form of rows is a variable
+        widths: Numbers of columns to choose from, below `d`; `d` itself always is one. A form of rows is a variable
             of the served model, so few of them make few lookups.
         seed: Of the hashes.
 
@@ -77,18 +90,14 @@ def allocate(
     Raises:
         InputError: Not even the smallest plan fits.
     """
-    width = len(tables[0].basis.encode)
-    allowed = sorted({*(w for w in widths if 0 <= w < width), 0, width})
-    choosers = [
-        _Chooser(table, number, allowed, stores, sharing, seed) for number, table in enumerate(tables)
-    ]
+    choosers = [_Chooser(table, number, widths, stores, sharing, seed) for number, table in enumerate(tables)]
     low, high = _PRICES
     larger, smaller = _choose(choosers, low), _choose(choosers, high)
     smallest = _bytes(choosers, smaller)
     if smallest > budget:
         raise InputError(f"Budget: expected at least {smallest} bytes, the smallest plan. Received: {budget}")
     if _bytes(choosers, larger) <= budget:
-        return _allocation(choosers, larger, width)
+        return _allocation(choosers, larger)
     for _ in range(_BISECTIONS):
         middle = float(np.sqrt(low * high))
         choice = _choose(choosers, middle)
@@ -96,7 +105,7 @@ def allocate(
             low, larger = middle, choice
         else:
             high, smaller = middle, choice
-    return _allocation(choosers, _filled(choosers, smaller, larger, budget), width)
+    return _allocation(choosers, _filled(choosers, smaller, larger, budget))
 
 
 def predict_loss(tables: Sequence[TableEnergy], plan: Plan) -> float:
@@ -175,19 +184,20 @@ class _Chooser:
         self,
         table: TableEnergy,
         number: int,
-        allowed: Sequence[int],
+        widths: Sequence[int],
         stores: Sequence[str],
         sharing: Sequence[str],
         seed: int,
     ) -> None:
+        self.width = len(table.basis.encode)
+        allowed = sorted({*(w for w in widths if 0 <= w < self.width), self.width})
         self._table, self._allowed = table, np.array(allowed)
-        self._width = int(allowed[-1])
         make = functools.partial(_options, allowed=allowed, stores=stores, sharing=sharing)
         salts = make_salts(seed, number, 1)
         self._options = [
             make(energy, stop, salts=salts) for energy, stop in zip(table.bands, table.stops, strict=True)
         ]
-        self._whole = FeaturePlan(table.name, table.rows, (Band(table.stops[-1], self._width),), table.tail)
+        self._whole = FeaturePlan(table.name, table.rows, (Band(table.stops[-1], self.width),), table.tail)
 
     def choose(self, price: float) -> _Choice:
         """Returns what costs least at a price of loss for a byte."""
@@ -199,7 +209,7 @@ class _Chooser:
             costs = costs + lowest[options.ends - 1]
             best.append(cost)
         widest = int(np.argmin(costs))
-        if price * self._whole.bytes(self._width).embedding <= costs[widest]:
+        if price * self._whole.bytes(self.width).embedding <= costs[widest]:
             return (-1,)
         pairs = zip(best, self._options, strict=True)
         return tuple(int(np.argmin(cost[: options.ends[widest]])) for cost, options in pairs)
@@ -207,7 +217,7 @@ class _Chooser:
     def cost(self, choice: _Choice) -> tuple[int, float]:
         """Returns bytes and loss of a choice."""
         if choice == (-1,):
-            return self._whole.bytes(self._width).embedding, 0.0
+            return self._whole.bytes(self.width).embedding, 0.0
         picked = list(zip(self._options, choice, strict=True))
         widest = max(options.widths[i] for options, i in picked)
         size = sum(int(options.bytes[i]) for options, i in picked) + int(self._shared_bytes(widest))
@@ -219,7 +229,7 @@ class _Chooser:
         best = (_PRICES[0] * left, choice)
         if choice == (-1,):
             return best
-        if self._whole.bytes(self._width).embedding <= size + left:
+        if self._whole.bytes(self.width).embedding <= size + left:
             best = (loss, (-1,))
         for number, (options, i) in enumerate(zip(self._options, choice, strict=True)):
             others = [o.widths[j] for o, j in zip(self._options, choice, strict=True) if o is not options]
@@ -243,7 +253,7 @@ class _Chooser:
 
     def _shared_bytes(self, widest: np.ndarray) -> np.ndarray:
         """Bytes of the projection and of the mean rows."""
-        return 4 * self._width * (widest + len(self._options))
+        return 4 * self.width * (widest + len(self._options))
 
 
 def _options(
@@ -284,7 +294,7 @@ def _forms(stop: int, width: int, allowed: Sequence[int], stores: Sequence[str])
         if store == "columns":
             for wide in sorted({0, width, *(w for w in allowed if w <= width and w.bit_count() == 1)}):
                 yield Band(stop, width, store, wide=wide)
-        elif width < allowed[-1]:  # Of full width they would be no coefficients.
+        else:
             yield Band(stop, width, store)
 
 
@@ -328,10 +338,13 @@ def _filled(
     return choices
 
 
-def _allocation(choosers: Sequence[_Chooser], choices: Sequence[_Choice], width: int) -> Allocation:
+def _allocation(choosers: Sequence[_Chooser], choices: Sequence[_Choice]) -> Allocation:
     pairs = list(zip(choosers, choices, strict=True))
-    plan = Plan(width, tuple(chooser.plan(choice) for chooser, choice in pairs))
-    return Allocation(plan, sum(chooser.cost(choice)[1] for chooser, choice in pairs))
+    return Allocation(
+        tuple(chooser.plan(choice) for chooser, choice in pairs),
+        tuple(chooser.width for chooser in choosers),
+        sum(chooser.cost(choice)[1] for chooser, choice in pairs),
+    )
 
 
 __all__ = ["STORES", "Allocation", "allocate", "predict_loss"]

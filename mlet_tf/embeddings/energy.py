@@ -30,8 +30,41 @@ _FACTORS = (0.01, 10.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class TableGradients:
+    """How the predictions of a sample of log rows depend on what they read from one table.
+
+    A log row may read several ids of a table, or none.
+
+    Attributes:
+        ids: What is read, int `[m]`.
+        embeddings: float32 `[m, d]`.
+        jacobian: Derivative of the logit by them, float32 `[m, d]`.
+        ctr: Predicted click probability of the log row, `[m]`.
+        label: Its label, `[m]`.
+        rows: Log rows of the sample.
+    """
+
+    ids: np.ndarray
+    embeddings: np.ndarray
+    jacobian: np.ndarray
+    ctr: np.ndarray
+    label: np.ndarray
+    rows: int
+
+    @functools.cached_property
+    def curvature(self) -> np.ndarray:
+        """Second derivative of the logloss by the logit, float64 `[m]`."""
+        return _curvature(self.ctr)
+
+    def metric(self) -> np.ndarray:
+        """Returns the Fisher metric of a log row, float64 `[d, d]`."""
+        jacobian = self.jacobian.astype("float64")
+        return (jacobian.T * self.curvature) @ jacobian / max(1, self.rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Gradients:
-    """How the predictions of a sample of log rows depend on their embeddings.
+    """How the predictions of a sample of log rows depend on their embeddings, one of each feature.
 
     Attributes:
         ids: int `[n, F]`.
@@ -50,13 +83,23 @@ class Gradients:
     @functools.cached_property
     def curvature(self) -> np.ndarray:
         """Second derivative of the logloss by the logit, float64 `[n]`."""
-        ctr = self.ctr.astype("float64")
-        return ctr * (1 - ctr)
+        return _curvature(self.ctr)
+
+    def table(self, features: Sequence[int]) -> TableGradients:
+        """Returns those of the table that some features share; one feature has a table of its own."""
+        places, width = list(features), self.embeddings.shape[-1]
+        return TableGradients(
+            self.ids[:, places].ravel(),
+            self.embeddings[:, places].reshape(-1, width),
+            self.jacobian[:, places].reshape(-1, width),
+            np.repeat(self.ctr, len(places)),
+            np.repeat(self.label, len(places)),
+            len(self.label),
+        )
 
     def metric(self, feature: int) -> np.ndarray:
         """Returns the Fisher metric of a feature, float64 `[d, d]`."""
-        jacobian = self.jacobian[:, feature].astype("float64")
-        return (jacobian.T * self.curvature) @ jacobian / max(1, len(jacobian))
+        return self.table([feature]).metric()
 
     def predicted_loss(self, change: np.ndarray) -> float:
         """Predicts the rise of the logloss where all embeddings change at once.
@@ -68,6 +111,11 @@ class Gradients:
         """
         logit = np.einsum("nfd,nfd->n", self.jacobian, change, dtype="float64")
         return float((self.curvature * logit**2).mean() / 2)
+
+
+def _curvature(ctr: np.ndarray) -> np.ndarray:
+    precise = ctr.astype("float64")
+    return precise * (1 - precise)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -211,40 +259,40 @@ def measure_table(
     )
 
 
-def with_held_out_gains(tables: Sequence[TableEnergy], gradients: Gradients) -> list[TableEnergy]:
+def with_held_out_gains(
+    tables: Sequence[TableEnergy], gradients: Sequence[TableGradients]
+) -> list[TableEnergy]:
     """Scales the worth of each band to what rows say that the model was not trained on.
 
     Ids that training has seen a few times carry much noise beside what they have learned, so that a model without
     them may even be better. A ratio that the rows do not tell from one stays near one.
 
     Args:
-        tables: One for each feature, measured in the metric of training rows.
-        gradients: Of rows that the model was not trained on.
+        tables: Measured in the metric of training rows.
+        gradients: Of each table, from rows that the model was not trained on.
     """
     return [
         dataclasses.replace(
             table,
             bands=tuple(
-                band.scaled(_factor(table, number, gradients, feature))
-                for number, band in enumerate(table.bands)
+                band.scaled(_factor(table, number, held_out)) for number, band in enumerate(table.bands)
             ),
         )
-        for feature, table in enumerate(tables)
+        for table, held_out in zip(tables, gradients, strict=True)
     ]
 
 
-def _factor(table: TableEnergy, number: int, gradients: Gradients, feature: int) -> float:
+def _factor(table: TableEnergy, number: int, gradients: TableGradients) -> float:
     band, expected = table.bands[number], table.bands[number].columns.sum()
-    ids = gradients.ids[:, feature]
-    inside = (np.searchsorted(table.stops, ids, side="right") % len(table.stops)) == number
+    inside = (np.searchsorted(table.stops, gradients.ids, side="right") % len(table.stops)) == number
     if expected <= 0 or not inside.any():
         return 1.0
-    change = np.einsum(
-        "nd,nd->n", gradients.jacobian[:, feature], band.mean - gradients.embeddings[:, feature]
-    )
+    change = np.einsum("md,md->m", gradients.jacobian, band.mean - gradients.embeddings)
     residual = gradients.ctr.astype("float64") - gradients.label
     losses = np.where(inside, residual * change + gradients.curvature * change**2 / 2, 0.0)
-    difference, variance = losses.mean() - expected, losses.var() / len(losses)
+    rows = gradients.rows
+    mean = losses.sum() / rows
+    difference, variance = mean - expected, (np.square(losses).sum() / rows - mean**2) / rows
     # Positive-part shrinkage of the difference by what chance alone would make.
     certain = max(0.0, 1 - variance / max(difference**2, _TINY))
     return float(np.clip(1 + certain * difference / expected, *_FACTORS))

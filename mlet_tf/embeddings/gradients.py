@@ -1,15 +1,107 @@
 """Derivatives of a model's predictions by its embeddings (TensorFlow)."""
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from mlet_tf.embeddings.energy import Gradients
+from mlet_tf.types import Inputs, Tensor
 
 _BLOCK_ROWS = 2048
 _LEAST_CTR = 1e-6  # A saturated sigmoid has no derivative to divide by.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerCall:
+    """A call of a layer while a model ran.
+
+    Attributes:
+        layer: The layer.
+        inputs: What it got.
+        outputs: Its outputs.
+        jacobian: Derivative of the logit by them, float32, of the same shape; None where it was not asked for.
+    """
+
+    layer: keras.layers.Layer
+    inputs: Tensor
+    outputs: Tensor
+    jacobian: np.ndarray | None = None
+
+
+@contextlib.contextmanager
+def watched(
+    layers: Sequence[keras.layers.Layer], change: Callable[[LayerCall], Tensor] | None = None
+) -> Iterator[list[LayerCall]]:
+    """Keeps the calls of some layers while the context lasts, in their order.
+
+    Args:
+        layers: The layers.
+        change: Returns the outputs that the model sees instead.
+    """
+    calls: list[LayerCall] = []
+
+    def watch(layer: keras.layers.Layer) -> None:
+        lookup = layer.call
+
+        def call(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            made = LayerCall(layer, inputs, lookup(inputs, *args, **kwargs))
+            calls.append(made)
+            return made.outputs if change is None else change(made)
+
+        # Past Keras, which would track what is set.
+        object.__setattr__(layer, "call", call)
+
+    for layer in layers:
+        watch(layer)
+    try:
+        yield calls
+    finally:
+        for layer in layers:
+            object.__delattr__(layer, "call")
+
+
+def logit_derivatives(
+    model: keras.Model,
+    layers: Sequence[keras.layers.Layer],
+    inputs: Inputs,
+    change: Callable[[LayerCall], Tensor] | None = None,
+) -> tuple[list[LayerCall], np.ndarray]:
+    """Runs a model in inference mode, with derivatives by the outputs of some layers.
+
+    Args:
+        model: Gives click probabilities, `[B]` or `[B, 1]`, each from its own row alone.
+        layers: The layers.
+        inputs: Inputs of the model.
+        change: See `watched`.
+
+    Returns:
+        The calls of the layers, and the probabilities `[B]`.
+    """
+    import tensorflow as tf
+
+    seen: list[tf.Tensor] = []
+
+    def watch(call: LayerCall) -> tf.Tensor:
+        # A tensor of its own: a layer may give the same one twice.
+        seen.append(tf.identity(call.outputs if change is None else change(call)))
+        tape.watch(seen[-1])
+        return seen[-1]
+
+    with tf.GradientTape(watch_accessed_variables=False) as tape, watched(layers, watch) as calls:
+        ctr = tf.reshape(model(inputs, training=False), [-1])
+    probability = np.clip(tf.cast(ctr, tf.float32).numpy(), _LEAST_CTR, 1 - _LEAST_CTR)
+    # The sum of all probabilities has the derivatives of each in its own row.
+    derivatives = tape.gradient(ctr, seen, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    slope = probability * (1 - probability)
+    found = [
+        dataclasses.replace(call, jacobian=_per_row(tf.cast(derivative, tf.float32).numpy(), slope))
+        for call, derivative in zip(calls, derivatives, strict=True)
+    ]
+    return found, probability
 
 
 def measure_gradients(
@@ -38,43 +130,19 @@ def measure_gradients(
     Returns:
         One row for each row of the inputs, with the embeddings of `layer`.
     """
-    blocks = []
+    change = None if midway_to is None else lambda call: (call.outputs + midway_to(call.inputs)) / 2
+    embeddings, jacobian, ctr = [], [], []
     for low in range(0, len(label), block_rows):
         block = {name: values[low : low + block_rows] for name, values in inputs.items()}
-        blocks.append(_block(model, layer, block, midway_to))
-    embeddings, jacobian, ctr = map(np.concatenate, zip(*blocks, strict=True))
-    return Gradients(np.asarray(ids), embeddings, jacobian, ctr, np.asarray(label))
+        calls, probability = logit_derivatives(model, [layer], block, change)
+        if len(calls) != 1:
+            raise ValueError(f"`layer` should be called once by the model. Received: {len(calls)} calls")
+        embeddings.append(np.asarray(calls[0].outputs, "float32"))
+        jacobian.append(calls[0].jacobian)
+        ctr.append(probability)
+    return Gradients(np.asarray(ids), *map(np.concatenate, (embeddings, jacobian, ctr)), np.asarray(label))
 
 
-def _block(
-    model: keras.Model,
-    layer: keras.layers.Layer,
-    inputs: Mapping[str, np.ndarray],
-    midway_to: keras.layers.Layer | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embeddings and derivatives of the logit `[B, F, d]`, and probabilities `[B]`."""
-    import tensorflow as tf
-
-    lookup, own, outputs = layer.call, [], []
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        own.append(lookup(*args, **kwargs))
-        others = own[-1] if midway_to is None else midway_to(*args, **kwargs)
-        outputs.append((own[-1] + others) / 2)
-        tape.watch(outputs[-1])
-        return outputs[-1]
-
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        # Past Keras, which would track what is set.
-        object.__setattr__(layer, "call", watched)
-        try:
-            ctr = tf.reshape(model(inputs, training=False), [-1])
-        finally:
-            object.__delattr__(layer, "call")
-    if len(outputs) != 1:
-        raise ValueError(f"`layer` should be called once by the model. Received: {len(outputs)} calls")
-    # The sum of all probabilities has the derivatives of each in its own row.
-    derivative = tf.cast(tape.gradient(ctr, outputs[0]), tf.float32).numpy()
-    probability = np.clip(ctr.numpy(), _LEAST_CTR, 1 - _LEAST_CTR)
-    embeddings = tf.cast(own[0], tf.float32).numpy()
-    return embeddings, derivative / (probability * (1 - probability))[:, None, None], probability
+def _per_row(derivative: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """Derivatives of the probability, `[B, ...]`, as those of the logit."""
+    return derivative / slope.reshape(-1, *[1] * (derivative.ndim - 1))
