@@ -45,4 +45,3 @@ class Executor(base_executor.BaseExecutor):
         )
         size = report["bytes_after"]
         fit_baseline(arguments, size["rows"] + size["addresses"])
-

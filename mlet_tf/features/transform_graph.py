@@ -78,9 +78,24 @@ def table_rows(folder: str | Path, schema: ClickLogSchema, num_oov_buckets: int)
     Returns:
         V by feature, in the order of `ClickLogSchema.sparse_features`.
     """
-    assets = join(tft.TFTransformOutput(str(folder)).transform_savedmodel_dir, "assets")
     rows = {}
-    for name in schema.sparse_features:
-        with tf.io.gfile.GFile(join(assets, vocabulary_file(name)), "rb") as file:
+    for name, path in _vocabularies(folder, schema).items():
+        with tf.io.gfile.GFile(path, "rb") as file:
             rows[name] = sum(1 for _ in file) + num_oov_buckets + 1
     return rows
+
+
+def vocabulary_bytes(folder: str | Path, schema: ClickLogSchema) -> int:
+    """Bytes of all vocabulary files.
+
+    Args:
+        folder: Folder of the transform graph.
+        schema: Schema of the log.
+    """
+    return sum(tf.io.gfile.stat(path).length for path in _vocabularies(folder, schema).values())
+
+
+def _vocabularies(folder: str | Path, schema: ClickLogSchema) -> dict[str, str]:
+    """The vocabulary file of each feature, in the order of the schema."""
+    assets = join(tft.TFTransformOutput(str(folder)).transform_savedmodel_dir, "assets")
+    return {name: join(assets, vocabulary_file(name)) for name in schema.sparse_features}

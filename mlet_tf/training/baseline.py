@@ -1,4 +1,4 @@
-"""What a compressed model is measured against: a direct float32 table of as many bytes, trained with the same effort."""
+"""What a compressed model is measured against: a direct table of as many bytes, trained with the same effort."""
 
 import dataclasses
 import os
