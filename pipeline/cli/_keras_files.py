@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlet_tf.errors import InputError
 
 if TYPE_CHECKING:
     import keras
-
-
-def check_keras_file(path: str) -> None:
-    """Checks that there is a file, before the imports that loading it takes.
-
-    Raises:
-        InputError: There is none.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; expected a .keras file")
 
 
 def load_keras_file(path: str) -> keras.Model:

@@ -1,7 +1,9 @@
 """`mlet-tf collapse`: Keras files."""
 
+from pathlib import Path
+
 import click
-from mlet_tf.pipeline.cli._keras_files import check_keras_file, load_keras_file
+from mlet_tf.pipeline.cli._keras_files import load_keras_file
 
 from mlet_tf.errors import InputError
 from mlet_tf.outputs import output_file
@@ -25,7 +27,8 @@ def collapse(model: str, output: str, table_dtype: str, force: bool) -> None:
 
     Custom layers other than this package's have to be importable from the Keras file.
     """
-    check_keras_file(model)
+    if not Path(model).is_file():
+        raise InputError(f"{model}: no such file; expected a .keras file")
     target = output_file(output, ".keras", replace=force)
     if target.exists() and target.samefile(model):
         raise InputError(f"{output}: the output should be another file than the model")

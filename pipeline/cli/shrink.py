@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from mlet_tf.pipeline.cli._keras_files import check_keras_file, load_keras_file
+from mlet_tf.pipeline.cli._keras_files import load_keras_file
 from mlet_tf.pipeline.cli._logging import quiet
 from mlet_tf.pipeline.cli._types import FiniteRange
 
 from mlet_tf.errors import InputError
 from mlet_tf.outputs import new_folder
 from mlet_tf.run_file import read_run_file
+from mlet_tf.storage import open_binary
 
 if TYPE_CHECKING:
     from mlet_tf.types import JsonObject
@@ -73,14 +74,17 @@ def shrink(
             config = CompressConfig(budget=BudgetConfig(**budget), methods=chosen)
             report = compress_run(Path(source), target, config, _note)
         model = target / "Format-Serving"
+    elif not Path(source).is_file():
+        raise InputError(f"{source}: no such file or folder; expected the folder of a run or a .keras file")
     else:
-        check_keras_file(source)
         if data is None:
             raise InputError(f"--data: expected rows that {source} was trained on. Received: none")
         if "max_auc_drop" in budget and validation_data is None:
             raise InputError(
                 f"--validation_data: expected rows that {source} was not trained on, for --max_auc_drop. Received: none"
             )
+        for path in filter(None, (data, validation_data)):
+            open_binary(path).close()  # Refused before the imports below.
         target = new_folder(output)
         with quiet():
             from mlet_tf.compression.keras_file import compress_keras_model

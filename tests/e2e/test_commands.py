@@ -62,7 +62,7 @@ def _free_port():
 
 
 def test_run_to_prediction(shrunk, call, installed_command, tmp_path):
-    """synth, run, shrink, push, rollback, serve, predict; `frontier shrink` could not load a run's model."""
+    """synth, run, shrink, push, rollback, serve, predict; a shrink of the past could not load a run's model."""
     log, base = tmp_path / "log.tsv", tmp_path / "ctr"
     assert "20 rows" in call("synth", log, "--rows", 20, "--vocabulary", 60)
     model = shrunk.folder / "Format-Serving"
