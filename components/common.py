@@ -12,11 +12,6 @@ from mlet_tf.features.examples import example_files
 from mlet_tf.storage import join
 
 
-def split_patterns(examples: Sequence[types.Artifact], split: str) -> list[str]:
-    """A pattern for the files of one split of each Examples artifact."""
-    return [join(uri, "*") for uri in artifact_utils.get_split_uris(list(examples), split)]
-
-
 def split_files(examples: Sequence[types.Artifact], split: str) -> list[str]:
     """Files of one split of Examples artifacts.
 
@@ -24,6 +19,11 @@ def split_files(examples: Sequence[types.Artifact], split: str) -> list[str]:
         InputError: There are none.
     """
     return example_files(split_patterns(examples, split))
+
+
+def split_patterns(examples: Sequence[types.Artifact], split: str) -> list[str]:
+    """Patterns of the files of one split of Examples artifacts."""
+    return [join(uri, "*") for uri in artifact_utils.get_split_uris(list(examples), split)]
 
 
 def read_schema(input_dict: Artifacts) -> schema_pb2.Schema:

@@ -24,7 +24,6 @@ from mlet_tf.predictions import PREDICTIONS, load_predictions, save_predictions,
 from mlet_tf.storage import join, make_folder
 
 CANDIDATE, UNCOLLAPSED, LAST_BLESSED = "collapsed", "uncollapsed", "last_blessed"
-BASELINE = "baseline"
 
 
 class Executor(BeamExecutor):
@@ -37,7 +36,7 @@ class Executor(BeamExecutor):
 
         Args:
             input_dict: `examples`, `transform_graph`, `model` (collapsed), `uncollapsed_model`, and
-                `baseline_model` (last blessed) and `direct_baseline_model`, which may be absent or empty.
+                `baseline_model` (last blessed; may be absent or empty).
             output_dict: `evaluation` gets TFMA's metrics file, `predictions/*.npz` (label, one array a
                 model, one a slice column) and `gate.json`; `blessing` the verdict.
             exec_properties: `schema` and `gate`, both JSON, and `table_dtype`.
@@ -48,7 +47,7 @@ class Executor(BeamExecutor):
         if input_dict.get("baseline_model"):
             models[LAST_BLESSED] = input_dict["baseline_model"]
         if input_dict.get("direct_baseline_model"):
-            models[BASELINE] = input_dict["direct_baseline_model"]
+            models["baseline"] = input_dict["direct_baseline_model"]
         paths = {name: join(artifacts[0].uri, SERVING_MODEL) for name, artifacts in models.items()}
         evaluation = artifact_utils.get_single_uri(output_dict["evaluation"])
         predict = PredictShard(

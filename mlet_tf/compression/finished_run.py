@@ -5,20 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from mlet_tf.compression.packed import compress_packed
-from mlet_tf.features.halves import ALL_ROWS, JUDGING_ROWS, choosing_step
 
 from mlet_tf.collapse import collapse_model
 from mlet_tf.compression.files import write_files
 from mlet_tf.compression.judging import Judgement, judge
+from mlet_tf.compression.run import CompressionTask, compress_run
 from mlet_tf.config import CompressConfig, load_config
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
 from mlet_tf.evaluation import ModelComparison
 from mlet_tf.export import KERAS_MODEL, SERVING_MODEL, load_keras_model, save_model
 from mlet_tf.features.examples import example_files
-from mlet_tf.features.packing import pack_examples
-from mlet_tf.features.transform_graph import TransformGraph, vocabulary_bytes
+from mlet_tf.features.halves import JUDGING_ROWS
+from mlet_tf.features.transform_graph import TransformGraph
 from mlet_tf.outputs import folder_aside
 from mlet_tf.predictions import CTR, LABEL
 from mlet_tf.run_file import Run, read_run_file
@@ -28,9 +27,7 @@ from mlet_tf.types import JsonObject
 _BEFORE, _AFTER = "uncollapsed", "compressed"
 
 
-def compress_run(
-    folder: Path, output: Path, config: CompressConfig, note: Callable[[str], None]
-) -> JsonObject:
+def shrink_run(folder: Path, output: Path, config: CompressConfig, note: Callable[[str], None]) -> JsonObject:
     """Compresses the trained model of a run and writes the result, whole or not at all.
 
     The rows of `eval` that choose and those that judge are those of a run that compresses.
@@ -49,35 +46,47 @@ def compress_run(
     """
     run = read_run_file(folder)
     run_config = load_config(folder / "config.yaml")
-    trained, transform_graph = (run["artifacts"][key] for key in ("uncollapsed_model", "transform_graph"))
-    if not exists(join(trained, KERAS_MODEL)):
-        raise InputError(f"{join(trained, KERAS_MODEL)}: expected the model of {folder}, found no such file")
-    schema, transform = run_config.schema, TransformGraph(transform_graph)
+    schema, artifacts = run_config.schema, run["artifacts"]
+    transform = TransformGraph(artifacts["transform_graph"])
     with tempfile.TemporaryDirectory() as temporary:
-        packed = {}
-        for split, every in (("train", ALL_ROWS[1]), ("eval", choosing_step(run["rows"]["eval"]))):
-            note(f"preprocessing {split}")
-            packed[split] = pack_examples(
-                [_pattern(run, split)], schema, transform, Path(temporary, split), every
-            )
-        compression = compress_packed(
-            collapse_model(load_keras_model(trained)),
-            packed["train"],
-            packed["eval"],
-            config,
-            run_config.vocabulary.num_oov_buckets + 1,
-            vocabulary_bytes=vocabulary_bytes(transform_graph, schema),
-            note=note,
+        task = CompressionTask(
+            model=_collapsed(run, temporary),
+            transform_graph=artifacts["transform_graph"],
+            train_files=[_pattern(run, "train")],
+            eval_files=[_pattern(run, "eval")],
+            schema=schema,
+            compress=config,
+            train=run_config.train,
+            num_oov_buckets=run_config.vocabulary.num_oov_buckets,
+            code_version="",
         )
+        compression = compress_run(task, transform, temporary, note)
     with folder_aside(output) as aside:
         note("exporting")
         with writing(output):
             save_model(compression.model, schema, transform, str(aside))
-        models = {_BEFORE: join(trained, SERVING_MODEL), _AFTER: str(aside / SERVING_MODEL)}
+        models = {
+            _BEFORE: join(artifacts["uncollapsed_model"], SERVING_MODEL),
+            _AFTER: str(aside / SERVING_MODEL),
+        }
         report = {**compression.report, "judged": _judge(models, run, schema)}
         with writing(output):
             write_files(report, aside)
     return report
+
+
+def _collapsed(run: Run, temporary: str) -> str:
+    """Folder of the run's collapsed model; where the run has quantised it, it is made again in a temporary folder."""
+    quantized = run["quantization"]["table_dtype"] != "float32"
+    folder = run["artifacts"]["uncollapsed_model" if quantized else "collapsed_model"]
+    if not exists(join(folder, KERAS_MODEL)):
+        raise InputError(f"{join(folder, KERAS_MODEL)}: expected the model of a run, found no such file")
+    if not quantized:
+        return folder
+    path = Path(temporary, KERAS_MODEL)
+    path.parent.mkdir()
+    collapse_model(load_keras_model(folder)).save(path)
+    return temporary
 
 
 def _judge(models: dict[str, str], run: Run, schema: ClickLogSchema) -> Judgement:

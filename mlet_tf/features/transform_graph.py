@@ -86,7 +86,7 @@ def table_rows(folder: str | Path, schema: ClickLogSchema, num_oov_buckets: int)
 
 
 def vocabulary_bytes(folder: str | Path, schema: ClickLogSchema) -> int:
-    """Bytes of all vocabulary files.
+    """Bytes of the vocabulary files, which every model that is served with this graph has among its assets.
 
     Args:
         folder: Folder of the transform graph.
@@ -96,6 +96,6 @@ def vocabulary_bytes(folder: str | Path, schema: ClickLogSchema) -> int:
 
 
 def _vocabularies(folder: str | Path, schema: ClickLogSchema) -> dict[str, str]:
-    """The vocabulary file of each feature, in the order of the schema."""
+    """Paths of the vocabulary files by feature."""
     assets = join(tft.TFTransformOutput(str(folder)).transform_savedmodel_dir, "assets")
     return {name: join(assets, vocabulary_file(name)) for name in schema.sparse_features}

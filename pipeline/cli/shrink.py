@@ -61,18 +61,18 @@ def shrink(
     budget = _budget(budgets)
     chosen = _chosen(methods)
     if Path(source).is_dir():
-        read_run_file(Path(source))  # Refused before the imports of `compress_run`, which take a while.
+        read_run_file(Path(source))  # Refused before the imports of `shrink_run`, which take a while.
         if data or validation_data:
             raise InputError(
                 f"--data and --validation_data are for a .keras file. Received: the run {source}"
             )
         target = new_folder(output)
         with quiet():
-            from mlet_tf.compression.finished_run import compress_run
+            from mlet_tf.compression.finished_run import shrink_run
             from mlet_tf.config import BudgetConfig, CompressConfig
 
             config = CompressConfig(budget=BudgetConfig(**budget), methods=chosen)
-            report = compress_run(Path(source), target, config, _note)
+            report = shrink_run(Path(source), target, config, _note)
         model = target / "Format-Serving"
     elif not Path(source).is_file():
         raise InputError(f"{source}: no such file or folder; expected the folder of a run or a .keras file")
