@@ -5,18 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from mlet_tf.compression.artifacts import CompressionTask, compress_artifacts
+from mlet_tf.features.halves import JUDGING_ROWS
 
 from mlet_tf.collapse import collapse_model
 from mlet_tf.compression.files import write_files
 from mlet_tf.compression.judging import Judgement, judge
-from mlet_tf.compression.run import CompressionTask, compress_run
 from mlet_tf.config import CompressConfig, load_config
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
 from mlet_tf.evaluation import ModelComparison
 from mlet_tf.export import KERAS_MODEL, SERVING_MODEL, load_keras_model, save_model
 from mlet_tf.features.examples import example_files
-from mlet_tf.features.halves import JUDGING_ROWS
 from mlet_tf.features.transform_graph import TransformGraph
 from mlet_tf.outputs import folder_aside
 from mlet_tf.predictions import CTR, LABEL
@@ -60,7 +60,7 @@ def shrink_run(folder: Path, output: Path, config: CompressConfig, note: Callabl
             num_oov_buckets=run_config.vocabulary.num_oov_buckets,
             code_version="",
         )
-        compression = compress_run(task, transform, temporary, note)
+        compression = compress_artifacts(task, transform, temporary, note)
     with folder_aside(output) as aside:
         note("exporting")
         with writing(output):
