@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from matplotlib import pyplot as plt
-from mlet_tf.compression.plots import plot_frontier
-from mlet_tf.compression.report import CompressionReport
 
 from mlet_tf import strict_json
 from mlet_tf.compression import COMPRESSION_FILE
+from mlet_tf.compression.plots import plot_frontier
+from mlet_tf.compression.report import CompressionReport
 from mlet_tf.storage import join, written_aside
 
 FRONTIER_FILE = "frontier.png"
