@@ -1,9 +1,12 @@
 """The report of a run: one self-contained HTML page and its plots as PNG files."""
 
+from __future__ import annotations
+
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 import matplotlib
@@ -16,6 +19,9 @@ from mlet_tf.run_file import Run, read_run_file
 from mlet_tf.storage import join, writing, written_aside
 from mlet_tf.types import JsonObject
 from mlet_tf.units import budget_text, bytes_text
+
+if TYPE_CHECKING:
+    from mlet_tf.compression.report import CompressionReport, TableReport
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -49,7 +55,7 @@ def write_report(run_folder: Path, output: Path) -> Path:
     """
     run = read_run_file(run_folder)
     collapse = strict_json.read(run["artifacts"]["collapse_report"])
-    compression = None
+    compression: CompressionReport | None = None
     if path := run["artifacts"].get("compression_report"):
         compression = strict_json.read(path)
     gate = strict_json.read(join(run["artifacts"]["evaluation"], GATE_FILE))
@@ -74,7 +80,7 @@ def write_report(run_folder: Path, output: Path) -> Path:
     return page
 
 
-def plot_sizes(tables: Sequence[JsonObject], compressed: Sequence[JsonObject] | None = None) -> plt.Figure:
+def plot_sizes(tables: Sequence[JsonObject], compressed: Sequence[TableReport] | None = None) -> plt.Figure:
     """Bytes of each table before and after the collapse and the compression, largest first, on a log axis.
 
     Args:
@@ -121,7 +127,7 @@ def plot_training(history: Sequence[Mapping[str, float | None]]) -> plt.Figure:
     return figure
 
 
-def plot_compression(compression: JsonObject, run: Run) -> plt.Figure:
+def plot_compression(compression: CompressionReport, run: Run) -> plt.Figure:
     """AUC on the rows that chose against bytes: what was tried, the budget, the choice, and the direct baseline.
 
     The baseline was scored on the rows that judge; it is drawn as far below the collapsed model as it was there.
@@ -136,12 +142,12 @@ def plot_compression(compression: JsonObject, run: Run) -> plt.Figure:
     results, baseline = run["compression"], run["baseline"]
     if results is None or baseline is None:
         return figure
-    aucs = compression["auc_before"], baseline["auc"], results["auc_before"]
-    if None not in aucs:
+    before, trained, reached = compression["auc_before"], results["auc_before"], baseline["auc"]
+    if before is not None and trained is not None and reached is not None:
         axes = figure.axes[0]
-        label = f"direct table of d={baseline['output_dim']} (by the rows that judge)"
-        auc = aucs[0] + aucs[1] - aucs[2]
-        axes.plot(baseline["bytes"], auc, "D", color=_COLORS["baseline"], label=label)
+        label = f"direct table of d={baseline['output_dim']}, by the rows that judge"
+        auc = before + reached - trained
+        axes.plot(baseline["bytes"] / 1024, auc, "D", color=_COLORS["baseline"], label=label)
         axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -242,7 +248,7 @@ def _render(
     run: Run,
     gate: JsonObject,
     collapse: JsonObject,
-    compression: JsonObject | None,
+    compression: CompressionReport | None,
     images: Mapping[str, str],
 ) -> str:
     environment = jinja2.Environment(

@@ -5,29 +5,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from mlet_tf.compression.artifacts import CompressionTask, compress_artifacts
-from mlet_tf.features.halves import JUDGING_ROWS
 
 from mlet_tf.collapse import collapse_model
+from mlet_tf.compression.artifacts import CompressionTask, compress_artifacts
 from mlet_tf.compression.files import write_files
-from mlet_tf.compression.judging import Judgement, judge
+from mlet_tf.compression.judging import JudgedReport, Judgement, judge
 from mlet_tf.config import CompressConfig, load_config
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
 from mlet_tf.evaluation import ModelComparison
 from mlet_tf.export import KERAS_MODEL, SERVING_MODEL, load_keras_model, save_model
 from mlet_tf.features.examples import example_files
+from mlet_tf.features.halves import JUDGING_ROWS
 from mlet_tf.features.transform_graph import TransformGraph
 from mlet_tf.outputs import folder_aside
 from mlet_tf.predictions import CTR, LABEL
 from mlet_tf.run_file import Run, read_run_file
 from mlet_tf.storage import exists, join, writing
-from mlet_tf.types import JsonObject
 
 _BEFORE, _AFTER = "uncollapsed", "compressed"
 
 
-def shrink_run(folder: Path, output: Path, config: CompressConfig, note: Callable[[str], None]) -> JsonObject:
+def shrink_run(
+    folder: Path, output: Path, config: CompressConfig, note: Callable[[str], None]
+) -> JudgedReport:
     """Compresses the trained model of a run and writes the result, whole or not at all.
 
     The rows of `eval` that choose and those that judge are those of a run that compresses.
@@ -39,7 +40,7 @@ def shrink_run(folder: Path, output: Path, config: CompressConfig, note: Callabl
         note: Called with a line about each step.
 
     Returns:
-        The report, and in `judged` a `Judgement` of the trained and the compressed model.
+        The report, judged by the AUC of the trained and the compressed model.
 
     Raises:
         InputError: There is no complete run in the folder, the budget cannot be met, or the output cannot be written.
@@ -69,7 +70,7 @@ def shrink_run(folder: Path, output: Path, config: CompressConfig, note: Callabl
             _BEFORE: join(artifacts["uncollapsed_model"], SERVING_MODEL),
             _AFTER: str(aside / SERVING_MODEL),
         }
-        report = {**compression.report, "judged": _judge(models, run, schema)}
+        report: JudgedReport = {**compression.report, "judged": _judge(models, run, schema)}
         with writing(output):
             write_files(report, aside)
     return report

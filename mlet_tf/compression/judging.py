@@ -4,6 +4,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from mlet_tf.compression.report import CompressionReport
 from mlet_tf.metrics import auc, auc_difference
 
 
@@ -23,6 +24,12 @@ class Judgement(TypedDict):
     auc_after: float
     auc_drop: float
     auc_drop_error: float
+
+
+class JudgedReport(CompressionReport):
+    """A report with what was found on rows that did not choose; None where there are none."""
+
+    judged: Judgement | None
 
 
 def judge(label: np.ndarray, before: np.ndarray, after: np.ndarray) -> Judgement:

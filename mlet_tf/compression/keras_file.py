@@ -6,17 +6,17 @@ from pathlib import Path
 
 import keras
 import numpy as np
+
 from mlet_tf.compression.compress import compress_model
+from mlet_tf.compression.files import write_files
+from mlet_tf.compression.judging import JudgedReport, judge
 from mlet_tf.compression.rows import LabelledRows
 from mlet_tf.compression.search import predict
-
-from mlet_tf.compression.files import write_files
-from mlet_tf.compression.judging import judge
 from mlet_tf.errors import InputError
 from mlet_tf.export import KERAS_MODEL
 from mlet_tf.outputs import folder_aside
 from mlet_tf.storage import open_binary, writing
-from mlet_tf.types import Inputs, JsonObject
+from mlet_tf.types import Inputs
 
 LABEL = "label"  # The array that is no input.
 
@@ -29,7 +29,7 @@ def compress_keras_model(
     budget: Mapping[str, float],
     methods: Sequence[str],
     note: Callable[[str], None],
-) -> JsonObject:
+) -> JudgedReport:
     """Compresses a model and writes the result, whole or not at all.
 
     Args:
@@ -42,7 +42,7 @@ def compress_keras_model(
         note: Called with a line about each step.
 
     Returns:
-        The report, and in `judged` a `Judgement` of both models, or None without `validation_data`.
+        The report.
 
     Raises:
         InputError: The rows are not of this model, the model cannot be compressed, the budget cannot be met, or the
@@ -66,7 +66,7 @@ def compress_keras_model(
         judged = judge(
             judging.label, *(predict(either, judging.inputs) for either in (model, compression.model))
         )
-    report = {**compression.report, "judged": judged}
+    report: JudgedReport = {**compression.report, "judged": judged}
     with folder_aside(output) as aside, writing(output):
         (aside / KERAS_MODEL).parent.mkdir()
         compression.model.save(aside / KERAS_MODEL)

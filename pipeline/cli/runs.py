@@ -88,7 +88,7 @@ def _summary(result: RunResult) -> str:
     if result["baseline"]:
         baseline = result["baseline"]
         lines.append(
-            f"baseline      direct table of d={baseline['output_dim']}, {bytes_text(baseline['bytes'])}"
+            f"baseline is   a direct table of d={baseline['output_dim']}, {bytes_text(baseline['bytes'])}"
         )
     lines.append(f"gate          {'blessed' if result['blessed'] else 'NOT blessed'}")
     lines.append(f"pushed        {result['pushed'] or 'no'}")

@@ -16,7 +16,7 @@ from mlet_tf.run_file import read_run_file
 from mlet_tf.storage import open_binary
 
 if TYPE_CHECKING:
-    from mlet_tf.types import JsonObject
+    from mlet_tf.compression.judging import JudgedReport
 
 _METHODS = ("columns", "bits", "rows")
 
@@ -113,7 +113,7 @@ def _chosen(methods: str) -> tuple[str, ...]:
     return chosen
 
 
-def _show(report: JsonObject) -> None:
+def _show(report: JudgedReport) -> None:
     before, after = (
         report[key]["rows"] + report[key]["addresses"] for key in ("bytes_before", "bytes_after")
     )

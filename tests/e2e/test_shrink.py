@@ -110,11 +110,12 @@ def click_rows(seed: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def keras_file(tmp_path_factory):
-    """A folder with a trained `model.keras`, `train.npz` and `test.npz`."""
+    """A folder with a trained `model.keras`, `train.npz` and `test.npz`, and a `text.npz`."""
     keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("keras")
     for number, name in enumerate(("train", "test")):
         np.savez(folder / f"{name}.npz", **click_rows(number + 1))
+    (folder / "text.npz").write_text("user,item")
     rows = click_rows(1)
     label = rows.pop("label")
     model = click_model()
@@ -173,7 +174,7 @@ def test_a_keras_file_within_bytes_without_validation_rows(keras_file, command, 
     [
         (("--ratio", 2), "--data: expected rows that "),
         (("--max_auc_drop", 0, "--data", "{}/train.npz"), "--validation_data: expected rows that "),
-        (("--ratio", 2, "--data", "{}/model.keras"), "model.keras: expected arrays of numbers in an .npz"),
+        (("--ratio", 2, "--data", "{}/text.npz"), "text.npz: expected arrays of numbers in an .npz file"),
         (("--bytes", 1, "--data", "{}/train.npz"), "Budget: expected at least "),
     ],
 )
