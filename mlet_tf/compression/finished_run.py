@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mlet_tf.collapse import collapse_model
 from mlet_tf.compression.artifacts import CompressionTask, compress_artifacts
 from mlet_tf.compression.files import write_files
 from mlet_tf.compression.judging import JudgedReport, Judgement, judge
@@ -14,7 +13,7 @@ from mlet_tf.config import CompressConfig, load_config
 from mlet_tf.datasets import ClickLogSchema
 from mlet_tf.errors import InputError
 from mlet_tf.evaluation import ModelComparison
-from mlet_tf.export import KERAS_MODEL, SERVING_MODEL, load_keras_model, save_model
+from mlet_tf.export import KERAS_MODEL, SERVING_MODEL, save_model
 from mlet_tf.features.examples import example_files
 from mlet_tf.features.halves import JUDGING_ROWS
 from mlet_tf.features.transform_graph import TransformGraph
@@ -48,10 +47,13 @@ def shrink_run(
     run = read_run_file(folder)
     run_config = load_config(folder / "config.yaml")
     schema, artifacts = run_config.schema, run["artifacts"]
+    trained = artifacts["uncollapsed_model"]  # What was served may be narrow already.
+    if not exists(join(trained, KERAS_MODEL)):
+        raise InputError(f"{join(trained, KERAS_MODEL)}: expected the model of {folder}, found no such file")
     transform = TransformGraph(artifacts["transform_graph"])
     with tempfile.TemporaryDirectory() as temporary:
         task = CompressionTask(
-            model=_collapsed(run, temporary),
+            model=trained,
             transform_graph=artifacts["transform_graph"],
             train_files=[_pattern(run, "train")],
             eval_files=[_pattern(run, "eval")],
@@ -66,28 +68,11 @@ def shrink_run(
         note("exporting")
         with writing(output):
             save_model(compression.model, schema, transform, str(aside))
-        models = {
-            _BEFORE: join(artifacts["uncollapsed_model"], SERVING_MODEL),
-            _AFTER: str(aside / SERVING_MODEL),
-        }
+        models = {_BEFORE: join(trained, SERVING_MODEL), _AFTER: str(aside / SERVING_MODEL)}
         report: JudgedReport = {**compression.report, "judged": _judge(models, run, schema)}
         with writing(output):
             write_files(report, aside)
     return report
-
-
-def _collapsed(run: Run, temporary: str) -> str:
-    """Folder of the run's collapsed model; where the run has quantised it, it is made again in a temporary folder."""
-    quantized = run["quantization"]["table_dtype"] != "float32"
-    folder = run["artifacts"]["uncollapsed_model" if quantized else "collapsed_model"]
-    if not exists(join(folder, KERAS_MODEL)):
-        raise InputError(f"{join(folder, KERAS_MODEL)}: expected the model of a run, found no such file")
-    if not quantized:
-        return folder
-    path = Path(temporary, KERAS_MODEL)
-    path.parent.mkdir()
-    collapse_model(load_keras_model(folder)).save(path)
-    return temporary
 
 
 def _judge(models: dict[str, str], run: Run, schema: ClickLogSchema) -> Judgement:

@@ -15,6 +15,7 @@ from mlet_tf.compression.search import predict
 from mlet_tf.errors import InputError
 from mlet_tf.export import KERAS_MODEL
 from mlet_tf.outputs import folder_aside
+from mlet_tf.replace import is_graph
 from mlet_tf.storage import open_binary, writing
 from mlet_tf.types import Inputs
 
@@ -116,7 +117,7 @@ def _arrays(path: str) -> dict[str, np.ndarray]:
 
 def _inputs(path: str, arrays: Mapping[str, np.ndarray], model: keras.Model) -> Inputs:
     """The arrays in the structure that the model is called with."""
-    if not isinstance(model, keras.Sequential) and not hasattr(model, "input"):
+    if not is_graph(model):
         return next(iter(arrays.values())) if len(arrays) == 1 else dict(arrays)
     expected = [tensor.name for tensor in keras.tree.flatten(model.input)]
     if len(expected) == len(arrays) == 1:

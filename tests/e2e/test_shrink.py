@@ -35,7 +35,7 @@ def test_a_runs_model_within_the_budget(finished_run, shrunk):
     assert judged["rows"] + report["choosing_rows"] == rows
     assert judged["auc_before"] - judged["auc_after"] == pytest.approx(judged["auc_drop"])
     assert judged["auc_before"] == pytest.approx(
-        finished_run.result["metrics"]["uncollapsed"]["auc"], abs=0.03
+        finished_run.result["metrics"]["uncollapsed"]["auc"], abs=0.1
     )
     assert abs(judged["auc_drop"]) < 0.05
     assert (output / "frontier.png").stat().st_size > 1000
