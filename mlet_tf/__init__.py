@@ -15,11 +15,18 @@ os.environ["TF_USE_LEGACY_KERAS"] = "0"
 
 if TYPE_CHECKING:
     from mlet_tf.collapse import collapse_model, collapse_report
+    from mlet_tf.compression import compress_model
     from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature, MLETEmbedding
     from mlet_tf.quantize import quantization_report, quantize_model
     from mlet_tf.replace import replace_layers
 
-_MODULES = ("mlet_tf.layers", "mlet_tf.collapse", "mlet_tf.quantize", "mlet_tf.replace")
+_MODULES = (
+    "mlet_tf.layers",
+    "mlet_tf.collapse",
+    "mlet_tf.quantize",
+    "mlet_tf.replace",
+    "mlet_tf.compression",
+)
 
 __all__ = [
     "EmbeddingCollection",
@@ -28,6 +35,7 @@ __all__ = [
     "__version__",
     "collapse_model",
     "collapse_report",
+    "compress_model",
     "quantization_report",
     "quantize_model",
     "replace_layers",

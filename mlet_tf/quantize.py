@@ -5,12 +5,11 @@ from typing import TypedDict
 import keras
 import numpy as np
 
-from mlet_tf.embeddings import Plan, ServedEmbedding, ServedTable, served_embedding
+from mlet_tf.embeddings import Plan
+from mlet_tf.embeddings.model_tables import embedding_layers, is_embedding, served_layer, tables_of
 from mlet_tf.embeddings.served import trained_table
-from mlet_tf.errors import InputError
-from mlet_tf.layers import EmbeddingCollection, MLETEmbedding
 from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization
-from mlet_tf.replace import layers_of, paired_layers, replace_layers
+from mlet_tf.replace import paired_layers, replace_layers
 
 TABLE_DTYPES = ("float16", "bfloat16", "float8", "int8", "int4")
 
@@ -65,14 +64,14 @@ def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int =
     """
     if dtype not in TABLE_DTYPES:
         raise ValueError(f"`dtype` should be one of {', '.join(TABLE_DTYPES)}. Received: {dtype!r}")
-    _require_plain(model)
+    embeddings = embedding_layers(model)
 
     def narrow_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
-        if isinstance(layer, EmbeddingCollection):
-            return _narrow_collection(layer, dtype, block_rows)
-        if isinstance(layer, keras.layers.Embedding):
-            return _narrow_embedding(layer, dtype, block_rows)
-        return None
+        if not any(layer is embedding for embedding in embeddings):
+            return None
+        tables = {name: trained_table(factorization) for name, factorization in tables_of(layer).items()}
+        plan = Plan.direct({name: table.rows for name, table in tables.items()}, layer.output_dim, dtype)
+        return served_layer(layer, plan, tables, block_rows)
 
     return replace_layers(model, narrow_layer)
 
@@ -91,13 +90,10 @@ def quantization_report(
         A report for each table.
     """
     records = []
-    for plain, narrow in paired_layers(model, quantized, _is_embedding):
-        if isinstance(plain, EmbeddingCollection):
-            parts = [*zip(plain.factorizations(), narrow.factorizations(), strict=True)]
-        elif isinstance(plain, keras.layers.Embedding):
-            parts = [(_rows_of(plain), Factorization(narrow.name, narrow, 0, narrow.input_dim, ()))]
-        else:
+    for plain, narrow in paired_layers(model, quantized, is_embedding):
+        if not is_embedding(plain):
             continue
+        parts = zip(tables_of(plain).values(), tables_of(narrow).values(), strict=True)
         for (wide, rows), feature in zip(parts, narrow.plan.features, strict=True):
             size = feature.bytes(narrow.output_dim).embedding
             records.append(_record(wide, rows, feature.bands[0].store, size, block_rows))
@@ -120,56 +116,3 @@ def _record(
         "bytes_after": bytes_after,
         "max_abs_difference": difference,
     }
-
-
-def _narrow_collection(layer: EmbeddingCollection, table_dtype: str, block_rows: int) -> ServedEmbedding:
-    plan = Plan.direct(layer.table_rows(), layer.output_dim, table_dtype)
-    return served_embedding(layer, plan, block_rows=block_rows)
-
-
-def _narrow_embedding(layer: keras.layers.Embedding, table_dtype: str, block_rows: int) -> ServedTable:
-    plan = Plan.direct({layer.name: layer.input_dim}, layer.output_dim, table_dtype)
-    narrow = ServedTable(plan, layer.mask_zero, name=layer.name, dtype=layer.dtype_policy)
-    narrow.build()
-    narrow.write(trained_table(_rows_of(layer)), block_rows)
-    return narrow
-
-
-def _rows_of(layer: keras.layers.Embedding) -> Factorization:
-    """The rows that a Keras layer looks up, with LoRA factors multiplied in."""
-    return Factorization(layer.name, layer.embeddings, 0, layer.input_dim, ())
-
-
-def _is_embedding(layer: keras.layers.Layer) -> bool:
-    return isinstance(layer, EmbeddingCollection | keras.layers.Embedding)
-
-
-def _require_plain(model: keras.Model) -> None:
-    layers = layers_of(model)
-    for layer in layers:
-        if isinstance(layer, ServedTable | ServedEmbedding):
-            raise InputError(
-                f"Layer '{layer.name}': expected trained tables. Received: {' and '.join(layer.plan.stores)} tables"
-            )
-        if isinstance(layer, MLETEmbedding) or (isinstance(layer, EmbeddingCollection) and layer.projections):
-            raise InputError(
-                f"Layer '{layer.name}': expected a collapsed model, see `collapse_model`. "
-                "Received: a table that is a product"
-            )
-        if _is_embedding(layer):
-            _require_known(layer)
-    if not any(map(_is_embedding, layers)):
-        raise InputError(f"Model '{model.name}': expected an embedding table. Received: none")
-
-
-def _require_known(layer: keras.layers.Layer) -> None:
-    """Raises InputError for layers whose outputs may differ from their rows."""
-    if type(layer) not in (EmbeddingCollection, keras.layers.Embedding):
-        raise InputError(
-            f"Layer '{layer.name}': expected a keras.layers.Embedding or an EmbeddingCollection, as a subclass may "
-            f"compute something else. Received: {type(layer).__name__}"
-        )
-    if mode := getattr(layer, "quantization_mode", None):
-        raise InputError(
-            f"Layer '{layer.name}': expected float tables. Received: {mode} tables, made by Keras"
-        )

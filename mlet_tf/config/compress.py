@@ -25,8 +25,10 @@ class BudgetConfig(Group):
     def _one(self) -> Self:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
-            text = f"should be given alone, or 'bytes' or 'ratio' instead. Received: {', '.join(given) or 'none of them'}"
-            raise GroupError("max_auc_drop", text)
+            received = ", ".join(given) or "none of them"
+            raise GroupError(
+                "max_auc_drop", f"should be given alone, or 'bytes' or 'ratio' instead. Received: {received}"
+            )
         return self
 
 
@@ -46,7 +48,7 @@ class CompressConfig(Group):
     )
     fine_tune: Share = Field(
         0.0,
-        description="Share of an epoch for which everything but the rows is then trained on; kept where it is better.",
+        description="Share of an epoch for which the dense layers are then trained on; kept where the AUC is better.",
     )
     baseline: bool = Field(
         False,

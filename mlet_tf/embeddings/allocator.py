@@ -12,7 +12,7 @@ goes to the change of one band that gains most.
         for i, (table, tail) in enumerate(zip(trained_tables, tails))
     ]
     tables = with_held_out_gains(tables, [held_out.table([i]) for i in range(len(tables))])
-    plan = allocate(tables, budget).plan  # To be written in the bases of `tables`.
+    plan = Allocator(tables).allocate(budget).plan  # To be written in the bases of `tables`.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ from mlet_tf.embeddings.plan import Band, Bytes, FeaturePlan, Plan, band_bytes, 
 from mlet_tf.errors import InputError
 
 STORES = ("float32", "columns")
-_WIDTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+SHARING = ("bitmap", "hash")
+WIDTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _KEPT = (1 / 2, 1 / 4, 1 / 8)  # Shares of a band's ids that have rows, where others have the mean.
 _HASHED = (1 / 4, 1 / 16, 1 / 64)  # Rows of a hashed band for each id.
 _LEAST_SHARING_IDS = 256
@@ -40,7 +41,7 @@ _INTEGER_STEPS = {"int8": 254, "int4": 15}
 
 @dataclasses.dataclass(frozen=True)
 class Allocation:
-    """A plan and what it is expected to cost.
+    """The plans of all tables and what they are expected to cost.
 
     Attributes:
         features: The plan of each table.
@@ -64,48 +65,64 @@ class Allocation:
         return Plan(width, self.features)
 
 
-def allocate(
-    tables: Sequence[TableEnergy],
-    budget: int,
-    stores: Sequence[str] = STORES,
-    sharing: Sequence[str] = ("bitmap", "hash"),
-    widths: Sequence[int] = _WIDTHS,
-    seed: int = 0,
-) -> Allocation:
+class Allocator:
     """Chooses columns, row store and sharing of each band.
 
     Args:
         tables: What the columns of each table are worth.
-        budget: Bytes of rows and addresses at most.
         stores: Row stores to choose from, but `pq`.
         sharing: Addresses to choose from besides `identity`.
         widths: Numbers of columns to choose from, below `d`; `d` itself always is one. A form of rows is a variable
             of the served model, so few of them make few lookups.
         seed: Of the hashes.
-
-    Returns:
-        The plan with the least predicted loss that the budget allows, the same at each call. A larger budget never has
-        more predicted loss.
-
-    Raises:
-        InputError: Not even the smallest plan fits.
     """
-    choosers = [_Chooser(table, number, widths, stores, sharing, seed) for number, table in enumerate(tables)]
-    low, high = _PRICES
-    larger, smaller = _choose(choosers, low), _choose(choosers, high)
-    smallest = _bytes(choosers, smaller)
-    if smallest > budget:
-        raise InputError(f"Budget: expected at least {smallest} bytes, the smallest plan. Received: {budget}")
-    if _bytes(choosers, larger) <= budget:
-        return _allocation(choosers, larger)
-    for _ in range(_BISECTIONS):
-        middle = float(np.sqrt(low * high))
-        choice = _choose(choosers, middle)
-        if _bytes(choosers, choice) > budget:
-            low, larger = middle, choice
-        else:
-            high, smaller = middle, choice
-    return _allocation(choosers, _filled(choosers, smaller, larger, budget))
+
+    def __init__(
+        self,
+        tables: Sequence[TableEnergy],
+        stores: Sequence[str] = STORES,
+        sharing: Sequence[str] = SHARING,
+        widths: Sequence[int] = WIDTHS,
+        seed: int = 0,
+    ) -> None:
+        self._choosers = [
+            _Chooser(table, number, widths, stores, sharing, seed) for number, table in enumerate(tables)
+        ]
+        self._smallest = _choose(self._choosers, _PRICES[1])
+
+    @property
+    def smallest_bytes(self) -> int:
+        """Bytes of the smallest plan."""
+        return _bytes(self._choosers, self._smallest)
+
+    def allocate(self, budget: int) -> Allocation:
+        """Returns the plan with the least predicted loss that the budget allows, the same at each call.
+
+        A larger budget never has more predicted loss.
+
+        Args:
+            budget: Bytes of rows and addresses at most.
+
+        Raises:
+            InputError: Not even the smallest plan fits.
+        """
+        choosers, smaller = self._choosers, self._smallest
+        low, high = _PRICES
+        larger = _choose(choosers, low)
+        if self.smallest_bytes > budget:
+            raise InputError(
+                f"Budget: expected at least {self.smallest_bytes} bytes, the smallest plan. Received: {budget}"
+            )
+        if _bytes(choosers, larger) <= budget:
+            return _allocation(choosers, larger)
+        for _ in range(_BISECTIONS):
+            middle = float(np.sqrt(low * high))
+            choice = _choose(choosers, middle)
+            if _bytes(choosers, choice) > budget:
+                low, larger = middle, choice
+            else:
+                high, smaller = middle, choice
+        return _allocation(choosers, _filled(choosers, smaller, larger, budget))
 
 
 def predict_loss(tables: Sequence[TableEnergy], plan: Plan) -> float:
@@ -347,4 +364,4 @@ def _allocation(choosers: Sequence[_Chooser], choices: Sequence[_Choice]) -> All
     )
 
 
-__all__ = ["STORES", "Allocation", "allocate", "predict_loss"]
+__all__ = ["SHARING", "STORES", "WIDTHS", "Allocation", "Allocator", "predict_loss"]

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from mlet_tf.embeddings.energy import Gradients
+from mlet_tf.errors import InputError
 from mlet_tf.types import Inputs, Tensor
 
 _BLOCK_ROWS = 2048
@@ -80,6 +81,9 @@ def logit_derivatives(
 
     Returns:
         The calls of the layers, and the probabilities `[B]`.
+
+    Raises:
+        InputError: The outputs are no probabilities.
     """
     import tensorflow as tf
 
@@ -93,7 +97,13 @@ def logit_derivatives(
 
     with tf.GradientTape(watch_accessed_variables=False) as tape, watched(layers, watch) as calls:
         ctr = tf.reshape(model(inputs, training=False), [-1])
-    probability = np.clip(tf.cast(ctr, tf.float32).numpy(), _LEAST_CTR, 1 - _LEAST_CTR)
+    probability = tf.cast(ctr, tf.float32).numpy()
+    if not ((probability >= 0) & (probability <= 1)).all():
+        raise InputError(
+            f"Model '{model.name}': expected click probabilities, from 0 to 1; logits need a sigmoid. "
+            f"Received: {probability.min():.4g} to {probability.max():.4g}"
+        )
+    probability = np.clip(probability, _LEAST_CTR, 1 - _LEAST_CTR)
     # The sum of all probabilities has the derivatives of each in its own row.
     derivatives = tape.gradient(ctr, seen, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     slope = probability * (1 - probability)

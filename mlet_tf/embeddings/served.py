@@ -170,17 +170,40 @@ def served_embedding(
     Raises:
         InputError: The plan is not for these features, or a value is not finite or too large for float16.
     """
+    groups = collection.table_features()
+    names = {table[0]: table for group in groups for table in group}
+    tables = {
+        first: trained_table(
+            collection.factorization(first), _counts(statistics, shared), (bases or {}).get(first)
+        )
+        for first, shared in names.items()
+    }
+    return written_collection(collection, plan, tables, block_rows=block_rows)
+
+
+def written_collection(
+    collection: EmbeddingCollection,
+    plan: Plan,
+    tables: Mapping[str, TrainedTable],
+    *,
+    block_rows: int = BLOCK_ROWS,
+) -> ServedEmbedding:
+    """Returns the collection that serves tables in the form of a plan.
+
+    Args:
+        collection: The trained collection; it is not changed.
+        plan: The plan, with one entry for each table.
+        tables: The tables by the names of their first features.
+        block_rows: Rows that are in memory at once.
+
+    Raises:
+        InputError: See `served_embedding`.
+    """
     config = _served_config(collection.collapsed_config())
     served = ServedEmbedding.from_config({**config, "plan": plan})
     served.build()
-    for tables, target in zip(served.table_features(), served.tables, strict=True):
-        trained = [
-            trained_table(
-                collection.factorization(names[0]), _counts(statistics, names), (bases or {}).get(names[0])
-            )
-            for names in tables
-        ]
-        write_tables(target, trained, block_rows)
+    for features, target in zip(served.table_features(), served.tables, strict=True):
+        write_tables(target, [tables[names[0]] for names in features], block_rows)
     return served
 
 

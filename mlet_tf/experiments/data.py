@@ -41,14 +41,8 @@ class PreparedData:
         return _rare_rows(self.splits[split], self.splits["train"], sizes, self.rare_below)
 
 
-def id_counts(rows: PackedRows, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """How often each id of each feature occurs, int64 `[V]` each; `sizes` are the V."""
-    ids = rows.sparse_features
-    return tuple(np.bincount(ids[:, i], minlength=size).astype(np.int64) for i, size in enumerate(sizes))
-
-
 # Trials of one process ask for these again and again.
-_id_counts = functools.lru_cache(maxsize=4)(id_counts)
+_id_counts = functools.lru_cache(maxsize=4)(PackedRows.id_counts)
 
 
 @functools.lru_cache(maxsize=8)

@@ -5,7 +5,7 @@ A packed row is `label` float32, `dense_features` float32 `[D]`, `sparse_feature
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -67,6 +67,11 @@ class PackedRows:
     def sparse_features(self) -> np.ndarray:
         """Ids, int32 `[N, F]`, a view of the file."""
         return self.words[:, 1 + self.dense :]
+
+    def id_counts(self, sizes: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """How often each id of each feature occurs, int64 `[V]` each; `sizes` are the V."""
+        ids = self.sparse_features
+        return tuple(np.bincount(ids[:, i], minlength=size).astype(np.int64) for i, size in enumerate(sizes))
 
     def blocks(self, size: int) -> Iterator[dict[str, np.ndarray]]:
         """Model inputs of all rows in file order, `size` rows at a time; the last block may be shorter."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlet_tf.embeddings.allocator import allocate, predict_loss
+from mlet_tf.embeddings.allocator import Allocator, predict_loss
 from mlet_tf.embeddings.bands import cut_bands
 from mlet_tf.embeddings.column_codes import decoded, encoded, fit_scales
 from mlet_tf.embeddings.energy import Gradients, measure_table, with_held_out_gains
@@ -85,12 +85,12 @@ def test_plans_keep_to_the_budget_and_larger_ones_never_predict_more_loss(tables
     for share in sorted(shares):
         budget = int(whole_bytes(tables) * share)
         try:
-            allocation = allocate(tables, budget)
+            allocation = Allocator(tables).allocate(budget)
         except InputError:
             assert not losses, "a smaller budget could be met"
             continue
         assert allocation.plan.bytes.embedding <= budget
-        assert allocation == allocate(tables, budget)
+        assert allocation == Allocator(tables).allocate(budget)
         assert predict_loss(tables, allocation.plan) == pytest.approx(allocation.loss, rel=1e-9, abs=1e-30)
         assert Plan.from_json(allocation.plan.to_json()) == allocation.plan
         losses.append(allocation.loss)
@@ -100,7 +100,7 @@ def test_plans_keep_to_the_budget_and_larger_ones_never_predict_more_loss(tables
 
 def test_a_budget_of_the_trained_tables_changes_nothing():
     table = make_table(np.random.default_rng(0))[2]
-    allocation = allocate([table], whole_bytes([table]))
+    allocation = Allocator([table]).allocate(whole_bytes([table]))
     assert allocation.loss == 0
     assert [band.store for band in allocation.plan.features[0].bands] == ["float32"]
 
@@ -108,16 +108,16 @@ def test_a_budget_of_the_trained_tables_changes_nothing():
 def test_a_budget_that_nothing_meets_names_the_smallest_plan():
     table = make_table(np.random.default_rng(0))[2]
     with pytest.raises(InputError, match=r"expected at least \d+ bytes.*Received: 10$") as error:
-        allocate([table], 10)
+        Allocator([table]).allocate(10)
     smallest = int(str(error.value).split("at least ")[1].split()[0])
-    assert allocate([table], smallest).plan.bytes.embedding == smallest
+    assert Allocator([table]).allocate(smallest).plan.bytes.embedding == smallest
     with pytest.raises(InputError):
-        allocate([table], smallest - 1)
+        Allocator([table]).allocate(smallest - 1)
 
 
 def test_a_table_without_energy_gets_the_least():
     tables = [make_table(np.random.default_rng(0), scale=scale)[2] for scale in (1.0, 0.0)]
-    plan = allocate(tables, whole_bytes(tables) // 6).plan
+    plan = Allocator(tables).allocate(whole_bytes(tables) // 6).plan
     assert [band.width for band in plan.features[1].bands] == [0] * len(tables[1].bands)
     assert all(band.width for band in plan.features[0].bands)
 
@@ -163,16 +163,16 @@ def test_no_special_case_predicts_less_loss_with_the_same_bytes(ratio):
     # Rounding to eight bits costs next to nothing, whatever the scales belong to.
     nothing = 1e-4 * sum(band.columns.sum() for table in tables for band in table.bands)
     for name, case in special.items():
-        best = allocate(tables, case.bytes.embedding)
+        best = Allocator(tables).allocate(case.bytes.embedding)
         assert best.loss <= max(predict_loss(tables, case), nothing), name
 
 
 def test_more_to_choose_from_predicts_less_loss():
     tables = [make_table(np.random.default_rng(5), rows)[2] for rows in (2000, 300)]
     budget = whole_bytes(tables) // 10
-    plain = allocate(tables, budget, stores=("float32",), sharing=())
-    shared = allocate(tables, budget, stores=("float32",))
-    coded = allocate(tables, budget)
+    plain = Allocator(tables, stores=("float32",), sharing=()).allocate(budget)
+    shared = Allocator(tables, stores=("float32",)).allocate(budget)
+    coded = Allocator(tables).allocate(budget)
     assert coded.loss < shared.loss <= plain.loss
     stores = {band.store for feature in plain.plan.features for band in feature.bands}
     assert stores == {"float32"}
@@ -299,6 +299,6 @@ def test_column_codes_are_near_and_more_bits_nearer(seed, count, scale):
 def test_a_feature_without_ids_or_counts_is_planned():
     empty = trained(np.zeros((2, WIDTH), "float32"), np.zeros(2, "int64"))
     energy = measure_table(empty, np.eye(WIDTH), cut_bands(empty.counts, 2), 2)
-    assert allocate([energy], 10_000).loss == 0
+    assert Allocator([energy]).allocate(10_000).loss == 0
     uncounted = dataclasses.replace(empty, counts=None)
     assert measure_table(uncounted, np.eye(WIDTH), (2,)).bands[0].ids == 2
