@@ -27,6 +27,7 @@ PLACES = {
     "pipeline": ((4.6, 10.65), 3.0, "the TFX graph and its runners"),
     "components": ((4.35, 8.95), 8.0, ""),
     "mlet_tf/experiments": ((9.9, 7.5), 3.0, "sweeps, statistics, plots"),
+    "mlet_tf/compression": ((3.2, 7.6), 2.4, "columns, bits, rows"),
     "mlet_tf/training": ((5.7, 6.6), 3.0, "build, fit, resume, export"),
     "mlet_tf/evaluation": ((3.2, 6.6), 1.94, "metrics by slice"),
     "mlet_tf/export": ((4.95, 5.5), 2.4, "SavedModel, signatures"),

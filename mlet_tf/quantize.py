@@ -9,7 +9,7 @@ from mlet_tf.embeddings import Plan
 from mlet_tf.embeddings.model_tables import embedding_layers, is_embedding, served_layer, tables_of
 from mlet_tf.embeddings.served import trained_table
 from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization
-from mlet_tf.replace import paired_layers, replace_layers
+from mlet_tf.replace import layers_of, paired_layers, replace_layers
 
 TABLE_DTYPES = ("float16", "bfloat16", "float8", "int8", "int4")
 
@@ -64,7 +64,7 @@ def quantize_model(model: keras.Model, dtype: str = "int8", *, block_rows: int =
     """
     if dtype not in TABLE_DTYPES:
         raise ValueError(f"`dtype` should be one of {', '.join(TABLE_DTYPES)}. Received: {dtype!r}")
-    embeddings = embedding_layers(model)
+    embeddings = embedding_layers(model, layers_of(model))
 
     def narrow_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
         if not any(layer is embedding for embedding in embeddings):

@@ -128,8 +128,8 @@ def compress_rows(
     gradients = reads.measure_reads(model, tables, train.sample(_SAMPLE_ROWS, seed))
     trained = [trained_table(t.factorization, count) for t, count in zip(tables, counts, strict=True)]
     energies = [
-        measure_table(table, gradient.metric(), cut_bands(table.counts, tail), tail)
-        for table, gradient, tail in zip(trained, gradients, tails, strict=True)
+        measure_table(table, gradient.metric(), cut_bands(count, tail), tail)
+        for table, gradient, count, tail in zip(trained, gradients, counts, tails, strict=True)
     ]
     if choosing is not None:
         held_out = reads.measure_reads(model, tables, choosing.sample(_SAMPLE_ROWS, seed))
@@ -147,7 +147,7 @@ def _budget(values: Mapping[str, float]) -> Budget:
     known = [field.name for field in dataclasses.fields(Budget)]
     if unknown := [name for name in values if name not in known]:
         raise InputError(f"Budget: expected one of {', '.join(known)}. Received: {', '.join(unknown)}")
-    return Budget(**values)
+    return Budget(**values)  # type: ignore[arg-type]  # It checks them itself.
 
 
 def _silent(_: str) -> None:

@@ -1,6 +1,7 @@
 """AUC against bytes of what a compression tried."""
 
 import matplotlib
+import numpy as np
 
 from mlet_tf.compression.report import CompressionReport
 
@@ -20,28 +21,25 @@ def plot_frontier(report: CompressionReport) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
     points = report["points"]
     measured = points[0]["auc"] is not None
-    key = "auc" if measured else "predicted_loss"
     sizes = [point["bytes"] / 1024 for point in points]
-    values = [point[key] for point in points]
-    if measured:
-        errors = [point["auc_drop_error"] for point in points]
-        axes.errorbar(
-            sizes, values, errors, fmt="o-", markersize=4, capsize=2, color=_TRIED, label="compressed"
-        )
-    else:
-        axes.plot(sizes, values, "o-", markersize=4, color=_TRIED, label="compressed")
+    values = np.array([point["auc"] if measured else point["predicted_loss"] for point in points], float)
+    errors = np.array(
+        [point["auc_drop_error"] for point in points], float
+    )  # None becomes NaN, which is not drawn.
+    axes.errorbar(sizes, values, errors, fmt="o-", markersize=4, capsize=2, color=_TRIED, label="compressed")
     axes.plot(sizes[0], values[0], "s", color=_PLAIN, label="as trained")
-    (chosen,) = (point for point in points if point["chosen"])
+    (number,) = (i for i, point in enumerate(points) if point["chosen"])
+    chosen = points[number]
     axes.plot(
-        chosen["bytes"] / 1024,
-        chosen[key],
+        sizes[number],
+        values[number],
         "o",
         markersize=11,
         fillstyle="none",
         color=_CHOSEN,
         label=f"chosen, {chosen['ratio']:.3g} times smaller",
     )
-    _draw_budget(axes, report)
+    _draw_budget(axes, report, values[0])
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axes.set(
@@ -53,10 +51,10 @@ def plot_frontier(report: CompressionReport) -> plt.Figure:
     return figure
 
 
-def _draw_budget(axes: plt.Axes, report: CompressionReport) -> None:
+def _draw_budget(axes: plt.Axes, report: CompressionReport, auc: float) -> None:
     budget, before = report["budget"], report["bytes_before"]["rows"]
-    style = {"color": "#999999", "linewidth": 0.8, "linestyle": ":", "label": "budget"}
     if "max_auc_drop" in budget:
-        axes.axhline(report["points"][0]["auc"] - budget["max_auc_drop"], **style)
+        line = axes.axhline(auc - budget["max_auc_drop"])
     else:
-        axes.axvline(budget.get("bytes", before / budget.get("ratio", 1)) / 1024, **style)
+        line = axes.axvline(budget.get("bytes", before / budget.get("ratio", 1)) / 1024)
+    line.set(color="#999999", linewidth=0.8, linestyle=":", label="budget")

@@ -15,6 +15,7 @@ from mlet_tf.errors import InputError
 from mlet_tf.layers import EmbeddingCollection
 from mlet_tf.layers.factorization import Factorization
 from mlet_tf.layers.ids import is_sparse
+from mlet_tf.replace import layers_of
 from mlet_tf.types import Tensor
 
 _BLOCK_ROWS = 2048
@@ -54,7 +55,7 @@ def model_tables(model: keras.Model) -> list[ModelTable]:
         InputError: See `embedding_layers`; or ids of a collection are pooled in it.
     """
     found = []
-    for layer in embedding_layers(model, factorised=True):
+    for layer in embedding_layers(model, layers_of(model), factorised=True):
         slots: Mapping[str, tuple[int, ...]] = {}
         if isinstance(layer, EmbeddingCollection):
             slots = _slots(layer)
@@ -112,7 +113,8 @@ def measure_reads(
             raise InputError(
                 f"Table '{table.name}': expected a table that the model reads. Received: no lookup"
             )
-    return [TableGradients(*map(np.concatenate, zip(*part, strict=True)), len(rows)) for part in parts]
+    joined = (tuple(np.concatenate(values) for values in zip(*part, strict=True)) for part in parts)
+    return [TableGradients(*values, len(rows)) for values in joined]  # type: ignore[call-arg, arg-type]
 
 
 def _layers(tables: Sequence[ModelTable]) -> list[keras.layers.Layer]:

@@ -9,16 +9,28 @@ from mlet_tf.embeddings.allocator import Allocation
 from mlet_tf.embeddings.plan import Band, Budget, Bytes, FeaturePlan, row_bytes
 
 
-class PointReport(TypedDict):
+class Scores(TypedDict):
+    """What a model reaches on the choosing rows; None where there are none.
+
+    Attributes:
+        auc: AUC.
+        auc_drop: By how much it is below that of the model as it was.
+        auc_drop_error: Standard error of that, see `mlet_tf.metrics.auc_difference`.
+        logloss: Logloss, in nats.
+    """
+
+    auc: float | None
+    auc_drop: float | None
+    auc_drop_error: float | None
+    logloss: float | None
+
+
+class PointReport(Scores):
     """A size that was tried.
 
     Attributes:
         ratio: How many times fewer bytes than float32 tables have.
         bytes: Bytes of rows and addresses.
-        auc: AUC of the choosing rows; None where there are none.
-        auc_drop: By how much it is below that of the model as it was.
-        auc_drop_error: Standard error of that, see `mlet_tf.metrics.auc_difference`.
-        logloss: Logloss of the choosing rows, in nats.
         predicted_loss: Rise of the logloss that the allocator expected.
         within_budget: Whether it keeps to the budget.
         chosen: Whether it is the one.
@@ -26,10 +38,6 @@ class PointReport(TypedDict):
 
     ratio: float
     bytes: int
-    auc: float | None
-    auc_drop: float | None
-    auc_drop_error: float | None
-    logloss: float | None
     predicted_loss: float
     within_budget: bool
     chosen: bool

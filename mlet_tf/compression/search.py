@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from mlet_tf import strict_json
 from mlet_tf.compression.reads import ModelTable
-from mlet_tf.compression.report import PointReport
+from mlet_tf.compression.report import PointReport, Scores
 from mlet_tf.compression.rows import LabelledRows
 from mlet_tf.embeddings.allocator import SHARING, STORES, WIDTHS, Allocation, Allocator
 from mlet_tf.embeddings.energy import TableEnergy
@@ -95,7 +95,7 @@ class _Size:
 
     allocation: Allocation | None
     bytes: int
-    scores: dict[str, float | None]
+    scores: Scores
 
     @property
     def drop(self) -> float:
@@ -128,7 +128,9 @@ class Search:
         self._problem, self._budget, self._rows, self._note = problem, budget, rows, note
         self._allocator = problem.allocator()
         self._memory = memory
-        self._known = strict_json.read(memory) if memory is not None and memory.is_file() else {}
+        self._known: dict[str, Scores] = (
+            strict_json.read(memory) if memory is not None and memory.is_file() else {}
+        )
         self._full = problem.float32_bytes
         self._reference: np.ndarray | None = None
         self._limit = None if budget.max_auc_drop is not None else budget.limit(self._full)
@@ -146,21 +148,21 @@ class Search:
         first = self._try(None)
         if self._rows is not None and math.isnan(first.drop):
             raise InputError("Choosing rows: expected rows with clicks and without. Received: one kind only")
-        chosen, tried = self._to_limit(first) if self._limit is not None else self._to_drop(first)
+        chosen, tried = self._to_drop(first) if self._limit is None else self._to_limit(first, self._limit)
         sizes = sorted([first, *tried], key=lambda size: -size.bytes)
         points = [self._point(size, size is chosen) for size in sizes]
         return chosen.allocation or self._problem.whole(), points
 
-    def _to_limit(self, first: _Size) -> tuple[_Size, list[_Size]]:
+    def _to_limit(self, first: _Size, most: int) -> tuple[_Size, list[_Size]]:
         """The largest plan within a number of bytes; larger and smaller ones to compare with."""
-        if self._limit >= self._full:
+        if most >= self._full:
             return first, []
         larger, smaller = [], []
         if self._rows is not None:
             limits = list(self._limits())
-            larger = [self._try(limit) for limit in limits if limit > self._limit]
-            smaller = [limit for limit in limits if limit < self._limit][:_BEYOND]
-        chosen = self._try(self._limit)
+            larger = [self._try(limit) for limit in limits if limit > most]
+            smaller = [limit for limit in limits if limit < most][:_BEYOND]
+        chosen = self._try(most)
         return chosen, [*larger, chosen, *(self._try(limit) for limit in smaller)]
 
     def _to_drop(self, first: _Size) -> tuple[_Size, list[_Size]]:
@@ -183,9 +185,9 @@ class Search:
         return chosen, tried
 
     def _keeps(self, size: _Size) -> bool:
-        if self._limit is not None:
-            return size.bytes <= self._limit
-        return size.drop <= self._budget.max_auc_drop
+        if self._budget.max_auc_drop is not None:
+            return size.drop <= self._budget.max_auc_drop
+        return self._limit is None or size.bytes <= self._limit
 
     def _limits(self) -> Iterator[int]:
         """Bytes to try, falling; the smallest plan is the last."""
@@ -213,9 +215,9 @@ class Search:
             )
         return found
 
-    def _score(self, allocation: Allocation | None) -> dict[str, float | None]:
+    def _score(self, allocation: Allocation | None) -> Scores:
         if self._rows is None:
-            return dict.fromkeys(("auc", "auc_drop", "auc_drop_error", "logloss"))
+            return {"auc": None, "auc_drop": None, "auc_drop_error": None, "logloss": None}
         if self._reference is None:
             self._reference = predict(self._problem.model, self._rows.inputs)
         label, before = self._rows.label, self._reference

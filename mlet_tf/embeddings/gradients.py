@@ -24,13 +24,13 @@ class LayerCall:
         layer: The layer.
         inputs: What it got.
         outputs: Its outputs.
-        jacobian: Derivative of the logit by them, float32, of the same shape; None where it was not asked for.
+        jacobian: Derivative of the logit by them, float32, of the same shape; empty where it was not asked for.
     """
 
     layer: keras.layers.Layer
     inputs: Tensor
     outputs: Tensor
-    jacobian: np.ndarray | None = None
+    jacobian: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, "float32"))
 
 
 @contextlib.contextmanager
@@ -141,7 +141,9 @@ def measure_gradients(
         One row for each row of the inputs, with the embeddings of `layer`.
     """
     change = None if midway_to is None else lambda call: (call.outputs + midway_to(call.inputs)) / 2
-    embeddings, jacobian, ctr = [], [], []
+    embeddings: list[np.ndarray] = []
+    jacobian: list[np.ndarray] = []
+    ctr: list[np.ndarray] = []
     for low in range(0, len(label), block_rows):
         block = {name: values[low : low + block_rows] for name, values in inputs.items()}
         calls, probability = logit_derivatives(model, [layer], block, change)
@@ -150,7 +152,13 @@ def measure_gradients(
         embeddings.append(np.asarray(calls[0].outputs, "float32"))
         jacobian.append(calls[0].jacobian)
         ctr.append(probability)
-    return Gradients(np.asarray(ids), *map(np.concatenate, (embeddings, jacobian, ctr)), np.asarray(label))
+    return Gradients(
+        np.asarray(ids),
+        np.concatenate(embeddings),
+        np.concatenate(jacobian),
+        np.concatenate(ctr),
+        np.asarray(label),
+    )
 
 
 def _per_row(derivative: np.ndarray, slope: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The tables of a model, whichever layers have them, and the layers that serve them in another form."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import keras
@@ -11,23 +11,24 @@ from mlet_tf.embeddings.served import ServedEmbedding, ServedTable, written_coll
 from mlet_tf.errors import InputError
 from mlet_tf.layers import EmbeddingCollection, MLETEmbedding
 from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization
-from mlet_tf.replace import layers_of
 
 TableLayer: TypeAlias = keras.layers.Embedding | MLETEmbedding | EmbeddingCollection
 
 
-def embedding_layers(model: keras.Model, factorised: bool = False) -> list[TableLayer]:
+def embedding_layers(
+    model: keras.Model, layers: Sequence[keras.layers.Layer], factorised: bool = False
+) -> list[TableLayer]:
     """Returns the layers of a model that have trained tables.
 
     Args:
-        model: A model.
+        model: A model, for messages.
+        layers: All its layers, see `mlet_tf.replace.layers_of`.
         factorised: Whether tables may be products.
 
     Raises:
         InputError: There is no table, or one is factorised, in a served form already, or of a subclass of `Embedding`.
             The message names the layer.
     """
-    layers = layers_of(model)
     for layer in layers:
         if isinstance(layer, ServedTable | ServedEmbedding):
             raise InputError(
@@ -89,7 +90,9 @@ def served_layer(
 
 
 def _is_product(layer: keras.layers.Layer) -> bool:
-    return isinstance(layer, MLETEmbedding) or (isinstance(layer, EmbeddingCollection) and layer.projections)
+    return isinstance(layer, MLETEmbedding) or (
+        isinstance(layer, EmbeddingCollection) and bool(layer.projections)
+    )
 
 
 def _require_known(layer: keras.layers.Layer) -> None:

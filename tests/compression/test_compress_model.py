@@ -104,14 +104,14 @@ def test_a_ratio_is_kept_in_the_variables_of_the_model_and_after_saving(model, d
     before, now = (predict(m, test[0]) for m in (model, found.model))
     assert auc(test[1], before) > 0.7
     assert auc(test[1], now) > auc(test[1], before) - 0.03
-    function = tf.function(lambda inputs: found.model(inputs, training=False))
     block = {name: tf.constant(values[:300]) for name, values in test[0].items()}
-    signature = function.get_concrete_function(
-        {name: tf.TensorSpec([None, *x.shape[1:]], x.dtype) for name, x in block.items()}
-    )
-    tf.saved_model.save(found.model, str(tmp_path / "saved"), signatures={"serving_default": signature})
-    answers = tf.saved_model.load(str(tmp_path / "saved")).signatures["serving_default"](**block)
-    np.testing.assert_allclose(next(iter(answers.values())).numpy().ravel(), now[:300], atol=1e-6)
+    signature = {name: tf.TensorSpec([None, *x.shape[1:]], x.dtype, name) for name, x in block.items()}
+    module = tf.Module()
+    module.model = found.model
+    module.ctr = tf.function(lambda inputs: found.model(inputs, training=False), [signature])
+    tf.saved_model.save(module, str(tmp_path / "saved"))
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    np.testing.assert_allclose(loaded.ctr(block).numpy().ravel(), now[:300], atol=1e-6)
     if isinstance(model, Subclassed):
         return  # Keras makes its layers anew when it loads a file.
     found.model.save(tmp_path / "small.keras")

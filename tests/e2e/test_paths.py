@@ -1,10 +1,12 @@
 """Every path that a command takes: absent, of the wrong kind, not to be written. One line, exit code 2."""
 
+import contextlib
 import errno
 import json
 import os
 import sys
 
+import fsspec
 import pytest
 import yaml
 from mlet_tf.pipeline.cli.main import EXTRAS, cli
@@ -256,6 +258,15 @@ def test_errors_of_the_operating_system_are_one_line(command, monkeypatch, error
     assert command("plan", "--config", "c.yaml")[::2] == (2, f"Error: {line}\n")
 
 
+@contextlib.contextmanager
+def forgotten_s3():
+    """Keeps a client of fsspec, which has the credentials of its first use, from tests before and after."""
+    client = fsspec.get_filesystem_class("s3")
+    client.clear_instance_cache()
+    yield
+    client.clear_instance_cache()
+
+
 def test_missing_credentials_of_an_object_store_are_one_line(command, monkeypatch, tmp_path):
     """As s3fs has it, where tensorflow-io is not installed: a traceback of botocore."""
     from mlet_tf import storage
@@ -266,7 +277,8 @@ def test_missing_credentials_of_an_object_store_are_one_line(command, monkeypatc
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr(storage, "tensorflow_opens", lambda path: False)
-    code, _, err = command("predict", "s3://bucket/log.tsv")
+    with forgotten_s3():
+        code, _, err = command("predict", "s3://bucket/log.tsv")
     assert (code, err) == (2, "Error: s3://: Unable to locate credentials\n")
 
 

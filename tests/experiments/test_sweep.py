@@ -213,10 +213,10 @@ def test_penalties_act_on_tables_and_projections_apart(tmp_path):
         variables = embedding_collection(model).trainable_variables
         return {variable_role(v): float(np.linalg.norm(v)) for v in variables}
 
-    plain, tables, projections = norms(), norms(tables=1.0), norms(projections=1.0)
-    assert tables["table"] < 0.7 * plain["table"]
-    assert tables["projection"] > 0.7 * plain["projection"]
-    assert projections["projection"] < 0.7 * plain["projection"]
+    tables, projections = norms(tables=1.0), norms(projections=1.0)
+    # Where one of the factors shrinks, the gradients of the other shrink with it, but far less.
+    assert tables["table"] < 0.6 * projections["table"]
+    assert projections["projection"] < 0.3 * tables["projection"]
 
 
 def test_a_trial_starts_from_the_model_of_a_run(tmp_path):

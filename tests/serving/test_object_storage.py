@@ -40,6 +40,7 @@ def s3(tmp_path_factory):
     }
     before = dict(os.environ)
     os.environ.update(settings)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # A client has the credentials of its first use.
     boto3.client("s3").create_bucket(Bucket=BUCKET)
     yield settings
     os.environ.clear()
