@@ -24,10 +24,10 @@ PARAMETERS = {
 }
 IMAGE = "image"
 BASELINE = "baseline_model"
+DIRECT_BASELINE = "BaselineTrainer"
 
 _COMMAND = ["python", "-P", "-m", "mlet_tf.pipeline.container_entrypoint"]
 _EXAMPLE_GEN = "ClickLogExampleGen"
-_BASELINE_TRAINER = "BaselineTrainer"
 
 
 def compile_pipeline(config: PipelineConfig) -> JsonObject:
@@ -65,10 +65,10 @@ def compile_pipeline(config: PipelineConfig) -> JsonObject:
         parameters[BASELINE] = (LAST_BLESSED, "artifact_uri")
     for name, (node, key) in parameters.items():
         _make_parameter(spec, name, node, key)
-    if _BASELINE_TRAINER in spec["components"]:  # Trained with the same effort, whatever a run sets.
-        for name in SETTINGS:
-            _make_parameter(spec, name, _BASELINE_TRAINER, name)
     _make_image_parameter(spec, kubeflow.image)
+    if DIRECT_BASELINE in spec["components"]:  # Trained with the same settings, whatever a run changes.
+        for name in SETTINGS:
+            _make_parameter(spec, name, DIRECT_BASELINE, name)
     for node in spec["root"]["dag"]["tasks"]:
         _set_policy(spec, node, _policy(config, node))
     return spec
