@@ -18,6 +18,7 @@ from mlet_tf.storage import open_binary
 if TYPE_CHECKING:
     from mlet_tf.compression.judging import JudgedReport
 
+_BUDGETS = ("max_auc_drop", "bytes", "ratio")
 _METHODS = ("columns", "bits", "rows")
 
 
@@ -99,7 +100,7 @@ def shrink(
 
 def _budget(budgets: dict[str, float | None]) -> dict[str, float]:
     """The one that is given."""
-    given = {name: value for name, value in budgets.items() if value is not None}
+    given = {name: budgets[name] for name in _BUDGETS if budgets[name] is not None}
     if len(given) != 1:
         flags = " and ".join(f"--{name}" for name in given)
         raise InputError(f"expected one of --max_auc_drop, --bytes and --ratio. Received: {flags or 'none'}")
