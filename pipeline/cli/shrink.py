@@ -100,7 +100,7 @@ def shrink(
 
 def _budget(budgets: dict[str, float | None]) -> dict[str, float]:
     """The one that is given."""
-    given = {name: budgets[name] for name in _BUDGETS if budgets[name] is not None}
+    given = {name: value for name in _BUDGETS if (value := budgets[name]) is not None}
     if len(given) != 1:
         flags = " and ".join(f"--{name}" for name in given)
         raise InputError(f"expected one of --max_auc_drop, --bytes and --ratio. Received: {flags or 'none'}")
