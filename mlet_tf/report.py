@@ -214,8 +214,9 @@ def plot_seconds(seconds: Mapping[str, float]) -> plt.Figure:
 
 
 def _short(table: JsonObject) -> str:
-    """A table's name without the layer's."""
-    return table["name"].rsplit("/", 1)[-1]
+    """A table's name without the layer's; that of its feature may have slashes too."""
+    layer, _, feature = table["name"].partition("/")
+    return feature or layer
 
 
 def _axes(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
