@@ -198,6 +198,13 @@ class GridConfig(_RunKeys):
         0.0, description="Share of an epoch for which each `allocated` truncation is then trained on."
     )
 
+    compress_to: Items[Annotated[float, Field(ge=1, le=1_000_000)]] = Field(
+        (),
+        description="How many times fewer bytes than float32 tables of its width every final model is also compressed "
+        "to, on rows of `validation`; see `compress` of a run. Tables and plots name it by the columns that have as "
+        "many bytes.",
+    )
+
     def run_keys(self) -> dict[str, tuple[Any, ...]]:
         """The keys of a run that are varied, dotted, with their values."""
         return {key: getattr(self, key) for key in _RunKeys.model_fields if getattr(self, key)}

@@ -99,7 +99,8 @@ def band_differences(found: Sequence[Group]) -> Iterator[BandDifference]:
 def families(found: Sequence[Group]) -> dict[str, list[Group]]:
     """The best cell of each kind and size, by growing bytes.
 
-    Truncations of a kind are a family of their own; the best method for each size, where validation rows scored it.
+    Truncations of a kind are a family of their own, and so are its compressions; of several methods the best for each
+    size counts, where validation rows scored it.
     """
     finals = [group for group in found if group.record["stage"] == "final"]
     best = best_on_validation(finals, lambda group: (_family(group), _columns(group)))
@@ -129,8 +130,10 @@ def _match(mlet: Group, direct: Sequence[Group], same_size: Group | None) -> Mat
 
 
 def _family(group: Group) -> str:
-    return group.record["kind"] + (", truncated" if group.record["method"] else "")
+    method = group.record["method"]
+    name = method if method == "compressed" else "truncated"
+    return f"{group.record['kind']}, {name}" if method else group.record["kind"]
 
 
-def _columns(group: Group) -> int:
+def _columns(group: Group) -> float:
     return group.record["truncated_to"] if group.record["method"] else group.record["output_dim"]

@@ -26,7 +26,7 @@ _COLORS = {
     "qr": "#8c6d1f",
 }
 # Truncations that are drawn; the others only confirm that these are the better ones.
-_METHOD_STYLES = {"leading": ":", "allocated": "-.", "fine_tuned": "--"}
+_METHOD_STYLES = {"leading": ":", "allocated": "-.", "fine_tuned": "--", "compressed": "--"}
 _PANELS_A_ROW = 3
 
 

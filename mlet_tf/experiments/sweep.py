@@ -106,7 +106,9 @@ def _chain(group: list[Cell], grid: GridConfig, config: SweepConfig) -> _Chain:
             choice = yield from tune(cell, config, choice.values if choice else None)
         to = tuple(n for n in grid.truncate_to if n < cell.output_dim)
         tuned, share = tuple(choice.values.items()), grid.fine_tune if to else 0.0
-        finals = [Trial(cell, "final", seed, tuned, to, share, choice.notes) for seed in seeds]
+        finals = [
+            Trial(cell, "final", seed, tuned, to, share, grid.compress_to, choice.notes) for seed in seeds
+        ]
         if grid.rescaled_control and cell.kind == "mlet":
             finals += _controls(cell, choice, config)
         yield finals

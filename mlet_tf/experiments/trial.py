@@ -15,7 +15,8 @@ import keras
 import numpy as np
 
 from mlet_tf.collapse import collapse_model
-from mlet_tf.config import TrainConfig
+from mlet_tf.compression.packed import compress_packed
+from mlet_tf.config import BudgetConfig, CompressConfig, TrainConfig
 from mlet_tf.config.sweep import SweepConfig
 from mlet_tf.embeddings.kinds import KINDS, budget_of_columns
 from mlet_tf.embeddings.plan import Plan
@@ -53,6 +54,7 @@ class Trial:
         tuned: Keys of the training, dotted, with the values that tuning gave them.
         truncate_to: Ranks to which the trained model is also truncated.
         fine_tune: Share of an epoch for which truncated models are fine-tuned, see `GridConfig`.
+        compress_to: How many times smaller the trained model is also made.
         notes: What the records say of its tuning: `tuning` and `at_edge`, see `mlet_tf.experiments.tuning`.
     """
 
@@ -62,6 +64,7 @@ class Trial:
     tuned: tuple[tuple[str, float], ...] = ()
     truncate_to: tuple[int, ...] = ()
     fine_tune: float = 0.0
+    compress_to: tuple[float, ...] = ()
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def key(self, config: SweepConfig, data_digest: str) -> str:
@@ -75,6 +78,8 @@ class Trial:
             "fine_tune": self.fine_tune,
             "data": data_digest,
         }
+        if self.compress_to:
+            values["compress_to"] = self.compress_to
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def train_config(self, config: SweepConfig) -> TrainConfig:
@@ -95,9 +100,9 @@ def run_trial(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dic
         data: The rows.
 
     Returns:
-        The record of the trial, then one for each truncation of it. `epochs` has the metrics of validation rows after
-        each epoch, `best_epoch` the one whose weights all others are of; `constant` or `diverged` is there, and true,
-        where it has learned nothing.
+        The record of the trial, then one for each truncation and compression of it. `epochs` has the metrics of
+        validation rows after each epoch, `best_epoch` the one whose weights all others are of; `constant` or `diverged`
+        is there, and true, where it has learned nothing.
     """
     model, progress = build_model(trial, config, data), Progress()
     rows, train = data.splits["train"], trial.training(config, data)
@@ -127,6 +132,7 @@ def run_trial(trial: Trial, config: SweepConfig, data: PreparedData) -> list[dic
     records = [record]
     if trial.truncate_to:
         records += _truncations(trial, config, model, record, data)
+    records += [_compression(ratio, model, record, data) for ratio in trial.compress_to]
     return records
 
 
@@ -330,3 +336,16 @@ def _truncations(
             scored = evaluate(Predictor(tuned), data, ("validation", "test"))
             records.append(common | {"method": "fine_tuned"} | scored)
     return records
+
+
+def _compression(ratio: float, model: DLRM, record: dict[str, Any], data: PreparedData) -> dict[str, Any]:
+    """The record of the trained model with so many times fewer bytes."""
+    config = CompressConfig(budget=BudgetConfig(ratio=ratio))
+    tail = data.oov_buckets + 1
+    rows = data.splits["train"], data.splits["validation"]
+    found = compress_packed(model, *rows, config, tail, note=lambda line: None)
+    size = sum(found.report["bytes_after"].values())
+    columns = record["output_dim"] / ratio
+    named = {"method": "compressed", "truncated_to": int(columns) if columns.is_integer() else columns}
+    common = {key: value for key, value in record.items() if key != "epochs"}
+    return common | named | {"bytes": size} | evaluate(Predictor(found.model), data, ("validation", "test"))

@@ -38,7 +38,13 @@ SWEEP = {
         "seeds": [0],
         "workers": 1,
         "grid": [
-            {"embedding": ["direct"], "model.output_dim": [4], "truncate_to": [1], "fine_tune": 0.5},
+            {
+                "embedding": ["direct"],
+                "model.output_dim": [4],
+                "truncate_to": [1],
+                "fine_tune": 0.5,
+                "compress_to": [4],
+            },
             {
                 "embedding": ["mlet"],
                 "model.output_dim": [2],
@@ -92,6 +98,7 @@ def test_sweep_records_resumes_and_draws(folder, command, monkeypatch):
         "direct d=4 -> 1 (interaction)",
         "direct d=4 -> 1 (allocated)",
         "direct d=4 -> 1 (fine_tuned)",
+        "direct d=4 -> 1 (compressed)",
         "mlet d=2 k=8",
         "direct_rescaled d=2",
     }
@@ -100,6 +107,8 @@ def test_sweep_records_resumes_and_draws(folder, command, monkeypatch):
         mlet["learning_rates"]["tables"] / 2, rel=0.01
     )
     assert rescaled["bytes"] == mlet["bytes"] == found["direct d=4"].record["bytes"] / 2
+    compressed = found["direct d=4 -> 1 (compressed)"].record
+    assert compressed["bytes"] <= found["direct d=4"].record["bytes"] / 4
     assert found["direct d=4 -> 1 (fine_tuned)"].mean("logloss") < found["direct d=4 -> 1 (common)"].mean(
         "logloss"
     )
