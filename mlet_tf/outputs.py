@@ -1,10 +1,12 @@
 """Where a user wants results written: checked before any work is done for them."""
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from mlet_tf.errors import InputError
-from mlet_tf.storage import writing
+from mlet_tf.storage import aside_path, remove, writing
 
 
 def output_file(path: str, *endings: str, replace: bool = True, make_folder: bool = False) -> Path:
@@ -43,6 +45,32 @@ def output_folder(path: str | Path) -> Path:
     with writing(path):
         _try_folder(path, target)
     return target
+
+
+def new_folder(path: str | Path) -> Path:
+    """Checks that a folder does not exist and can be made.
+
+    Raises:
+        InputError: Naming the path and what is wrong with it.
+    """
+    target = output_folder(path)
+    if target.exists():
+        raise InputError(f"{path} exists; give a folder that does not")
+    return target
+
+
+@contextlib.contextmanager
+def folder_aside(target: Path) -> Iterator[Path]:
+    """Makes a folder that is renamed to `target` when it is complete, and removed on failure."""
+    aside = aside_path(target)
+    try:
+        with writing(target):
+            aside.mkdir(parents=True)
+        yield aside
+        with writing(target):
+            aside.rename(target)
+    finally:
+        remove(aside)
 
 
 def _try_folder(path: str | Path, folder: Path) -> None:

@@ -67,6 +67,13 @@ def layers_of(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     return model._flatten_layers()
 
 
+def is_graph(layer: keras.layers.Layer) -> bool:
+    """Whether a model is functional or Sequential: its layers are called by a graph, not by its attributes."""
+    return isinstance(layer, keras.Sequential) or isinstance(
+        getattr(type(layer), "operations", None), property
+    )
+
+
 def paired_layers(
     one: keras.layers.Layer, other: keras.layers.Layer, is_leaf: Callable[[keras.layers.Layer], bool]
 ) -> Iterator[tuple[keras.layers.Layer, keras.layers.Layer]]:
@@ -93,7 +100,7 @@ def paired_layers(
         if is_leaf(a):
             return
         below = _children(a), _children(b)
-        alike = type(a) is type(b) or (_is_graph(a) and _is_graph(b))
+        alike = type(a) is type(b) or (is_graph(a) and is_graph(b))
         if not alike or len(below[0]) != len(below[1]):
             raise ValueError(
                 f"`model` should make the same layers again from its `get_config()`. Received: {_names([a])} of "
@@ -178,7 +185,7 @@ class _Maker:
                     self._again(child)
             made = self._from_config(layer)
             self._exchange(layer, made)
-            if _is_graph(layer) and not self._has_replacements(layer, made):
+            if is_graph(layer) and not self._has_replacements(layer, made):
                 # Its constructor has called the layers that are replaced.
                 made = keras.models.clone_model(layer, clone_function=self._again)
             self._made[id(layer)] = made
@@ -199,7 +206,7 @@ class _Maker:
 
     def _exchange(self, source: keras.layers.Layer, target: keras.layers.Layer) -> None:
         """Puts the new layers into the attributes of a layer; those of a graph are in its configuration."""
-        if _is_graph(source):
+        if is_graph(source):
             return
         attributes = _attributes(target)
         for name, value in _attributes(source).items():
@@ -234,13 +241,6 @@ class _Maker:
 
 def _children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return layer._flatten_layers(include_self=False, recursive=False)
-
-
-def _is_graph(layer: keras.layers.Layer) -> bool:
-    """Whether a model is functional or Sequential: its layers are called by a graph, not by its attributes."""
-    return isinstance(layer, keras.Sequential) or isinstance(
-        getattr(type(layer), "operations", None), property
-    )
 
 
 def _names(layers: list[keras.layers.Layer]) -> str:

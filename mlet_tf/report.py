@@ -1,9 +1,12 @@
 """The report of a run: one self-contained HTML page and its plots as PNG files."""
 
+from __future__ import annotations
+
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 import matplotlib
@@ -15,14 +18,23 @@ from mlet_tf.predictions import load_predictions
 from mlet_tf.run_file import Run, read_run_file
 from mlet_tf.storage import join, writing, written_aside
 from mlet_tf.types import JsonObject
-from mlet_tf.units import bytes_text
+from mlet_tf.units import budget_text, bytes_text
+
+if TYPE_CHECKING:
+    from mlet_tf.compression.report import CompressionReport, TableReport
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PAGE = "report.html"
 
-_COLORS = {"uncollapsed": "#7a8fa6", "collapsed": "#c8553d", "last_blessed": "#5b8c5a"}
+_COLORS = {
+    "uncollapsed": "#7a8fa6",
+    "collapsed": "#c8553d",
+    "compressed": "#8a4fa0",
+    "baseline": "#c9a227",
+    "last_blessed": "#5b8c5a",
+}
 _CALIBRATION_BINS = 10
 _MAX_TABLES = 26
 _MAX_SPECTRA = 6
@@ -43,36 +55,55 @@ def write_report(run_folder: Path, output: Path) -> Path:
     """
     run = read_run_file(run_folder)
     collapse = strict_json.read(run["artifacts"]["collapse_report"])
+    compression: CompressionReport | None = None
+    if path := run["artifacts"].get("compression_report"):
+        compression = strict_json.read(path)
     gate = strict_json.read(join(run["artifacts"]["evaluation"], GATE_FILE))
     predictions = load_predictions(run["artifacts"]["evaluation"])
     plots: dict[str, Callable[[], plt.Figure]] = {
-        "Bytes per table": lambda: plot_sizes(collapse["tables"]),
+        "Bytes per table": lambda: plot_sizes(collapse["tables"], compression and compression["tables"]),
         "Training": lambda: plot_training(strict_json.read(run["artifacts"]["history"])),
         "ROC": lambda: plot_roc(predictions),
         "Calibration": lambda: plot_calibration(predictions),
         "Singular values": lambda: plot_spectra(collapse["tables"]),
         "Seconds per component": lambda: plot_seconds(run["seconds"]),
     }
+    if compression is not None:
+        plots = {"AUC against bytes": lambda: plot_compression(compression, run), **plots}
     figures = {title: draw() for title, draw in plots.items()}
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         images = {title: _save(figure, output, title) for title, figure in figures.items()}
         page = output / PAGE
         with written_aside(page) as file:
-            file.write(_render(run, gate, collapse, images).encode())
+            file.write(_render(run, gate, collapse, compression, images).encode())
     return page
 
 
-def plot_sizes(tables: Sequence[JsonObject]) -> plt.Figure:
-    """Bytes of each table before and after the collapse, largest first, on a log axis."""
+def plot_sizes(tables: Sequence[JsonObject], compressed: Sequence[TableReport] | None = None) -> plt.Figure:
+    """Bytes of each table before and after the collapse and the compression, largest first, on a log axis.
+
+    Args:
+        tables: Those of the collapse's report.
+        compressed: Those of the compression's, where there is one.
+    """
     largest = sorted(tables, key=lambda table: -table["bytes_before"])[:_MAX_TABLES]
-    figure, axes = _axes(8, 0.24 * len(largest) + 1.2)
-    places = np.arange(len(largest))
-    for offset, (key, label) in enumerate((("bytes_before", "uncollapsed"), ("bytes_after", "collapsed"))):
-        values = [table[key] for table in largest]
-        axes.barh(places + 0.4 * offset, values, 0.38, label=label, color=_COLORS[label])
+    bars = {
+        "uncollapsed": [table["bytes_before"] for table in largest],
+        "collapsed": [table["bytes_after"] for table in largest],
+    }
+    if compressed is not None:
+        after = {table["name"]: table["bytes_after"] for table in compressed}
+        bars["compressed"] = [after[_short(table)] for table in largest]
+    figure, axes = _axes(8, (0.08 + 0.08 * len(bars)) * len(largest) + 1.2)
+    places, width = np.arange(len(largest)), 0.8 / len(bars)
+    for number, (label, values) in enumerate(bars.items()):
+        axes.barh(places + width * number, values, 0.95 * width, label=label, color=_COLORS[label])
     axes.set(
-        yticks=places + 0.2, yticklabels=[_short(table) for table in largest], xscale="log", xlabel="bytes"
+        yticks=places + width * (len(bars) - 1) / 2,
+        yticklabels=[_short(table) for table in largest],
+        xscale="log",
+        xlabel="bytes",
     )
     axes.invert_yaxis()
     axes.legend(frameon=False)
@@ -93,6 +124,31 @@ def plot_training(history: Sequence[Mapping[str, float | None]]) -> plt.Figure:
     left.legend(frameon=False)
     right.plot(epochs, eval_auc, "o-", color=_COLORS["collapsed"])
     right.set(xlabel="epoch", ylabel="eval AUC", xticks=epochs)
+    return figure
+
+
+def plot_compression(compression: CompressionReport, run: Run) -> plt.Figure:
+    """AUC on the rows that chose against bytes: what was tried, the budget, the choice, and the direct baseline.
+
+    The baseline was scored on the rows that judge; it is drawn as far below the collapsed model as it was there.
+
+    Args:
+        compression: The compression's report.
+        run: The run.
+    """
+    from mlet_tf.compression.plots import plot_frontier  # It brings Keras, which other reports do without.
+
+    figure = plot_frontier(compression)
+    results, baseline = run["compression"], run["baseline"]
+    if results is None or baseline is None:
+        return figure
+    before, trained, reached = compression["auc_before"], results["auc_before"], baseline["auc"]
+    if before is not None and trained is not None and reached is not None:
+        axes = figure.axes[0]
+        label = f"direct table of d={baseline['output_dim']}, by the rows that judge"
+        auc = before + reached - trained
+        axes.plot(baseline["bytes"] / 1024, auc, "D", color=_COLORS["baseline"], label=label)
+        axes.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -158,8 +214,9 @@ def plot_seconds(seconds: Mapping[str, float]) -> plt.Figure:
 
 
 def _short(table: JsonObject) -> str:
-    """A table's name without the layer's."""
-    return table["name"].rsplit("/", 1)[-1]
+    """A table's name without the layer's; that of its feature may have slashes too."""
+    layer, _, feature = table["name"].partition("/")
+    return feature or layer
 
 
 def _axes(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
@@ -188,9 +245,17 @@ def _bound(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _render(run: Run, gate: JsonObject, collapse: JsonObject, images: Mapping[str, str]) -> str:
+def _render(
+    run: Run,
+    gate: JsonObject,
+    collapse: JsonObject,
+    compression: CompressionReport | None,
+    images: Mapping[str, str],
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mlet_tf"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"size": bytes_text, "number": _number, "bound": _bound}
-    return environment.get_template(PAGE).render(run=run, gate=gate, collapse=collapse, images=images)
+    environment.filters |= {"size": bytes_text, "number": _number, "bound": _bound, "budget": budget_text}
+    return environment.get_template(PAGE).render(
+        run=run, gate=gate, collapse=collapse, compression=compression, images=images
+    )

@@ -31,6 +31,35 @@ class Quantization(TypedDict):
     max_abs_ctr_difference: float
 
 
+class TableBytes(TypedDict):
+    """Bytes of a model's embeddings: of rows, of what turns ids into rows, and of the vocabulary files."""
+
+    rows: int
+    addresses: int
+    vocabulary: int
+
+
+class Compression(TypedDict):
+    """The budget, and what the compression made of the collapsed model; AUCs on rows that chose nothing."""
+
+    budget: dict[str, float]
+    bytes_before: TableBytes
+    bytes_after: TableBytes
+    auc_before: float | None
+    auc_after: float | None
+    fine_tuned: bool
+
+
+class BaselineResults(TypedDict):
+    """The direct float32 table of as many bytes as the compressed model may have, and what it reached."""
+
+    output_dim: int
+    bytes: int
+    allowed_bytes: int
+    auc: float | None
+    logloss: float | None
+
+
 class Results(TypedDict):
     """What the artifacts of a run say; `docs/run_json.md` describes the keys."""
 
@@ -41,6 +70,8 @@ class Results(TypedDict):
     max_abs_difference: float
     max_abs_ctr_difference: float
     quantization: Quantization
+    compression: Compression | None
+    baseline: BaselineResults | None
     blessed: bool
     gate_failures: list[str]
     gate_checks: list[JsonObject]

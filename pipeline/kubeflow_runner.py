@@ -5,7 +5,7 @@ pipeline's parameters, resources, retries, caching by node and the pipeline root
 """
 
 import yaml
-from mlet_tf.components.trainer.executor import SETTINGS
+from mlet_tf.components.settings import SETTINGS
 from mlet_tf.pipeline.checks import check_kubeflow
 from mlet_tf.pipeline.pipeline import LAST_BLESSED, create_pipeline
 from tfx import v1 as tfx
@@ -24,6 +24,7 @@ PARAMETERS = {
 }
 IMAGE = "image"
 BASELINE = "baseline_model"
+DIRECT_BASELINE = "BaselineTrainer"
 
 _COMMAND = ["python", "-P", "-m", "mlet_tf.pipeline.container_entrypoint"]
 _EXAMPLE_GEN = "ClickLogExampleGen"
@@ -68,6 +69,9 @@ def compile_pipeline(config: PipelineConfig) -> JsonObject:
     if config.compress is not None:  # Fine-tuned at the rate that the run has trained with.
         _make_parameter(spec, _DENSE_RATE, _COMPRESSOR, _DENSE_RATE)
     _make_image_parameter(spec, kubeflow.image)
+    if DIRECT_BASELINE in spec["components"]:  # Trained with the same settings, whatever a run changes.
+        for name in SETTINGS:
+            _make_parameter(spec, name, DIRECT_BASELINE, name)
     for node in spec["root"]["dag"]["tasks"]:
         _set_policy(spec, node, _policy(config, node))
     return spec

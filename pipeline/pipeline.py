@@ -1,8 +1,10 @@
 """The TFX graph: raw click logs to a pushed model, collapsed and perhaps compressed."""
 
 import json
+from typing import Any
 
 from ml_metadata.proto import metadata_store_pb2
+from mlet_tf.components.baseline_trainer.component import BaselineTrainer
 from mlet_tf.components.click_log_example_gen.component import ClickLogExampleGen
 from mlet_tf.components.evaluator.component import GatedEvaluator
 from mlet_tf.components.example_validator.component import GatedExampleValidator
@@ -48,6 +50,8 @@ def create_pipeline(
     """
     nodes = _data_nodes(config)
     nodes |= _model_nodes(config, nodes, work)
+    if config.compress is not None and config.compress.baseline:
+        nodes["baseline"] = _baseline(config, nodes, work)
     if last_blessed is not None:
         nodes["last_blessed"] = last_blessed
     nodes |= _push_nodes(config, nodes, use_model_server)
@@ -132,14 +136,7 @@ def _model_nodes(
         examples=examples,
         transform_graph=transform.outputs["transform_graph"],
         schema=nodes["schema_gen"].outputs["schema"],
-        custom_config={
-            "schema": schema.to_dict(),
-            "model": config.model.to_plain(),
-            "train": config.train.to_plain(),
-            "vocabulary": config.vocabulary.to_plain(),
-            "work": work,
-            "code_version": code_version("mlet_tf.training.trainer", "mlet_tf.training.worker"),
-        },
+        custom_config=_training(config, work, "mlet_tf.training.trainer", "mlet_tf.training.worker"),
     )
     collapser = WeightCollapser(
         model=trainer.outputs["model"],
@@ -167,6 +164,28 @@ def _model_nodes(
     return made
 
 
+def _baseline(config: PipelineConfig, nodes: dict[str, base_node.BaseNode], work: str) -> BaselineTrainer:
+    """The direct table of the compressed model's bytes."""
+    return BaselineTrainer(
+        examples=nodes["example_gen"].outputs["examples"],
+        transform_graph=nodes["transform"].outputs["transform_graph"],
+        compression=nodes["compressor"].outputs["report"],
+        custom_config=_training(config, work, "mlet_tf.components.baseline_trainer"),
+    )
+
+
+def _training(config: PipelineConfig, work: str, *modules: str) -> dict[str, Any]:
+    """What a training needs of the configuration; `modules` are those whose code it depends on."""
+    return {
+        "schema": config.schema.to_dict(),
+        "model": config.model.to_plain(),
+        "train": config.train.to_plain(),
+        "vocabulary": config.vocabulary.to_plain(),
+        "work": work,
+        "code_version": code_version(*modules),
+    }
+
+
 def _push_nodes(
     config: PipelineConfig, nodes: dict[str, base_node.BaseNode], use_model_server: bool
 ) -> dict[str, base_node.BaseNode]:
@@ -180,6 +199,7 @@ def _push_nodes(
         model=model,
         uncollapsed_model=nodes["trainer"].outputs["model"],
         baseline_model=nodes["last_blessed"].outputs["model"] if "last_blessed" in nodes else None,
+        direct_baseline_model=nodes["baseline"].outputs["model"] if "baseline" in nodes else None,
         schema=schema,
         gate=json.dumps(config.gate.to_plain()),
         compress=json.dumps(config.compress and config.compress.to_plain()),

@@ -15,6 +15,9 @@ class GatedEvaluatorSpec(component_spec.ComponentSpec):
         "model": component_spec.ChannelParameter(type=standard_artifacts.Model),
         "uncollapsed_model": component_spec.ChannelParameter(type=standard_artifacts.Model),
         "baseline_model": component_spec.ChannelParameter(type=standard_artifacts.Model, optional=True),
+        "direct_baseline_model": component_spec.ChannelParameter(
+            type=standard_artifacts.Model, optional=True
+        ),
     }
     OUTPUTS = {
         "evaluation": component_spec.ChannelParameter(type=standard_artifacts.ModelEvaluation),
@@ -52,6 +55,7 @@ class GatedEvaluator(base_beam_component.BaseBeamComponent):
         table_dtype: str,
         code_version: str,
         baseline_model: types.BaseChannel | None = None,
+        direct_baseline_model: types.BaseChannel | None = None,
     ) -> None:
         """Constructs the component.
 
@@ -66,6 +70,8 @@ class GatedEvaluator(base_beam_component.BaseBeamComponent):
             table_dtype: Dtype of the candidate's tables; the gate allows more where it is not `float32`.
             code_version: Changes when the code of this component does, so that TFX's cache notices.
             baseline_model: The last blessed model, if there is one.
+            direct_baseline_model: The direct table of the compressed model's bytes, if there is one; it is evaluated
+                and checked against nothing.
         """
         super().__init__(
             spec=GatedEvaluatorSpec(
@@ -74,6 +80,7 @@ class GatedEvaluator(base_beam_component.BaseBeamComponent):
                 model=model,
                 uncollapsed_model=uncollapsed_model,
                 baseline_model=baseline_model,
+                direct_baseline_model=direct_baseline_model,
                 schema=schema,
                 gate=gate,
                 compress=compress,

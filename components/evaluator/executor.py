@@ -52,6 +52,8 @@ class Executor(BeamExecutor):
         models = {candidate: input_dict["model"], UNCOLLAPSED: input_dict["uncollapsed_model"]}
         if input_dict.get("baseline_model"):
             models[LAST_BLESSED] = input_dict["baseline_model"]
+        if input_dict.get("direct_baseline_model"):
+            models["baseline"] = input_dict["direct_baseline_model"]
         paths = {name: join(artifacts[0].uri, SERVING_MODEL) for name, artifacts in models.items()}
         evaluation = artifact_utils.get_single_uri(output_dict["evaluation"])
         predict = PredictShard(

@@ -1,11 +1,12 @@
 """Specification of the trainer."""
 
+from mlet_tf.components import settings
 from mlet_tf.components.trainer import executor
 from mlet_tf.components.types import CustomConfig
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.proto import trainer_pb2
-from tfx.types import component_spec, standard_artifacts, standard_component_specs
+from tfx.types import standard_artifacts, standard_component_specs
 from tfx.utils import json_utils
 
 
@@ -14,11 +15,7 @@ class TrainerSpec(standard_component_specs.TrainerSpec):
 
     PARAMETERS = {
         **standard_component_specs.TrainerSpec.PARAMETERS,
-        "max_steps": component_spec.ExecutionParameter(type=int),
-        "hidden_dim": component_spec.ExecutionParameter(type=int),
-        "tables_learning_rate": component_spec.ExecutionParameter(type=float),
-        "projections_learning_rate": component_spec.ExecutionParameter(type=float),
-        "dense_learning_rate": component_spec.ExecutionParameter(type=float),
+        **settings.parameters(),
     }
 
 
@@ -61,6 +58,6 @@ class Trainer(base_component.BaseComponent):
                 custom_config=json_utils.dumps(custom_config),
                 model=types.Channel(type=standard_artifacts.Model),
                 model_run=types.Channel(type=standard_artifacts.ModelRun),
-                **executor.settings_of(custom_config),
+                **settings.settings_of(custom_config),
             )
         )

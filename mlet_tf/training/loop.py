@@ -85,6 +85,7 @@ def train(
     work: str | Path,
     board: str,
     workers: Workers | None = None,
+    must_learn: bool = True,
 ) -> Progress:
     """Trains to the end, from the newest checkpoint in `work` if there is one.
 
@@ -100,13 +101,14 @@ def train(
         work: Folder for this process's checkpoints.
         board: Folder for TensorBoard, written by the chief.
         workers: The processes that train together.
+        must_learn: Whether a model that has not learned anything is an error, see `mlet_tf.training.learned`; otherwise
+            it is logged.
 
     Returns:
         Where training stands at the end.
 
     Raises:
-        InputError: The batch size does not fit the rows or the processes; the model has not learned anything, see
-            `mlet_tf.training.learned`.
+        InputError: The batch size does not fit the rows or the processes, or the model has not learned anything.
     """
     workers = Workers(Cluster()) if workers is None else workers
     if config.rows_a_step % workers.size:
@@ -151,7 +153,7 @@ def train(
         steps = total_steps(config, train_rows.rows)
         fit_epochs(model, batches, epoch_steps, steps, progress, callback, end_epoch)
     stopping.end()
-    _check_learned(progress, eval_rows)
+    _check_learned(progress, eval_rows, must_learn)
     return progress
 
 
@@ -195,11 +197,13 @@ def _fit_mirrored(
     return float(next(metric for metric in model.metrics if metric.name == "loss").result())
 
 
-def _check_learned(progress: Progress, eval_rows: PackedRows) -> None:
+def _check_learned(progress: Progress, eval_rows: PackedRows, must_learn: bool) -> None:
     reached = progress.record(progress.final_epoch)
     verdict = judge(eval_rows.label, reached["eval_auc"], reached["eval_logloss"])
-    if verdict.fault:
+    if verdict.fault and must_learn:
         raise InputError(f"the trained model {verdict}")
+    if verdict.fault:
+        logging.warning("The trained model %s", verdict)
 
 
 def _show_epoch(record: Mapping[str, float]) -> None:

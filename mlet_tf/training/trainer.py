@@ -46,12 +46,13 @@ def run_fn(fn_args: Any) -> None:
         fit_and_export(arguments, Workers(Cluster()))
 
 
-def fit_and_export(arguments: TrainingArguments, workers: Workers) -> None:
+def fit_and_export(arguments: TrainingArguments, workers: Workers, must_learn: bool = True) -> None:
     """Trains and, in the chief, exports.
 
     Args:
         arguments: What to train on, and how.
         workers: The processes that train together.
+        must_learn: See `mlet_tf.training.loop.train`.
     """
     config = arguments.custom_config
     schema = ClickLogSchema.from_dict(config["schema"])
@@ -72,7 +73,7 @@ def fit_and_export(arguments: TrainingArguments, workers: Workers) -> None:
         model = build_model(model_config, rows, train_rows.dense, embeddings)
         compile_model(model, train_config, total_steps(train_config, train_rows.rows), workers)
         board = join(arguments.model_run_dir, "tensorboard")
-        progress = train(model, train_rows, eval_rows, train_config, work, board, workers)
+        progress = train(model, train_rows, eval_rows, train_config, work, board, workers, must_learn)
     whole = gather_model(model) if sharded else model
     if workers.is_chief:
         uri = os.path.dirname(arguments.serving_model_dir)  # noqa: PTH120 (may be remote)

@@ -11,7 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # About Python's end of life.
 
 import click
-from mlet_tf.pipeline.cli import config, data, kubeflow, models, plan, runs, serving, sweeps, worker
+from mlet_tf.pipeline.cli import config, data, kubeflow, models, plan, runs, serving, shrink, sweeps, worker
 
 from mlet_tf import __version__
 from mlet_tf.errors import GateError, InputError, WorkerLostError
@@ -73,6 +73,7 @@ for _command in (
     runs.report,
     config.config,
     models.collapse,
+    shrink.shrink,
     serving.serve,
     serving.predict,
     serving.push,

@@ -1,10 +1,9 @@
 """`mlet-tf collapse`: Keras files."""
 
-import contextlib
-import importlib
 from pathlib import Path
 
 import click
+from mlet_tf.pipeline.cli._keras_files import load_keras_file
 
 from mlet_tf.errors import InputError
 from mlet_tf.outputs import output_file
@@ -33,17 +32,10 @@ def collapse(model: str, output: str, table_dtype: str, force: bool) -> None:
     target = output_file(output, ".keras", replace=force)
     if target.exists() and target.samefile(model):
         raise InputError(f"{output}: the output should be another file than the model")
-    import keras
-
     from mlet_tf.collapse import collapse_model, collapse_report
     from mlet_tf.quantize import quantization_report, quantize_model
 
-    with contextlib.suppress(ImportError):  # Keras knows a DLRM once it is imported, which needs TFRS.
-        importlib.import_module("mlet_tf.models")
-    try:
-        trained = keras.models.load_model(model, compile=False)
-    except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"{model} cannot be loaded: {str(error).splitlines()[0]}") from None
+    trained = load_keras_file(model)
     tables = collapse_report(trained)
     served = collapsed = collapse_model(trained)
     quantized = {}

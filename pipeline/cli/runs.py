@@ -16,7 +16,10 @@ from mlet_tf.units import bytes_text
 if TYPE_CHECKING:
     from mlet_tf.pipeline.local_runner import RunResult
 
+    from mlet_tf.run_file import Compression
+
 _NOT_PUSHED = 3
+_SIZES = ("bytes_before", "bytes_after")
 
 
 @click.command()
@@ -25,7 +28,7 @@ _NOT_PUSHED = 3
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as train.epochs=2."
 )
 def run(config_path: str, overrides: tuple[str, ...]) -> None:
-    """Run the pipeline: ingest, validate, preprocess, train, collapse, gate, push.
+    """Run the pipeline: ingest, validate, preprocess, train, collapse, compress, gate, push.
 
     Ends with a table and with `run.json` in the output folder. A second run does nothing if nothing has changed.
     Exits with 3 if the gate or the serving check kept the model from being pushed.
@@ -80,10 +83,25 @@ def _summary(result: RunResult) -> str:
             f"quantisation  to {quantization['table_dtype']}: max |difference| of rows "
             f"{quantization['max_abs_difference']:.3g}, of CTRs {quantization['max_abs_ctr_difference']:.3g}"
         )
+    if result["compression"]:
+        lines.append(_compression(result["compression"]))
+    if result["baseline"]:
+        baseline = result["baseline"]
+        lines.append(
+            f"baseline is   a direct table of d={baseline['output_dim']}, {bytes_text(baseline['bytes'])}"
+        )
     lines.append(f"gate          {'blessed' if result['blessed'] else 'NOT blessed'}")
     lines.append(f"pushed        {result['pushed'] or 'no'}")
     lines.append(f"details       {result['output']}/run.json")
     return "\n".join(lines)
+
+
+def _compression(compression: Compression) -> str:
+    before, after = (compression[key]["rows"] + compression[key]["addresses"] for key in _SIZES)
+    return (
+        f"compression   {bytes_text(before)} of collapsed tables -> {bytes_text(after)} "
+        f"({before / after:.1f} times smaller)"
+    )
 
 
 def _metric(name: str, value: float | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +14,6 @@ from mlet_tf.pipeline.cli._types import FiniteRange
 from mlet_tf.errors import InputError
 from mlet_tf.outputs import output_file, output_folder
 from mlet_tf.progress import ProgressLine
-from mlet_tf.run_file import read_run_file
 from mlet_tf.storage import writing
 
 if TYPE_CHECKING:
@@ -107,7 +105,7 @@ def _reached(record: JsonObject, split: str) -> str:
 
 @click.group()
 def frontier() -> None:
-    """Weigh AUC against bytes: plot a sweep, or shrink the tables of a run."""
+    """Weigh AUC against bytes: plot sweeps."""
 
 
 @frontier.command()
@@ -150,42 +148,3 @@ def draw(results: tuple[str, ...], output: str, best_auc: float | None) -> None:
 def _group_line(group: Group) -> str:
     line = f"{group.record['bytes']:>12,} B  AUC {group.mean():.5f} +- {group.interval():.5f}  {group.label}"
     return f"{line}, {group.fault}" if group.fault else line
-
-
-@frontier.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path())
-@click.option("--output", type=click.Path(), help="Folder to write to; default RUN/frontier.")
-@click.option(
-    "--max_auc_drop",
-    default=0.0005,
-    show_default=True,
-    type=FiniteRange(0),
-    help="Largest drop of AUC against the collapsed model.",
-)
-def shrink(run_folder: str, output: str | None, max_auc_drop: float) -> None:
-    """Truncate the tables of the finished run in folder RUN as far as --max_auc_drop allows.
-
-    Tries fewer columns in all tables alike, and in each table as many as its spectrum deserves. Half of the
-    evaluation rows choose the model, the other half report its AUC. Writes the smallest model that passes, ready
-    for `mlet-tf push`.
-    """
-    read_run_file(Path(run_folder))  # Refused before the imports of `shrink_run`, which take a while.
-    target = output_folder(output or Path(run_folder) / "frontier")
-    if target.exists():
-        raise InputError(f"{target} exists; give a folder that does not")
-    with quiet():
-        from mlet_tf.experiments.frontier import shrink_run
-
-        report = shrink_run(Path(run_folder), target, max_auc_drop, _note)
-    before, after = report["points"][0], report["chosen"]
-    click.echo(
-        f"tables  {before['bytes']:,} -> {after['bytes']:,} bytes ({before['bytes'] / after['bytes']:.2f} times)"
-    )
-    click.echo(
-        f"AUC     {before['held_out_auc']:.5f} -> {after['held_out_auc']:.5f} on rows that did not choose"
-    )
-    click.echo(f"model   {target}/Format-Serving")
-
-
-def _note(line: str) -> None:
-    click.echo(line, err=True)

@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 import yaml
 from tests_support import TIMEOUT
@@ -62,7 +63,7 @@ def _free_port():
 
 
 def test_run_to_prediction(shrunk, call, installed_command, tmp_path):
-    """synth, run, shrink, push, rollback, serve, predict; `frontier shrink` could not load a run's model."""
+    """synth, run, shrink, push, rollback, serve, predict; a shrink of the past could not load a run's model."""
     log, base = tmp_path / "log.tsv", tmp_path / "ctr"
     assert "20 rows" in call("synth", log, "--rows", 20, "--vocabulary", 60)
     model = shrunk.folder / "Format-Serving"
@@ -100,6 +101,23 @@ def test_collapse(finished_run, call, tmp_path):
     assert keras.models.load_model(tmp_path / "served.keras").count_params() > 0
     error = call("collapse", trained, tmp_path / "served.keras", code=2)
     assert error == f"Error: {tmp_path}/served.keras exists; --force writes over it\n"
+
+
+def test_shrink_of_a_keras_file(finished_run, call, tmp_path):
+    """A subclassed model with inputs in a dict."""
+    trained = Path(finished_run.result["artifacts"]["uncollapsed_model"], "Format-Keras", "model.keras")
+    rng, rows = np.random.default_rng(0), 500
+    arrays = {
+        "dense_features": rng.normal(size=(rows, 26)).astype("float32"),
+        "sparse_features": rng.integers(0, 5, (rows, 26)).astype("int32"),
+        "label": rng.integers(0, 2, rows),
+    }
+    np.savez(tmp_path / "rows.npz", **arrays)
+    options = ("--data", tmp_path / "rows.npz", "--output", tmp_path / "small", "--ratio", 4)
+    out = call("shrink", trained, *options)
+    served = keras.models.load_model(tmp_path / "small" / "Format-Keras" / "model.keras")
+    assert f"tables  {finished_run.result['table_bytes']['collapsed']:,} -> " in out
+    assert arrays.pop("label").shape == np.shape(served(arrays))
 
 
 def test_sweep_and_frontier_draw(call, tmp_path):

@@ -74,6 +74,9 @@ INPUT_FILES = [
     "run --config {}",
     "run --config @config.yaml --set data.train=@log.tsv --set data.schema={}",
     "collapse {} @out.keras",
+    "shrink {} --output @new --ratio 2 --data @file",
+    "shrink @model.keras --output @new --ratio 2 --data {}",
+    "shrink @model.keras --output @new --max_auc_drop 0 --data @file --validation_data {}",
     "serve --stand_in --model_config_file {}",
     "serve --model_base_path @folder --tensorflow_model_server {}",
     "predict @log.tsv --schema {}",
@@ -98,7 +101,7 @@ INPUT_FOLDERS = [
     "push {} @base",
     "rollback {}",
     "report {}",
-    "frontier shrink {}",
+    "shrink {} --output @new --ratio 2",
 ]
 OUTPUT_FILES = [
     ("synth {} --rows 10 --vocabulary 4", ".tsv"),
@@ -111,7 +114,7 @@ OUTPUT_FOLDERS = [
     "run --config @config.yaml --set data.train=@log.tsv --set serving.push_to={}",
     "push @saved_model {}",
     "report @run --output {}",
-    "frontier shrink @run --output {}",
+    "shrink @run --ratio 2 --output {}",
 ]
 
 
@@ -171,7 +174,7 @@ def test_a_file_in_a_folder_that_does_not_exist(refuse, folder, arguments):
 def test_outputs_that_exist_are_not_written_over(refuse, folder):
     (folder / "out.keras").write_text("a model")
     refuse("collapse @model.keras {}", folder / "out.keras")
-    refuse("frontier shrink @run --output {}", folder / "folder")
+    refuse("shrink @run --ratio 2 --output {}", folder / "folder")
     assert (folder / "out.keras").read_text() == "a model"
 
 
@@ -194,7 +197,7 @@ def test_devices_are_not_replaced_by_files(refuse):
 def test_a_run_file_that_is_none(refuse, folder, text):
     (folder / "run" / "run.json").write_text(text, encoding="latin-1")
     refuse("report {}", folder / "run")
-    refuse("frontier shrink {}", folder / "run")
+    refuse("shrink {} --output @new --ratio 2", folder / "run")
 
 
 @pytest.mark.parametrize("case", ["plan --config @config.yaml --data {}", "frontier draw {}"])
@@ -206,7 +209,7 @@ def test_binary_files(refuse, folder, case):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("frontier", "shrink", "run", "--max_auc_drop", "nan"),
+        ("shrink", "run", "--output", "new", "--max_auc_drop", "nan"),
         ("frontier", "draw", "trials.jsonl", "--best_auc", "nan"),
         ("serve", "--model_base_path", "x", "--timeout_seconds", "nan"),
         ("serve", "--model_base_path", "x", "--timeout_seconds", "inf"),

@@ -296,7 +296,7 @@ def test_a_file_that_is_no_package(api_server, command, tmp_path):
 
 
 def test_settings_of_a_run_are_checked_in_the_container():
-    from mlet_tf.components.trainer.executor import settings_of, with_settings
+    from mlet_tf.components.settings import settings_of, with_settings
 
     rates = {name: {"learning_rate": 0.1} for name in ("tables", "projections", "dense")}
     config = {"model": {"hidden_dim": None, "output_dim": 4}, "train": {"max_steps": 7, **rates}}

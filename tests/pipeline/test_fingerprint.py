@@ -28,7 +28,7 @@ def test_a_run_depends_on_configuration_schema_and_data(tmp_path):
 
 
 def test_the_stored_configuration_means_the_same_in_any_folder(tmp_path, monkeypatch):
-    """`frontier shrink` looked for a schema below the folder that it was called in."""
+    """A command on a run looked for a schema below the folder that it was called in."""
     for name in ("start", "elsewhere"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "start")

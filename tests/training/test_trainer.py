@@ -123,11 +123,13 @@ def test_a_model_that_stays_a_constant_is_an_error(tmp_path):
     last = max((w for w in model.trainable_variables if w.shape[-1:] == (1,)), key=lambda w: len(w.shape))
     last.assign(np.zeros(last.shape))
     compile_model(model, config, total_steps(config, rows.rows))
+    folders = tmp_path / "work", str(tmp_path / "board")
     with pytest.raises(
         InputError, match=r"as good as a constant.*AUC 0\.5\d* and normalised entropy 1\."
     ) as error:
-        train(model, rows, rows, config, tmp_path / "work", str(tmp_path / "board"))
+        train(model, rows, rows, config, *folders)
     assert "'train.tables.learning_rate'" in str(error.value) and "\n" not in str(error.value)
+    assert train(model, rows, rows, config, *folders, must_learn=False).final_epoch
 
 
 def test_an_epoch_is_each_row_once_in_an_order_of_its_own(tmp_path):

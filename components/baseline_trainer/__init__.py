@@ -1,0 +1,1 @@
+"""Training of the direct table that a compressed model is compared with."""
