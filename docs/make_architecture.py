@@ -28,7 +28,8 @@ PLACES = {
     "pipeline": ((4.6, 10.65), 3.0, "the TFX graph and its runners"),
     "components": ((4.9, 8.95), 9.1, ""),
     "mlet_tf/experiments": ((9.9, 7.5), 3.0, "sweeps, statistics, plots"),
-    "mlet_tf/compression": ((5.7, 7.6), 2.4, "columns, bits, rows"),
+    "mlet_tf/compression": ((4.6, 7.6), 2.4, "columns, bits, rows"),
+    "mlet_tf/report": ((7.35, 7.6), 1.8, "page of a run"),
     "mlet_tf/training": ((5.7, 6.6), 3.0, "build, fit, resume, export"),
     "mlet_tf/evaluation": ((3.2, 6.6), 1.94, "metrics by slice"),
     "mlet_tf/export": ((4.95, 5.5), 2.4, "SavedModel, signatures"),
@@ -51,6 +52,7 @@ BOXES_OF_FILES = {
     "replace": "mlet_tf/replace",
     "export": "mlet_tf/export",
     "evaluation": "mlet_tf/evaluation",
+    "report": "mlet_tf/report",
 }
 BANDS = {
     "pipeline": (10.1, 11.2, "#e9e2f5"),

@@ -160,6 +160,6 @@ class _Progress(logging.Handler):
             state = "unchanged, taken from the cache" if self._cached else f"{self.seconds[node]:.1f} s"
             self._line.note(f"        {node}: {state}")
         elif record.name == "absl" and str(record.msg).startswith(
-            ("Epoch ", "Resuming ", "Compression: ", "Gate: ", "Serving check")
+            ("Epoch ", "Resuming ", "Compression: ", "Baseline: ", "Gate: ", "Serving check")
         ):
             self._line.note(f"        {record.getMessage()}")

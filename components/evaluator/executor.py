@@ -39,7 +39,7 @@ class Executor(BeamExecutor):
 
         Args:
             input_dict: `examples`, `transform_graph`, `model` (collapsed, perhaps compressed), `uncollapsed_model`,
-                and `baseline_model` (last blessed; may be absent or empty).
+                and `baseline_model` (last blessed) and `direct_baseline_model`, which may be absent or empty.
             output_dict: `evaluation` gets TFMA's metrics file, `predictions/*.npz` (label, one array a
                 model, one a slice column) and `gate.json`; `blessing` the verdict.
             exec_properties: `schema`, `gate` and `compress` (null where the model is not compressed), all JSON, and

@@ -22,7 +22,7 @@ from mlet_tf.gate import GATE_FILE
 from mlet_tf.predictions import load_predictions
 from mlet_tf.serving import CTRClient, LocalServer, ServeOptions, list_versions
 
-BUDGET = "compress={budget: {ratio: 4}}"
+BUDGET = "compress={budget: {ratio: 4}, baseline: true}"
 # Half of so few rows are too few for the entropy of a model that has overfitted.
 BOUNDS = "gate.bounds={calibration: {min: 0.5, max: 2}, normalized_entropy: {max: 1.1}}"
 
@@ -85,6 +85,7 @@ def test_rows_that_chose_do_not_judge(compressed, finished_run):
         "ctr.compressed",
         "ctr.uncollapsed",
         "ctr.last_blessed",
+        "ctr.baseline",
     }
     assert len(arrays["label"]) + report["choosing_rows"] == finished_run.result["rows"]["eval"]
     assert len(arrays["label"]) > 0.4 * finished_run.result["rows"]["eval"]
@@ -102,6 +103,49 @@ def test_the_gate_knows_the_compressed_model(compressed):
     uncollapsed = next(row for row in gate["metrics"]["uncollapsed"] if not row["slice"])
     # A budget of bytes: what AUC may be lost is `gate.max_auc_drop`.
     assert check["min"] == pytest.approx(uncollapsed["auc"] - 0.01 - 3 * overall["auc_drop_error"])
+
+
+def test_the_run_file_has_what_it_cost_and_what_a_direct_table_reaches(compressed):
+    run, report, _, _ = compressed
+    assert set(run["metrics"]) == {"uncollapsed", "compressed", "baseline"}
+    compression, baseline = run["compression"], run["baseline"]
+    for key in ("budget", "bytes_before", "bytes_after"):
+        assert compression[key] == report[key]
+    assert compression["auc_before"] == run["metrics"]["uncollapsed"]["auc"]
+    assert compression["auc_after"] == run["metrics"]["compressed"]["auc"]
+    assert compression["fine_tuned"] is False
+    size = report["bytes_after"]["rows"] + report["bytes_after"]["addresses"]
+    assert run["table_bytes"]["after"] == baseline["allowed_bytes"] == size
+    assert run["table_bytes"]["collapsed"] == report["bytes_before"]["rows"]
+    column = 4 * sum(table["rows"] for table in report["tables"])
+    assert baseline["output_dim"] == max(1, size // column)
+    assert baseline["bytes"] == baseline["output_dim"] * column
+    assert {name: baseline[name] for name in ("auc", "logloss")} == {
+        name: run["metrics"]["baseline"][name] for name in ("auc", "logloss")
+    }
+    artifacts = run["artifacts"]
+    assert json.loads(Path(artifacts["compression_report"]).read_text()) == report
+    for name in ("compressed_model", "baseline_model"):
+        assert Path(artifacts[name], SERVING_MODEL, "saved_model.pb").exists()
+
+
+def test_the_report_shows_sizes_and_the_direct_table(compressed, finished_run, command, tmp_path):
+    run, report, _, _ = compressed
+    code, out, err = command("report", finished_run.output, "--output", tmp_path / "report")
+    assert code == 0, err
+    page = Path(out.strip()).read_text()
+    assert page.count("data:image/png;base64,") == 7 and 'alt="AUC against bytes"' in page
+    assert (tmp_path / "report" / "auc_against_bytes.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        "Budget: 4 times fewer bytes than the collapsed tables." in page
+        and "collapsed, then compressed" in page
+    )
+    for line, name in (("rows", "rows"), ("addresses", "addresses"), ("vocabulary", "vocabulary files")):
+        before, after = (f"{report[key][line]:,}" for key in ("bytes_before", "bytes_after"))
+        assert f"<tr><td>{name}</td><td>{before}</td><td>{after}</td></tr>" in page
+    bands = sum(len(table["bands"]) for table in report["tables"])
+    assert page.partition("<h2>Compressed tables</h2>")[2].count("<tr") == bands + 1
+    assert "<td>baseline, all rows</td>" in page and f"has {run['baseline']['auc']:.6f}" in page
 
 
 def test_the_compressed_model_is_pushed_and_answers(compressed, finished_run):
@@ -141,6 +185,7 @@ def test_nothing_is_compressed_twice(compressed, finished_run, command):
     options = _options(finished_run, BUDGET, f"serving.push_to={push}", strict)
     code, _, err = command("run", "--config", finished_run.config, *options)
     assert code == 3, err
+    assert "BaselineTrainer: unchanged" in err
     assert "ModelCompressor: unchanged" in err and "auc of C3 frequency=frequent is" in err
     assert list(list_versions(push)) == [1]
 

@@ -307,3 +307,22 @@ def test_settings_of_a_run_are_checked_in_the_container():
     for bad in ({"hidden_dim": 2}, {"max_steps": -1}, {"dense_learning_rate": 0.0}):
         with pytest.raises(InputError, match=next(iter(bad))):
             with_settings(config, {**settings, **bad})
+
+
+def test_the_baseline_is_trained_with_the_settings_of_the_run(compiled):
+    more = "compress={budget: {ratio: 4}, baseline: true}"
+    spec = compile_pipeline(load_config(compiled.config, [*compiled.overrides, more]))
+    settings = {"max_steps": 3, "dense_learning_rate": 0.125, "tables_learning_rate": 0.5}
+    run = LocalKubeflow(spec, compiled.folder, {**compiled.parameters, **settings})
+    trainer, baseline = (run.executor_input_values(node) for node in ("Trainer", "BaselineTrainer"))
+    assert (
+        {name: baseline[name] for name in settings} == {name: trainer[name] for name in settings} == settings
+    )
+    tasks = run.spec.root.dag.tasks
+    sources = {
+        ("BaselineTrainer", "compression"): ("ModelCompressor", "report"),
+        ("GatedEvaluator", "direct_baseline_model"): ("BaselineTrainer", "model"),
+    }
+    for (task, key), expected in sources.items():
+        source = tasks[task].inputs.artifacts[key].task_output_artifact
+        assert (source.producer_task, source.output_artifact_key) == expected
