@@ -55,8 +55,9 @@ def compress_model(
         data: Rows that the model was trained on, `(inputs, label)` or a `tf.data.Dataset` of batches of them: they tell
             how often ids occur and how much predictions depend on them.
         budget: A `Budget`, or a dict with `max_auc_drop`, `bytes` or `ratio`.
-        validation_data: Rows that the model was not trained on. A budget of `max_auc_drop` is measured on them, and
-            they tell what rare ids have learned by heart; do not judge the result on the same rows.
+        validation_data: Rows that the model was not trained on. Half of them, at most 8,192, tell what rare ids have
+            learned by heart; a budget of `max_auc_drop` is measured on the others: the drop and its standard error
+            together keep to it. Do not judge the result on the same rows.
         methods: What may be saved, out of `columns`, `bits` and `rows`.
         seed: Draws rows, and the hashes of ids that share rows.
         note: Called with a line about each size that is tried.
@@ -132,8 +133,8 @@ def compress_rows(
         for table, gradient, count, tail in zip(trained, gradients, counts, tails, strict=True)
     ]
     if choosing is not None:
-        held_out = reads.measure_reads(model, tables, choosing.sample(_SAMPLE_ROWS, seed))
-        energies = with_held_out_gains(energies, held_out)
+        held_out, choosing = choosing.divided(_SAMPLE_ROWS, seed)
+        energies = with_held_out_gains(energies, reads.measure_reads(model, tables, held_out))
     trained = [dataclasses.replace(t, basis=e.basis) for t, e in zip(trained, energies, strict=True)]
     problem = Problem(model, tables, trained, energies, methods, seed)
     allocation, points = Search(problem, budget, choosing, note, memory).run()

@@ -67,6 +67,13 @@ class LabelledRows:
             return self
         return self.take(np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False)))
 
+    def divided(self, most: int, seed: int) -> tuple["LabelledRows", "LabelledRows"]:
+        """Returns half of the rows, at most so many, and the others; which is drawn."""
+        count = min(most, len(self) // 2)
+        drawn = np.zeros(len(self), bool)
+        drawn[np.random.default_rng(seed).choice(len(self), count, replace=False)] = True
+        return self.take(np.flatnonzero(drawn)), self.take(np.flatnonzero(~drawn))
+
     def blocks(self, size: int) -> Iterator["LabelledRows"]:
         """Yields the rows in order, `size` at a time; the last block may be shorter."""
         for low in range(0, len(self), size):

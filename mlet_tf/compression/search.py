@@ -99,8 +99,9 @@ class _Size:
 
     @property
     def drop(self) -> float:
-        value = self.scores["auc_drop"]
-        return math.nan if value is None else value
+        """The drop of AUC and its standard error: what is lost is hardly more."""
+        drop, error = self.scores["auc_drop"], self.scores["auc_drop_error"]
+        return math.nan if drop is None or error is None else drop + error
 
 
 class Search:
@@ -142,12 +143,17 @@ class Search:
             )
         if self._limit is None and rows is None:
             raise InputError("Budget: expected rows to measure AUC on, for `max_auc_drop`. Received: none")
+        if rows is not None:
+            clicks = int((rows.label > 0.5).sum())
+            if min(clicks, len(rows) - clicks) < 2:
+                raise InputError(
+                    "Choosing rows: expected two with a click and two without, at least. "
+                    f"Received: {clicks} with a click, {len(rows) - clicks} without"
+                )
 
     def run(self) -> tuple[Allocation, list[PointReport]]:
         """Returns the allocation to take and a report of all sizes, from large to small."""
         first = self._try(None)
-        if self._rows is not None and math.isnan(first.drop):
-            raise InputError("Choosing rows: expected rows with clicks and without. Received: one kind only")
         chosen, tried = self._to_drop(first) if self._limit is None else self._to_limit(first, self._limit)
         sizes = sorted([first, *tried], key=lambda size: -size.bytes)
         points = [self._point(size, size is chosen) for size in sizes]
@@ -208,10 +214,10 @@ class Search:
                 strict_json.write(self._memory, self._known)
         found = _Size(allocation, size, self._known[key])
         if self._rows is not None and allocation is not None:
-            drop, error = found.scores["auc_drop"], found.scores["auc_drop_error"]
+            scores = found.scores
             self._note(
-                f"{self._full / size:.4g} times smaller, {bytes_text(size)}: AUC {found.scores['auc']:.5f}, "
-                f"{drop:.5f} ± {error:.5f} less"
+                f"{self._full / size:.4g} times smaller, {bytes_text(size)}: AUC {scores['auc']:.5f}, "
+                f"a drop of {scores['auc_drop']:.5f} ± {scores['auc_drop_error']:.5f}"
             )
         return found
 

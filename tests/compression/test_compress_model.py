@@ -127,9 +127,10 @@ def test_a_budget_of_auc_is_kept_on_the_rows_that_choose(model, data):
     )
     points = found.report["points"]
     (chosen,) = (point for point in points if point["chosen"])
-    assert chosen["auc_drop"] <= 0.01 and chosen["ratio"] > 2
+    assert chosen["auc_drop"] + chosen["auc_drop_error"] <= 0.01 and chosen["ratio"] > 2
     label = validation[1]
-    assert auc(label, predict(found.model, validation[0])) == pytest.approx(chosen["auc"], abs=1e-9)
+    assert found.report["choosing_rows"] == len(label) / 2, "others say what rare ids have learned by heart"
+    assert auc(label, predict(found.model, validation[0])) == pytest.approx(chosen["auc"], abs=0.03)
     assert points[0]["ratio"] == 1 and points[0]["auc_drop"] == 0
     sizes = [point["bytes"] for point in points]
     assert sizes == sorted(sizes, reverse=True)
@@ -204,7 +205,9 @@ def test_mistakes_are_one_clear_line(model, data, budget, arguments, text):
 
 def test_labels_of_one_kind_cannot_choose(model, data):
     train, (inputs, label), _ = data
-    with pytest.raises(InputError, match="with clicks and without"):
+    with pytest.raises(
+        InputError, match=r"two with a click and two without, at least\. Received: 0 with a click, 1000 without"
+    ):
         compress_model(model, train, {"max_auc_drop": 0.1}, validation_data=(inputs, np.zeros_like(label)))
 
 
