@@ -66,9 +66,7 @@ def fit_baseline(arguments: TrainingArguments, allowed_bytes: int) -> None:
     vocabulary = from_mapping(VocabularyConfig, config["vocabulary"], "vocabulary")
     rows = table_rows(arguments.transform_output, schema, vocabulary.num_oov_buckets)
     size = baseline_size(rows, allowed_bytes)
-    logging.info(
-        "Baseline: direct tables of %d columns, %d bytes; the compressed model has %d.", *size.values()
-    )
+    logging.info("Baseline: direct tables of d=%d, %d bytes; the compressed model has %d.", *size.values())
     model = {**config["model"], "output_dim": size["output_dim"], "hidden_dim": None}
     direct = dataclasses.replace(arguments, custom_config={**config, "model": model})
     fit_and_export(direct, Workers(Cluster()), must_learn=False)
