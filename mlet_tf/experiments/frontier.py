@@ -90,7 +90,6 @@ def plot_headline(studies: Mapping[str, Sequence[Group]]) -> plt.Figure:
     drawn: dict[str, Any] = {}
     for panel, (study, found) in zip(axes.flat, studies.items(), strict=False):
         lines = families(found)
-        _set_floor(panel, lines.values())
         for family, members in lines.items():
             kind, _, truncated = family.partition(", ")
             drawn[family] = panel.errorbar(
@@ -104,6 +103,7 @@ def plot_headline(studies: Mapping[str, Sequence[Group]]) -> plt.Figure:
                 linewidth=1.2,
                 capsize=2,
             )
+        _set_floor(panel, lines.values())  # Of what is drawn, as it fixes the other end too.
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
         panel.set(title=study, xlabel="KiB of tables served", ylabel="AUC on test rows")

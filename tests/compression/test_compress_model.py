@@ -206,7 +206,8 @@ def test_mistakes_are_one_clear_line(model, data, budget, arguments, text):
 def test_labels_of_one_kind_cannot_choose(model, data):
     train, (inputs, label), _ = data
     with pytest.raises(
-        InputError, match=r"two with a click and two without, at least\. Received: 0 with a click, 1000 without"
+        InputError,
+        match=r"two with a click and two without, at least\. Received: 0 with a click, 1000 without",
     ):
         compress_model(model, train, {"max_auc_drop": 0.1}, validation_data=(inputs, np.zeros_like(label)))
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from mlet_tf.experiments.comparison import band_differences, families, matches
+from mlet_tf.experiments.frontier import plot_headline
 from mlet_tf.experiments.results import fill
 from mlet_tf.experiments.statistics import groups
-from mlet_tf.experiments.store import TrialStore
+from mlet_tf.experiments.store import TrialStore, read_records
 
 NOISE = (-0.004, -0.002, 0.0, 0.002, 0.004)  # What seeds share.
 OWN = (0.0002, -0.0001, 0.0, 0.0001, -0.0002)  # What they do not.
@@ -147,6 +148,13 @@ def test_trials_of_several_studies_are_drawn_in_panels(results, command):
     assert target.read_bytes().startswith(b"\x89PNG")
     code, _, err = command("frontier", "draw", *files, "--best_auc", "0.9", "--output", str(target))
     assert code == 2 and "'--best_auc' is of one study. Received: trials of one, two" in err
+
+
+def test_a_panel_shows_its_own_range(results):
+    """And not everything up to an AUC of 1."""
+    figure = plot_headline({"one": groups(read_records(results / "results" / "one.jsonl"))})
+    low, high = figure.axes[0].get_ylim()
+    assert 0.80 < low < 0.82 and 0.85 < high < 0.88
 
 
 def test_best_auc_is_a_line_of_one_study(results, command):
