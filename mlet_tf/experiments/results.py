@@ -3,10 +3,10 @@
     python -m mlet_tf.experiments.results docs/results.md
 
 The page holds pairs of comments `<!-- NAME of STUDY -->` and `<!-- end -->`; what stands between is replaced. NAME is
-`cells`, `same size`, `variants`, `chosen`, `claim`, `one training`, `frequency` or `matches`, which may be of several
-studies, `<!-- matches of A, B -->`. The trials of STUDY are in `results/STUDY.jsonl` beside the page; its plot is
-written to `results/STUDY.png`, and that of all studies of the page to `results/headline.png`, where the page shows
-them.
+`cells`, `same size`, `variants`, `chosen`, `claim`, `one training`, `frequency`, `matches` or `compressed`; the last two
+may be of several studies, `<!-- matches of A, B -->`. The trials of STUDY are in `results/STUDY.jsonl` beside the page;
+its plot is written to `results/STUDY.png`, and that of all studies of the page to `results/headline.png`, where the
+page shows them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import matplotlib.pyplot as plt
 from mlet_tf.errors import InputError
 from mlet_tf.experiments.comparison import Match, band_differences, best_on_validation, matches, paired
 from mlet_tf.experiments.frontier import plot_headline, plot_sweep
-from mlet_tf.experiments.statistics import Difference, Group, groups
+from mlet_tf.experiments.statistics import Difference, Group, groups, label
 from mlet_tf.experiments.store import read_records
 from mlet_tf.storage import written_aside
 
 TOLERANCE = 0.0005
 _BLOCK = re.compile(
-    r"(<!-- (cells|same size|variants|chosen|claim|one training|frequency|matches) of (\w+(?:, \w+)*) -->\n)"
+    r"(<!-- (cells|same size|variants|chosen|claim|one training|frequency|matches|compressed) of (\w+(?:, \w+)*) -->\n)"
     r".*?(<!-- end -->)",
     re.DOTALL,
 )
@@ -269,6 +269,39 @@ def _direct_size(match: Match, direct: Group | None) -> str:
     return f"{d} ({times})" if direct else f"none up to {d} (> {times})"
 
 
+def compressed_table(found: Sequence[Group]) -> str:
+    """Each compressed model against the tuned direct baseline in float32, see `reference`, of one study or several."""
+    rows = []
+    for study in dict.fromkeys(group.record["study"] for group in found):
+        own = [group for group in found if group.record["study"] == study]
+        base = reference(own)
+        whole = {group.label: group for group in own if group.matches(stage="final", method=None)}
+        for group in (group for group in own if group.matches(method="compressed")):
+            source = whole[label(group.record | {"method": None})]
+            size = group.record["bytes"]
+            rows.append(
+                [
+                    study,
+                    source.label,
+                    f"{size:,}",
+                    f"{group.mean():.4f}",
+                    _signed(paired(group, source)),
+                    f"{base.record['bytes'] / size:.1f} (d={base.record['output_dim']}, {base.mean():.4f})",
+                    _signed(paired(group, base)),
+                ]
+            )
+    heads = [
+        "data set",
+        "compressed from",
+        "bytes",
+        "AUC",
+        "against what it was made from",
+        "times fewer bytes than the best direct",
+        "AUC against the best direct",
+    ]
+    return _table(heads, rows)
+
+
 _TABLES: dict[str, Callable[[Sequence[Group]], str]] = {
     "cells": cells_table,
     "same size": same_size_table,
@@ -278,6 +311,7 @@ _TABLES: dict[str, Callable[[Sequence[Group]], str]] = {
     "one training": one_training_table,
     "frequency": frequency_table,
     "matches": matches_table,
+    "compressed": compressed_table,
 }
 
 

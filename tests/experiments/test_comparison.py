@@ -137,6 +137,22 @@ def test_pages_have_matches_of_several_studies_edges_and_constants(results):
     assert not (results / "results" / "one.png").exists(), "the page does not show it"
 
 
+def test_compressed_models_are_compared_with_the_best_direct_one(tmp_path):
+    store = TrialStore(tmp_path / "results" / "one.jsonl")
+    for d, auc in ((4, 0.84), (8, 0.85), (16, 0.8502)):
+        store.append(list(cell("direct", d, auc)))
+    store.append(list(cell("mlet", 16, 0.86)))
+    store.append(list(cell("mlet", 16, 0.858, bytes=400, method="compressed", truncated_to=1)))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- compressed of one -->\n<!-- end -->\n")
+    fill(page)
+    (line,) = [line for line in page.read_text().splitlines() if "mlet" in line]
+    columns = line.strip("| ").split(" | ")
+    assert columns[:4] == ["s", "mlet d=16 k=64", "400", "0.8580"]
+    assert columns[4].startswith("**-0.0020") and columns[6].startswith("**+0.0080")
+    assert columns[5] == "8.0 (d=8, 0.8500)", "the smallest that is as good as the best"
+
+
 def test_trials_of_several_studies_are_drawn_in_panels(results, command):
     files = [str(results / "results" / f"{study}.jsonl") for study in ("one", "two")]
     target = results / "headline.png"
