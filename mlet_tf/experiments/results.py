@@ -3,10 +3,10 @@
     python -m mlet_tf.experiments.results docs/results.md
 
 The page holds pairs of comments `<!-- NAME of STUDY -->` and `<!-- end -->`; what stands between is replaced. NAME is
-`cells`, `same size`, `variants`, `chosen`, `claim`, `one training`, `frequency`, `matches` or `compressed`; the last two
-may be of several studies, `<!-- matches of A, B -->`. The trials of STUDY are in `results/STUDY.jsonl` beside the page;
-its plot is written to `results/STUDY.png`, and that of all studies of the page to `results/headline.png`, where the
-page shows them.
+`cells`, `same size`, `variants`, `chosen`, `claim`, `one training`, `frequency`, `matches` or `compressed`. The last
+two may be of several studies, `<!-- matches of A, B -->`. The trials of STUDY are in `results/STUDY.jsonl` beside the
+page. Its plot is written to `results/STUDY.png`, and that of all studies of the page to `results/headline.png`, where
+the page shows them.
 """
 
 from __future__ import annotations
