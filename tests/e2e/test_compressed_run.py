@@ -62,7 +62,7 @@ def compressed(finished_run, kept, installed_command, tmp_path_factory):
 def test_only_what_comes_after_the_collapse_is_done(compressed, finished_run):
     _, _, _, err = compressed
     assert "WeightCollapser: unchanged" in err and "ModelCompressor: unchanged" not in err
-    assert re.search(r"Compression: 4[.\d]* times smaller, 2\.4 KiB", err)
+    assert re.search(r"Compression: [34][.\d]* times smaller, 2\.\d KiB: AUC", err)
     assert not (finished_run.output / "work").exists()
 
 
@@ -87,7 +87,8 @@ def test_rows_that_chose_do_not_judge(compressed, finished_run):
         "ctr.last_blessed",
         "ctr.baseline",
     }
-    assert len(arrays["label"]) + report["choosing_rows"] == finished_run.result["rows"]["eval"]
+    others = finished_run.result["rows"]["eval"] - len(arrays["label"])
+    assert report["choosing_rows"] == (others + 1) // 2, "the rest says what rare ids have learned by heart"
     assert len(arrays["label"]) > 0.4 * finished_run.result["rows"]["eval"]
 
 
