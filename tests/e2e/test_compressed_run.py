@@ -87,7 +87,8 @@ def test_rows_that_chose_do_not_judge(compressed, finished_run):
         "ctr.last_blessed",
         "ctr.baseline",
     }
-    assert len(arrays["label"]) + report["choosing_rows"] == finished_run.result["rows"]["eval"]
+    others = finished_run.result["rows"]["eval"] - len(arrays["label"])
+    assert report["choosing_rows"] == (others + 1) // 2, "the rest says what rare ids have learned by heart"
     assert len(arrays["label"]) > 0.4 * finished_run.result["rows"]["eval"]
 
 
