@@ -190,6 +190,8 @@ def test_a_sequential_model_in_a_keras_file(command, tmp_path):
     ("arguments", "message"),
     [
         (("--ratio", 2), "--data: expected rows that "),
+        (("--ratio", 1e7), "is not in the range 1<=x<=1000000"),
+        (("--bytes", 10**16), "is not in the range 1<=x<=1000000000000000"),
         (("--max_auc_drop", 0, "--data", "{}/train.npz"), "--validation_data: expected rows that "),
         (("--ratio", 2, "--data", "{}/text.npz"), "text.npz: expected arrays of numbers in an .npz file"),
         (("--bytes", 1, "--data", "{}/train.npz"), "Budget: expected at least "),
