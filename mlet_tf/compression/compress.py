@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlet_tf.compression.report import CompressionReport
     from mlet_tf.compression.rows import LabelledRows
 
-_SAMPLE_ROWS = 8192  # Rows that metrics and gains are measured on.
+SAMPLE_ROWS = 8192  # Rows that metrics and gains are measured on.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Compression:
     """A compressed model.
 
     Attributes:
-        model: The model, not compiled. Its tables are not trained further.
+        model: The model; its tables cannot be trained further.
         report: Sizes tried and what was chosen, table by table; plain values for JSON.
     """
 
@@ -51,7 +51,7 @@ def compress_model(
 
     Args:
         model: A functional, Sequential or subclassed model that gives click probabilities, `[B]` or `[B, 1]`, each
-            from its own row alone.
+            from its own row alone, and looks up ids of each row: not those of positions, say, that all rows share.
         data: Rows that the model was trained on, `(inputs, label)` or a `tf.data.Dataset` of batches of them: they tell
             how often ids occur and how much predictions depend on them.
         budget: A `Budget`, or a dict with `max_auc_drop`, `bytes` or `ratio`.
@@ -109,7 +109,7 @@ def compress_rows(
     """
     from mlet_tf.compression import reads
     from mlet_tf.compression.report import make_report
-    from mlet_tf.compression.search import METHODS, Problem, Search
+    from mlet_tf.compression.search import METHODS, Problem, Search, require_rows
     from mlet_tf.embeddings.bands import cut_bands
     from mlet_tf.embeddings.energy import measure_table, with_held_out_gains
     from mlet_tf.embeddings.served import trained_table
@@ -119,6 +119,10 @@ def compress_rows(
         raise InputError(
             f"Methods: expected some of {', '.join(METHODS)}. Received: {', '.join(methods) or 'none'}"
         )
+    held_out = None
+    if choosing is not None:
+        held_out, choosing = choosing.divided(SAMPLE_ROWS, seed)
+    require_rows(budget, choosing)
     tables = reads.model_tables(model)
     if statistics is None:
         note("counting ids")
@@ -126,14 +130,13 @@ def compress_rows(
     else:
         counts, tails = zip(*(table.counts(statistics) for table in tables), strict=True)
     note("measuring what the predictions depend on")
-    gradients = reads.measure_reads(model, tables, train.sample(_SAMPLE_ROWS, seed))
+    gradients = reads.measure_reads(model, tables, train.sample(SAMPLE_ROWS, seed))
     trained = [trained_table(t.factorization, count) for t, count in zip(tables, counts, strict=True)]
     energies = [
         measure_table(table, gradient.metric(), cut_bands(count, tail), tail)
         for table, gradient, count, tail in zip(trained, gradients, counts, tails, strict=True)
     ]
-    if choosing is not None:
-        held_out, choosing = choosing.divided(_SAMPLE_ROWS, seed)
+    if held_out is not None:
         energies = with_held_out_gains(energies, reads.measure_reads(model, tables, held_out))
     trained = [dataclasses.replace(t, basis=e.basis) for t, e in zip(trained, energies, strict=True)]
     problem = Problem(model, tables, trained, energies, methods, seed)

@@ -78,7 +78,10 @@ def shrink_run(
 def _judge(models: dict[str, str], run: Run, schema: ClickLogSchema) -> Judgement:
     """Asks both SavedModels about the rows that judge."""
     comparison = ModelComparison(models, schema, run["artifacts"]["transform_graph"], (), (), JUDGING_ROWS)
-    parts = [part for path in example_files([_pattern(run, "eval")]) if (part := comparison.predict(path))]
+    pattern = _pattern(run, "eval")
+    parts = [part for path in example_files([pattern]) if (part := comparison.predict(path))]
+    if not parts:
+        raise InputError(f"{pattern}: expected rows at odd positions, to judge. Received: one row a file")
     return judge(
         *(np.concatenate([part[name] for part in parts]) for name in (LABEL, CTR + _BEFORE, CTR + _AFTER))
     )

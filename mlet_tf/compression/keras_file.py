@@ -1,5 +1,6 @@
 """Compression of a Keras model of anyone's, on rows in `.npz` files."""
 
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from mlet_tf.compression.compress import compress_model
 from mlet_tf.compression.files import write_files
 from mlet_tf.compression.judging import JudgedReport, judge
+from mlet_tf.compression.reads import require_built
 from mlet_tf.compression.rows import LabelledRows
 from mlet_tf.compression.search import predict
 from mlet_tf.errors import InputError
@@ -20,6 +22,8 @@ from mlet_tf.storage import open_binary, writing
 from mlet_tf.types import Inputs
 
 LABEL = "label"  # The array that is no input.
+
+_BLOCK_ROWS = 32_768
 
 
 def compress_keras_model(
@@ -49,6 +53,7 @@ def compress_keras_model(
         InputError: The rows are not of this model, the model cannot be compressed, the budget cannot be met, or the
             output cannot be written.
     """
+    require_built(model)  # A call would build it.
     train = read_rows(data, model)
     choosing = judging = None
     if validation_data is not None:
@@ -79,8 +84,8 @@ def read_rows(path: str, model: keras.Model) -> LabelledRows:
     """Reads rows from an `.npz` file.
 
     It has an array `label` of 0 and 1 and the inputs of the model, one row of each array a row of the log. They are
-    named as the inputs of the model; the name of a single one does not matter. A subclassed model is called with a
-    single array as it is, and with several in a dict.
+    named as the inputs of a functional model; the name of a single one does not matter. Other models are called with
+    a single array as it is, and with several in a dict.
 
     Args:
         path: The file.
@@ -97,13 +102,21 @@ def read_rows(path: str, model: keras.Model) -> LabelledRows:
     label = arrays.pop(LABEL)
     rows = LabelledRows.of((_inputs(path, arrays, model), label), path)
     try:
-        model(rows.take(slice(0, 1)).inputs, training=False)
+        for block in rows.blocks(_BLOCK_ROWS):
+            model(block.inputs, training=False)
     except Exception as error:  # Layers raise what they like.
-        reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{path}: expected rows that the model can be called with. Received: {reason}"
+            f"{path}: expected rows that the model can be called with. Received: {_reason(error)}"
         ) from error
     return rows
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error that says what is wrong, without what Keras and TensorFlow put around it."""
+    text = re.sub(r"\x1b\[\d*m|\{\{.*?\}\} ?", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith("Exception encountered when calling ")]
+    return next(iter(told or lines), type(error).__name__)
 
 
 def _arrays(path: str) -> dict[str, np.ndarray]:
@@ -117,7 +130,7 @@ def _arrays(path: str) -> dict[str, np.ndarray]:
 
 def _inputs(path: str, arrays: Mapping[str, np.ndarray], model: keras.Model) -> Inputs:
     """The arrays in the structure that the model is called with."""
-    if not is_graph(model):
+    if not is_graph(model) or isinstance(model, keras.Sequential):
         return next(iter(arrays.values())) if len(arrays) == 1 else dict(arrays)
     expected = [tensor.name for tensor in keras.tree.flatten(model.input)]
     if len(expected) == len(arrays) == 1:

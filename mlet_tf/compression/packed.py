@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 from absl import logging
 
-from mlet_tf.compression.compress import Compression, compress_rows
+from mlet_tf.compression.compress import SAMPLE_ROWS, Compression, compress_rows
 from mlet_tf.compression.rows import LabelledRows
 from mlet_tf.compression.search import predict
 from mlet_tf.config import CompressConfig, TrainConfig
@@ -15,10 +15,12 @@ from mlet_tf.embeddings.plan import Budget, RowStatistics
 from mlet_tf.features.names import DENSE, SPARSE
 from mlet_tf.features.packed_rows import PackedRows
 from mlet_tf.layers import EmbeddingCollection
-from mlet_tf.metrics import auc_difference
+from mlet_tf.metrics import auc, auc_difference
 from mlet_tf.replace import layers_of
 from mlet_tf.training.build import compile_model
 from mlet_tf.training.loop import steps_an_epoch, train
+
+_SEED = 0  # Draws rows and the hashes of ids.
 
 
 def compress_packed(
@@ -62,6 +64,7 @@ def compress_packed(
         choosing,
         Budget(**config.budget.to_plain()),
         methods=config.methods,
+        seed=_SEED,
         note=note,
         statistics=RowStatistics(
             dict(zip(names, counts, strict=True)), dict.fromkeys(names, tail), vocabulary_bytes
@@ -83,20 +86,22 @@ def _fine_tuned(
     note: Callable[[str], None],
 ) -> Compression:
     """Trains the dense layers on; the rows are as they are served. Takes the result where its AUC is better."""
-    choosing = _labelled(choosing_rows)
+    _, scoring = _labelled(choosing_rows).divided(SAMPLE_ROWS, _SEED)  # The rows that have scored sizes.
     config = config.for_rows(train_rows.rows)
     steps = max(1, int(share * steps_an_epoch(train_rows.rows, config.rows_a_step)))
     config = config.replace(epochs=1, max_steps=steps, early_stopping_patience=None)
-    before, weights = predict(found.model, choosing.inputs), found.model.get_weights()
+    before, weights = predict(found.model, scoring.inputs), found.model.get_weights()
     compile_model(found.model, config, steps)
-    train(found.model, train_rows, choosing_rows, config, work / "fine_tune", str(work / "fine_tune_board"))
-    after = predict(found.model, choosing.inputs)
-    gain, error = auc_difference(choosing.label, after, before)
+    folder, board = work / "fine_tune", str(work / "fine_tune_board")
+    # A model that a small budget has left nothing to tell is for the gate.
+    train(found.model, train_rows, choosing_rows, config, folder, board, must_learn=False)
+    after = predict(found.model, scoring.inputs)
+    gain, error = auc_difference(scoring.label, after, before)
     note(f"fine-tuning: AUC {gain:+.5f} ± {error:.5f}")
     if not gain > 0:
         found.model.set_weights(weights)
         return found
-    reached = (found.report["auc_after"] or 0.0) + gain  # Half of the rows have scored it before.
+    reached = auc(scoring.label, after)
     return dataclasses.replace(found, report={**found.report, "fine_tuned": True, "auc_after": reached})
 
 

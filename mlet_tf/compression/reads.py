@@ -52,8 +52,9 @@ def model_tables(model: keras.Model) -> list[ModelTable]:
     """Returns the tables of a model, layer by layer; factorised ones count as their products.
 
     Raises:
-        InputError: See `embedding_layers`; or ids of a collection are pooled in it.
+        InputError: The model has no weights yet; see `embedding_layers`; or ids of a collection are pooled in it.
     """
+    require_built(model)
     found = []
     for layer in embedding_layers(model, layers_of(model), factorised=True):
         slots: Mapping[str, tuple[int, ...]] = {}
@@ -65,11 +66,17 @@ def model_tables(model: keras.Model) -> list[ModelTable]:
     return found
 
 
+def require_built(model: keras.Model) -> None:
+    """Raises InputError for a model without weights."""
+    if not model.built:
+        raise InputError(f"Model '{model.name}': expected a trained model. Received: one without weights")
+
+
 def count_ids(model: keras.Model, tables: Sequence[ModelTable], rows: LabelledRows) -> list[np.ndarray]:
     """Counts how often each id of each table is read, int64 `[V]`; the model runs over all rows.
 
     Raises:
-        InputError: Ids are ragged or sparse.
+        InputError: Ids are ragged or sparse, or none of the table's.
     """
     counts = [np.zeros(table.factorization.rows, "int64") for table in tables]
     for block in rows.blocks(_BLOCK_ROWS):
@@ -93,15 +100,12 @@ def measure_reads(
         rows: Some thousand rows.
 
     Raises:
-        InputError: Ids are ragged or sparse, a table is not read, or predictions are no probabilities.
+        InputError: Ids are ragged or sparse, or none of their table's; a table is not read, or not by each row; or
+            predictions are no probabilities.
     """
     parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in tables]
     for block in rows.blocks(_BLOCK_ROWS):
         calls, ctr = logit_derivatives(model, _layers(tables), block.inputs)
-        if len(ctr) != len(block):
-            raise InputError(
-                f"Model '{model.name}': expected one click probability a row. Received: {len(ctr)} for {len(block)}"
-            )
         for table, part in zip(tables, parts, strict=True):
             for call in calls:
                 for ids, places in _reads(table, call):
@@ -132,7 +136,20 @@ def _reads(table: ModelTable, call: LayerCall) -> Iterator[tuple[np.ndarray, tup
         chosen[:, list(table.slots)] = True
     elif table.layer.mask_zero:
         chosen = ids != 0
-    yield ids[chosen], np.nonzero(chosen)
+    yield _known(table, ids[chosen]), np.nonzero(chosen)
+
+
+def _known(table: ModelTable, ids: np.ndarray) -> np.ndarray:
+    """Ids as rows of a table; those out of its range, where they are allowed, are the last row."""
+    outside = (ids < 0) | (ids >= table.factorization.rows)
+    if getattr(table.layer, "oov", "error") == "last":
+        return np.where(outside, table.factorization.rows - 1, ids)
+    if outside.any():
+        raise InputError(
+            f"Table '{table.name}': expected ids from 0 to {table.factorization.rows - 1}. "
+            f"Received: {ids[outside][0]}"
+        )
+    return ids
 
 
 def _matrix(layer: keras.layers.Layer, inputs: Tensor | Mapping[str, Tensor]) -> np.ndarray:

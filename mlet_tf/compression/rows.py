@@ -41,17 +41,19 @@ class LabelledRows:
             )
         inputs, label = data if pair else _read(data, what)
         inputs = keras.tree.map_structure(np.asarray, inputs)
-        label = np.asarray(label, "float32").reshape(-1)
-        sizes = {len(array) for array in keras.tree.flatten(inputs)}
-        if sizes != {len(label)} or not len(label):
+        label = np.asarray(label).reshape(-1)
+        shapes = {array.shape[:1] for array in keras.tree.flatten(inputs)}
+        if shapes != {label.shape} or not len(label):
+            rows = ", ".join(sorted(str(*shape) or "no" for shape in shapes)) or "no"
             raise InputError(
-                f"`{what}`: expected rows, one label for each. Received: {sizes} and {len(label)}"
+                f"`{what}`: expected rows, one label for each. "
+                f"Received: inputs of {rows} rows and {len(label)} labels"
             )
         if not np.isin(label, (0, 1)).all():
             raise InputError(
                 f"`{what}`: expected labels of 0 and 1. Received: {np.unique(label)[:5].tolist()}"
             )
-        return cls(inputs, label)
+        return cls(inputs, label.astype("float32"))
 
     def __len__(self) -> int:
         """Returns the number of rows."""

@@ -110,12 +110,12 @@ class Search:
     Args:
         problem: The model.
         budget: What it may cost.
-        rows: Rows that the choice is made on; None for a budget of bytes alone.
+        rows: Rows that the choice is made on, see `require_rows`; None for a budget of bytes alone.
         note: Called with a line about each size.
         memory: File in which the scores of sizes are kept, so that an interrupted search goes on.
 
     Raises:
-        InputError: The budget cannot be met, or there are no rows for one of AUC.
+        InputError: The budget cannot be met.
     """
 
     def __init__(
@@ -141,15 +141,6 @@ class Search:
                 f"{', '.join(problem.methods)} ({self._full / self._allocator.smallest_bytes:.4g} times fewer than "
                 f"{self._full}). Received: {self._limit} bytes"
             )
-        if self._limit is None and rows is None:
-            raise InputError("Budget: expected rows to measure AUC on, for `max_auc_drop`. Received: none")
-        if rows is not None:
-            clicks = int((rows.label > 0.5).sum())
-            if min(clicks, len(rows) - clicks) < 2:
-                raise InputError(
-                    "Choosing rows: expected two with a click and two without, at least. "
-                    f"Received: {clicks} with a click, {len(rows) - clicks} without"
-                )
 
     def run(self) -> tuple[Allocation, list[PointReport]]:
         """Returns the allocation to take and a report of all sizes, from large to small."""
@@ -196,7 +187,7 @@ class Search:
         return self._limit is None or size.bytes <= self._limit
 
     def _limits(self) -> Iterator[int]:
-        """Bytes to try, falling; the smallest plan is the last."""
+        """Bytes to try, falling, down to the smallest plan or the largest ratio, whichever comes first."""
         smallest = self._allocator.smallest_bytes
         for ratio in _RATIOS:
             if int(self._full / ratio) <= smallest:
@@ -245,6 +236,20 @@ class Search:
             "within_budget": self._keeps(size),
             "chosen": chosen,
         }
+
+
+def require_rows(budget: Budget, rows: LabelledRows | None) -> None:
+    """Raises InputError where an AUC cannot be measured: there are no rows for a budget of it, or too few."""
+    if rows is None:
+        if budget.max_auc_drop is not None:
+            raise InputError("Budget: expected rows to measure AUC on, for `max_auc_drop`. Received: none")
+        return
+    clicks = int((rows.label > 0.5).sum())
+    if min(clicks, len(rows) - clicks) < 2:
+        raise InputError(
+            "Choosing rows: expected two with a click and two without, at least. "
+            f"Received: {clicks} with a click, {len(rows) - clicks} without"
+        )
 
 
 def predict(model: keras.Model, inputs: Inputs) -> np.ndarray:

@@ -83,10 +83,11 @@ def logit_derivatives(
         The calls of the layers, and the probabilities `[B]`.
 
     Raises:
-        InputError: The outputs are no probabilities.
+        InputError: The outputs are no probabilities, one a row, or a layer does not look up ids of each row.
     """
     import tensorflow as tf
 
+    rows = len(keras.tree.flatten(inputs)[0])
     seen: list[tf.Tensor] = []
 
     def watch(call: LayerCall) -> tf.Tensor:
@@ -96,7 +97,15 @@ def logit_derivatives(
         return seen[-1]
 
     with tf.GradientTape(watch_accessed_variables=False) as tape, watched(layers, watch) as calls:
-        ctr = tf.reshape(model(inputs, training=False), [-1])
+        outputs = model(inputs, training=False)
+        _require_one_a_row(model, outputs, rows)
+        ctr = tf.reshape(outputs, [-1])
+    for call in calls:
+        if tuple(call.outputs.shape[:1]) != (rows,):
+            raise InputError(
+                f"Layer '{call.layer.name}': expected a lookup of ids of each row, [B, ...]. "
+                f"Received: one of shape {list(call.outputs.shape)} for {rows} rows"
+            )
     probability = tf.cast(ctr, tf.float32).numpy()
     if not ((probability >= 0) & (probability <= 1)).all():
         raise InputError(
@@ -159,6 +168,17 @@ def measure_gradients(
         np.concatenate(ctr),
         np.asarray(label),
     )
+
+
+def _require_one_a_row(model: keras.Model, outputs: Any, rows: int) -> None:
+    found = [tuple(tensor.shape) for tensor in keras.tree.flatten(outputs)]
+    if isinstance(outputs, Mapping) or found not in ([(rows,)], [(rows, 1)]):
+        shapes = " and ".join(str(list(shape)) for shape in found)
+        named = " by name" if isinstance(outputs, Mapping) else ""
+        raise InputError(
+            f"Model '{model.name}': expected one click probability a row, [B] or [B, 1]. "
+            f"Received: {shapes}{named} for {rows} rows"
+        )
 
 
 def _per_row(derivative: np.ndarray, slope: np.ndarray) -> np.ndarray:

@@ -83,7 +83,8 @@ def served_layer(
     """
     if isinstance(layer, EmbeddingCollection):
         return written_collection(layer, plan, tables, block_rows=block_rows)
-    served = ServedTable(plan, layer.mask_zero, name=layer.name, dtype=layer.dtype_policy)
+    oov = getattr(layer, "oov", "error")
+    served = ServedTable(plan, layer.mask_zero, oov, name=layer.name, dtype=layer.dtype_policy)
     served.build()
     served.write(tables[layer.name], block_rows)
     return served

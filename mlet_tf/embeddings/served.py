@@ -14,7 +14,7 @@ from mlet_tf.embeddings.plan import Plan, RowStatistics
 from mlet_tf.errors import InputError
 from mlet_tf.layers.embedding_collection import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.layers.factorization import BLOCK_ROWS, Factorization
-from mlet_tf.layers.ids import as_ids, guard_ids
+from mlet_tf.layers.ids import as_ids, guard_ids, validate_oov
 from mlet_tf.layers.single import SingleEmbedding
 from mlet_tf.types import Shape, Tensor
 
@@ -29,6 +29,7 @@ class ServedTable(SingleEmbedding):
     Args:
         plan: The plan, of one feature.
         mask_zero: Whether id 0 is padding that later layers should mask.
+        oov: What happens to an id out of range, see `MLETEmbedding`.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
@@ -53,11 +54,14 @@ class ServedTable(SingleEmbedding):
 
     built: bool  # Keras sets it.
 
-    def __init__(self, plan: Plan | Mapping[str, Any], mask_zero: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, plan: Plan | Mapping[str, Any], mask_zero: bool = False, oov: str = "error", **kwargs: Any
+    ) -> None:
         plan = plan if isinstance(plan, Plan) else Plan.from_plain(plan)
         (feature,) = plan.features
         super().__init__(feature.rows, plan.output_dim, mask_zero, **kwargs)
         self.plan = plan
+        self.oov = validate_oov(oov)
         self.table = BandedTable(self.plan, name="table")
 
     @property
@@ -80,10 +84,11 @@ class ServedTable(SingleEmbedding):
 
     def get_config(self) -> dict[str, object]:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "plan": _plain(self.plan), "mask_zero": self.mask_zero}
+        own = {"plan": _plain(self.plan), "mask_zero": self.mask_zero, "oov": self.oov}
+        return {**super().get_config(), **own}
 
     def _embed(self, ids: Tensor, training: bool = False) -> Tensor:
-        ids, invalid = guard_ids(as_ids(ids), [self.input_dim], [self.name], "error")
+        ids, invalid = guard_ids(as_ids(ids), [self.input_dim], [self.name], self.oov)
         vectors = ops.cast(self.table(ids), self.compute_dtype)
         if invalid is None:
             return vectors

@@ -30,8 +30,8 @@ _METHODS = ("columns", "bits", "rows")
     type=FiniteRange(0, 1, max_open=True),
     help="Budget: AUC that may be lost, such as 0.0005.",
 )
-@click.option("--bytes", type=click.IntRange(1), help="Budget: bytes of rows and addresses.")
-@click.option("--ratio", type=FiniteRange(1), help="Budget: how many times fewer bytes, such as 16.")
+@click.option("--bytes", type=click.IntRange(1, 10**15), help="Budget: bytes of rows and addresses.")
+@click.option("--ratio", type=FiniteRange(1, 10**6), help="Budget: how many times fewer bytes, such as 16.")
 @click.option(
     "--methods",
     default=",".join(_METHODS),
@@ -57,7 +57,8 @@ def shrink(
 
     MODEL.keras is any Keras model of click probabilities whose tables are `keras.layers.Embedding`, `MLETEmbedding`
     or `EmbeddingCollection`. The .npz files hold an array `label` of 0 and 1, and the inputs by their names in the
-    model. Half of the rows in --validation_data choose, the other half judge; --max_auc_drop needs them.
+    model; the name of a single one does not matter. Half of the rows in --validation_data choose, the other half judge;
+    --max_auc_drop needs them.
     """
     budget = _budget(budgets)
     chosen = _chosen(methods)

@@ -69,6 +69,18 @@ class Subclassed(keras.Model):
         return self.top(keras.ops.concatenate([keras.ops.reshape(vectors, (-1, 24)), dots], axis=1))
 
 
+class Positions(keras.layers.Layer):
+    """A table that is not read by the ids of a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = keras.layers.Embedding(LENGTH, 4, name="positions")
+        self.table.build()
+
+    def call(self, inputs):
+        return self.table(keras.ops.arange(LENGTH)) * keras.ops.cast(inputs, "float32")[..., None]
+
+
 def trained(model, data):
     keras.utils.set_random_seed(0)
     model.compile(keras.optimizers.Adam(0.01), "binary_crossentropy")
@@ -193,6 +205,21 @@ def test_datasets_are_rows_too(model, data):
         ({"ratio": 2}, {"data": 7}, r"`data`: expected \(inputs, label\)"),
         ({"ratio": 2}, {"data": ({"user": np.zeros(3)}, np.zeros(2))}, "one label for each"),
         ({"ratio": 2}, {"data": ({"user": np.zeros(2)}, np.array([0, 5]))}, "labels of 0 and 1. Received"),
+        (
+            {"ratio": 2},
+            {"data": ({"user": np.zeros(2)}, ["no", "yes"])},
+            r"0 and 1. Received: \['no', 'yes'\]",
+        ),
+        (
+            {"ratio": 2},
+            {"data": ({"user": np.zeros(2), "item": 3}, np.zeros(2))},
+            "inputs of 2, no rows and 2",
+        ),
+        (
+            {"ratio": 2},
+            {"validation_data": ({"user": np.zeros(1)}, np.ones(1))},
+            "two without, at least. Received: 1 with",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(model, data, budget, arguments, text):
@@ -212,7 +239,38 @@ def test_labels_of_one_kind_cannot_choose(model, data):
         compress_model(model, train, {"max_auc_drop": 0.1}, validation_data=(inputs, np.zeros_like(label)))
 
 
-@pytest.mark.parametrize("kind", ["logits", "bags", "no table", "compressed"])
+def test_negative_ids_are_named(data):
+    """Keras counts them from the end of a table, TensorFlow Serving does not."""
+    inputs, label = data[0]
+    table = keras.layers.Embedding(USERS, 4, name="users")
+    made = keras.Sequential([table, keras.layers.Dense(1, "sigmoid")])
+    made(inputs["user"][:2])
+    with pytest.raises(InputError, match=r"Table 'users': expected ids from 0 to 149\. Received: -1"):
+        compress_model(made, (inputs["user"] - 1, label), {"ratio": 2})
+
+
+@pytest.mark.parametrize("kind", ["single", "collection"])
+def test_ids_out_of_range_read_the_last_row_where_they_did(data, kind):
+    inputs, label = data[0]
+    ids = keras.Input((1,), dtype="int32")
+    if kind == "single":
+        table = MLETEmbedding(USERS, 4, hidden_dim=8, oov="last")
+    else:
+        table = EmbeddingCollection([EmbeddingFeature("user", USERS)], 4, oov="last")
+    made = keras.Model(ids, keras.layers.Dense(1, "sigmoid")(keras.layers.Flatten()(table(ids))))
+    x = inputs["user"][:, None].copy()
+    x[:2] = [[USERS], [-1]]
+    found = compress_model(made, (x, label), {"ratio": 2})
+    ctr = predict(found.model, np.array([[USERS], [-1], [USERS - 1]]))
+    assert ctr[0] == ctr[1] == ctr[2]
+    again = type(found.model).from_config(found.model.get_config())
+    assert np.isfinite(predict(again, np.array([[USERS]]))).all()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["logits", "two classes", "by name", "positions", "no weights", "bags", "no table", "compressed"],
+)
 def test_models_that_cannot_be_compressed_are_refused_by_name(data, kind, model):
     inputs, label = data[0]
     x = inputs["user"]
@@ -222,6 +280,18 @@ def test_models_that_cannot_be_compressed_are_refused_by_name(data, kind, model)
             keras.Sequential([table, keras.layers.Dense(1, bias_initializer="ones")]),
             "need a sigmoid",
         )
+    elif kind in ("two classes", "by name"):
+        source = keras.Input((), dtype="int32")
+        output = keras.layers.Dense(1 + (kind == "two classes"), "sigmoid")(table(source))
+        made = keras.Model(source, {"ctr": output} if kind == "by name" else output)
+        text = r"one click probability a row, \[B\] or \[B, 1\]"
+    elif kind == "positions":
+        source = keras.Input((LENGTH,), dtype="int32")
+        output = keras.layers.Dense(1, "sigmoid")(keras.layers.Flatten()(Positions()(source)))
+        made, text = keras.Model(source, output), "Layer 'positions': expected a lookup of ids of each row"
+        x = inputs["history"]
+    elif kind == "no weights":
+        made, text = keras.Sequential([table, keras.layers.Dense(1, "sigmoid")]), "expected a trained model"
     elif kind == "no table":
         made, text = (
             keras.Sequential([keras.layers.Rescaling(0.01), keras.layers.Dense(1, "sigmoid")]),
@@ -239,7 +309,8 @@ def test_models_that_cannot_be_compressed_are_refused_by_name(data, kind, model)
         made, text = keras.Model({"user": source}, output), "without a combiner"
         x = {"user": inputs["history"] % USERS}
     made.compile("adam", "binary_crossentropy")
-    made(keras.tree.map_structure(lambda a: a[:2], x))
+    if kind != "no weights":
+        made(keras.tree.map_structure(lambda a: a[:2], x))
     with pytest.raises(InputError, match=text):
         compress_model(made, (x, label), {"ratio": 2})
 
