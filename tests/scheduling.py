@@ -9,7 +9,7 @@ ON_ONE_RUN = (
     "e2e/test_commands.py",
     "e2e/test_pipeline.py",
     "e2e/test_packing.py",
-    "e2e/test_frontier.py",
+    "e2e/test_shrink.py",
     "e2e/test_compressed_run.py",
     "components/test_serving_validator.py",
 )
@@ -35,6 +35,8 @@ LONG = (
     "features/test_preprocessing.py",
     "serving/test_signatures.py",
     "experiments/test_sweep.py",
+    "compression/test_compress_model.py",
+    "training/test_baseline.py",
 )
 _ORDER = {name: number for number, name in enumerate((*ON_ONE_RUN, *LONG))}
 
