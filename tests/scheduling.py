@@ -12,6 +12,7 @@ ON_ONE_RUN = (
     "e2e/test_shrink.py",
     "e2e/test_compressed_run.py",
     "components/test_serving_validator.py",
+    "training/test_baseline.py",
 )
 # Other files that take long, about the longest first: short files at the end leave no worker waiting for another.
 LONG = (
@@ -36,7 +37,6 @@ LONG = (
     "serving/test_signatures.py",
     "experiments/test_sweep.py",
     "compression/test_compress_model.py",
-    "training/test_baseline.py",
 )
 _ORDER = {name: number for number, name in enumerate((*ON_ONE_RUN, *LONG))}
 
