@@ -244,9 +244,8 @@ def _within_budget(
     if math.isnan(value) and math.isnan(before):
         return
     error = metrics["auc_drop_error"]
-    if (
-        _rarer(metrics) < 2
-    ):  # One click has no variance; the error of the AUC itself is more than that of a difference.
+    if _rarer(metrics) < 2:
+        # One click has no variance; the error of the AUC itself is more than that of a difference.
         error = auc_standard_error(before, metrics["clicks"], metrics["rows"] - metrics["clicks"])
     noise = COMPRESSION_ERRORS * error
     floor = before - max_drop - noise

@@ -10,3 +10,6 @@ RENAMED_INITIALIZATIONS: dict[str, Initialization] = {"authors": "fixed_variance
 Metric = Literal["auc", "logloss", "calibration", "normalized_entropy"]
 
 Optimizer = Literal["sgd", "adagrad", "row_wise_adagrad", "lazy_adam"]
+
+CompressionMethod = Literal["columns", "bits", "rows"]
+COMPRESSION_METHODS: tuple[CompressionMethod, ...] = get_args(CompressionMethod)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlet_tf.embeddings.plan import Budget, RowStatistics
 from mlet_tf.errors import InputError
+from mlet_tf.names import COMPRESSION_METHODS
 
 if TYPE_CHECKING:
     import keras
@@ -38,7 +39,7 @@ def compress_model(
     budget: Budget | Mapping[str, float],
     *,
     validation_data: Any = None,
-    methods: Sequence[str] = ("columns", "bits", "rows"),
+    methods: Sequence[str] = COMPRESSION_METHODS,
     seed: int = 0,
     note: Callable[[str], None] | None = None,
 ) -> Compression:
@@ -109,15 +110,15 @@ def compress_rows(
     """
     from mlet_tf.compression import reads
     from mlet_tf.compression.report import make_report
-    from mlet_tf.compression.search import METHODS, Problem, Search, require_rows
+    from mlet_tf.compression.search import Problem, Search, require_rows
     from mlet_tf.embeddings.bands import cut_bands
     from mlet_tf.embeddings.energy import measure_table, with_held_out_gains
     from mlet_tf.embeddings.served import trained_table
 
-    unknown = [method for method in methods if method not in METHODS]
+    unknown = [method for method in methods if method not in COMPRESSION_METHODS]
     if unknown or not methods:
         raise InputError(
-            f"Methods: expected some of {', '.join(METHODS)}. Received: {', '.join(methods) or 'none'}"
+            f"Methods: expected some of {', '.join(COMPRESSION_METHODS)}. Received: {', '.join(methods) or 'none'}"
         )
     held_out = None
     if choosing is not None:

@@ -1,7 +1,7 @@
 """What a model reads from its tables: which ids, how often, and how much its predictions depend on it (TensorFlow)."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -83,9 +83,9 @@ def count_ids(model: keras.Model, tables: Sequence[ModelTable], rows: LabelledRo
         with watched(_layers(tables)) as calls:
             model(block.inputs, training=False)
         for number, table in enumerate(tables):
-            for call in calls:
-                for ids, _ in _reads(table, call):
-                    counts[number] += np.bincount(ids, minlength=table.factorization.rows)
+            for call in _calls_of(table, calls):
+                ids, _ = _reads(table, call)
+                counts[number] += np.bincount(ids, minlength=table.factorization.rows)
     return counts
 
 
@@ -107,11 +107,10 @@ def measure_reads(
     for block in rows.blocks(_BLOCK_ROWS):
         calls, ctr = logit_derivatives(model, _layers(tables), block.inputs)
         for table, part in zip(tables, parts, strict=True):
-            for call in calls:
-                for ids, places in _reads(table, call):
-                    row = places[0] if places else np.zeros(0, int)
-                    values = (np.asarray(values, "float32") for values in (call.outputs, call.jacobian))
-                    part.append((ids, *(v[places] for v in values), ctr[row], block.label[row]))
+            for call in _calls_of(table, calls):
+                ids, places = _reads(table, call)
+                values = (np.asarray(values, "float32")[places] for values in (call.outputs, call.jacobian))
+                part.append((ids, *values, ctr[places[0]], block.label[places[0]]))
     for table, part in zip(tables, parts, strict=True):
         if not part:
             raise InputError(
@@ -125,10 +124,12 @@ def _layers(tables: Sequence[ModelTable]) -> list[keras.layers.Layer]:
     return list({id(table.layer): table.layer for table in tables}.values())
 
 
-def _reads(table: ModelTable, call: LayerCall) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+def _calls_of(table: ModelTable, calls: Sequence[LayerCall]) -> list[LayerCall]:
+    return [call for call in calls if call.layer is table.layer]
+
+
+def _reads(table: ModelTable, call: LayerCall) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """The ids that a call reads from a table, int `[m]`, and the places of their rows in its outputs; padding apart."""
-    if call.layer is not table.layer:
-        return
     ids = _matrix(table.layer, call.inputs)
     chosen = np.ones(ids.shape, bool)
     if table.slots:
@@ -136,7 +137,7 @@ def _reads(table: ModelTable, call: LayerCall) -> Iterator[tuple[np.ndarray, tup
         chosen[:, list(table.slots)] = True
     elif table.layer.mask_zero:
         chosen = ids != 0
-    yield _known(table, ids[chosen]), np.nonzero(chosen)
+    return _known(table, ids[chosen]), np.nonzero(chosen)
 
 
 def _known(table: ModelTable, ids: np.ndarray) -> np.ndarray:

@@ -24,8 +24,6 @@ from mlet_tf.replace import replace_layers
 from mlet_tf.types import Inputs
 from mlet_tf.units import bytes_text
 
-METHODS = ("columns", "bits", "rows")
-
 _RATIOS = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _BEYOND = 2  # Sizes below the choice that are tried too, to show what they would cost.
 _BISECTIONS = 2  # Between the smallest size that keeps to a budget of AUC and the next one.
@@ -41,7 +39,7 @@ class Problem:
         tables: Its tables.
         trained: Their rows, counts and bases.
         energies: What their columns are worth.
-        methods: What may be saved, out of `METHODS`.
+        methods: What may be saved, out of `COMPRESSION_METHODS`.
         seed: Of the hashes.
     """
 

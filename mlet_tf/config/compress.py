@@ -1,13 +1,12 @@
 """How small a model is to be made."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from mlet_tf.config.base import Group, GroupError
 from mlet_tf.config.types import Distinct, Share
-
-Method = Literal["columns", "bits", "rows"]
+from mlet_tf.names import COMPRESSION_METHODS, CompressionMethod
 
 
 class BudgetConfig(Group):
@@ -32,7 +31,7 @@ class BudgetConfig(Group):
         return self
 
 
-def _some(values: tuple[Method, ...]) -> tuple[Method, ...]:
+def _some(values: tuple[CompressionMethod, ...]) -> tuple[CompressionMethod, ...]:
     if not values:
         raise ValueError("empty")
     return values
@@ -42,8 +41,8 @@ class CompressConfig(Group):
     """Compression of the collapsed model to a budget."""
 
     budget: BudgetConfig = Field(description="What the tables may cost.")
-    methods: Annotated[Distinct[Method], AfterValidator(_some), Field(min_length=1)] = Field(
-        ("columns", "bits", "rows"),
+    methods: Annotated[Distinct[CompressionMethod], AfterValidator(_some), Field(min_length=1)] = Field(
+        COMPRESSION_METHODS,
         description="What may be saved: `columns` of the tables, `bits` of the values, `rows` that rare ids share.",
     )
     fine_tune: Share = Field(

@@ -35,9 +35,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         for module in (*_PLAIN, *_LAYERS):
             if module in _LAYERS:
-                importlib.import_module(
-                    "keras"
-                )  # Which registers the layers, before one of these is half imported.
+                # Registers the layers, before one of these modules is half imported.
+                importlib.import_module("keras")
             found = importlib.import_module(f"{__name__}.{module}")
             if hasattr(found, name):
                 return getattr(found, name)

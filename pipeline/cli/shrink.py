@@ -11,6 +11,7 @@ from mlet_tf.pipeline.cli._logging import quiet
 from mlet_tf.pipeline.cli._types import FiniteRange
 
 from mlet_tf.errors import InputError
+from mlet_tf.names import COMPRESSION_METHODS
 from mlet_tf.outputs import new_folder
 from mlet_tf.run_file import read_run_file
 from mlet_tf.storage import open_binary
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from mlet_tf.compression.judging import JudgedReport
 
 _BUDGETS = ("max_auc_drop", "bytes", "ratio")
-_METHODS = ("columns", "bits", "rows")
 
 
 @click.command()
@@ -34,7 +34,7 @@ _METHODS = ("columns", "bits", "rows")
 @click.option("--ratio", type=FiniteRange(1, 10**6), help="Budget: how many times fewer bytes, such as 16.")
 @click.option(
     "--methods",
-    default=",".join(_METHODS),
+    default=",".join(COMPRESSION_METHODS),
     show_default=True,
     help="What may be saved: columns of the tables, bits of the values, rows that rare ids share.",
 )
@@ -110,8 +110,10 @@ def _budget(budgets: dict[str, float | None]) -> dict[str, float]:
 
 def _chosen(methods: str) -> tuple[str, ...]:
     chosen = tuple(methods.split(","))
-    if not set(chosen) <= set(_METHODS) or len(set(chosen)) < len(chosen):
-        raise InputError(f"--methods: expected some of {','.join(_METHODS)}. Received: {methods!r}")
+    if not set(chosen) <= set(COMPRESSION_METHODS) or len(set(chosen)) < len(chosen):
+        raise InputError(
+            f"--methods: expected some of {','.join(COMPRESSION_METHODS)}. Received: {methods!r}"
+        )
     return chosen
 
 
