@@ -12,7 +12,6 @@ from mlet_tf.compression.rows import LabelledRows
 from mlet_tf.compression.search import predict
 from mlet_tf.config import CompressConfig, TrainConfig
 from mlet_tf.embeddings.plan import Budget, RowStatistics
-from mlet_tf.features.names import DENSE, SPARSE
 from mlet_tf.features.packed_rows import PackedRows
 from mlet_tf.layers import EmbeddingCollection
 from mlet_tf.metrics import auc, auc_difference
@@ -57,10 +56,10 @@ def compress_packed(
     (collection,) = (layer for layer in layers_of(model) if isinstance(layer, EmbeddingCollection))
     names = [feature.name for feature in collection.features]
     counts = train_rows.id_counts(tuple(feature.input_dim for feature in collection.features))
-    choosing = _labelled(choosing_rows)
+    choosing = LabelledRows.packed(choosing_rows)
     found = compress_rows(
         model,
-        _labelled(train_rows),
+        LabelledRows.packed(train_rows),
         choosing,
         Budget(**config.budget.to_plain()),
         methods=config.methods,
@@ -86,7 +85,9 @@ def _fine_tuned(
     note: Callable[[str], None],
 ) -> Compression:
     """Trains the dense layers on; the rows are as they are served. Takes the result where its AUC is better."""
-    _, scoring = _labelled(choosing_rows).divided(SAMPLE_ROWS, _SEED)  # The rows that have scored sizes.
+    _, scoring = LabelledRows.packed(choosing_rows).divided(
+        SAMPLE_ROWS, _SEED
+    )  # The rows that have scored sizes.
     config = config.for_rows(train_rows.rows)
     steps = max(1, int(share * steps_an_epoch(train_rows.rows, config.rows_a_step)))
     config = config.replace(epochs=1, max_steps=steps, early_stopping_patience=None)
@@ -103,8 +104,3 @@ def _fine_tuned(
         return found
     reached = auc(scoring.label, after)
     return dataclasses.replace(found, report={**found.report, "fine_tuned": True, "auc_after": reached})
-
-
-def _labelled(rows: PackedRows) -> LabelledRows:
-    """The same rows, still in their file."""
-    return LabelledRows({DENSE: rows.dense_features, SPARSE: rows.sparse_features}, rows.label)

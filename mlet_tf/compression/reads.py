@@ -90,22 +90,33 @@ def count_ids(model: keras.Model, tables: Sequence[ModelTable], rows: LabelledRo
 
 
 def measure_reads(
-    model: keras.Model, tables: Sequence[ModelTable], rows: LabelledRows
+    model: keras.Model,
+    tables: Sequence[ModelTable],
+    rows: LabelledRows,
+    midway_to: keras.layers.Layer | None = None,
+    block_rows: int = _BLOCK_ROWS,
 ) -> list[TableGradients]:
-    """Measures how predictions depend on what is read from each table.
+    """Measures how predictions depend on what is read from each table, in inference mode.
+
+    A dot product changes by the sum of what both ends change, each times the other end midway of its own change. So
+    when all tables of a plan have changed at once, derivatives midway to them tell the loss better.
 
     Args:
         model: Gives click probabilities, `[B]` or `[B, 1]`, each from its own row alone.
         tables: Its tables.
         rows: Some thousand rows.
+        midway_to: For a model with one layer of tables, looks up other embeddings of the same ids: derivatives are
+            taken midway between both.
+        block_rows: Rows the model gets at once.
 
     Raises:
         InputError: Ids are ragged or sparse, or none of their table's; a table is not read, or not by each row; or
             predictions are no probabilities.
     """
     parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in tables]
-    for block in rows.blocks(_BLOCK_ROWS):
-        calls, ctr = logit_derivatives(model, _layers(tables), block.inputs)
+    change = None if midway_to is None else lambda call: (call.outputs + midway_to(call.inputs)) / 2
+    for block in rows.blocks(block_rows):
+        calls, ctr = logit_derivatives(model, _layers(tables), block.inputs, change)
         for table, part in zip(tables, parts, strict=True):
             for call in _calls_of(table, calls):
                 ids, places = _reads(table, call)

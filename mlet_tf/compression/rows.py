@@ -2,13 +2,17 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from mlet_tf.errors import InputError
+from mlet_tf.features.names import DENSE, SPARSE
 from mlet_tf.types import Inputs
+
+if TYPE_CHECKING:
+    from mlet_tf.features.packed_rows import PackedRows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +58,11 @@ class LabelledRows:
                 f"`{what}`: expected labels of 0 and 1. Received: {np.unique(label)[:5].tolist()}"
             )
         return cls(inputs, label.astype("float32"))
+
+    @classmethod
+    def packed(cls, rows: "PackedRows") -> "LabelledRows":
+        """Takes preprocessed rows, which stay in their file."""
+        return cls({DENSE: rows.dense_features, SPARSE: rows.sparse_features}, rows.label)
 
     def __len__(self) -> int:
         """Returns the number of rows."""

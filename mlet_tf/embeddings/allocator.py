@@ -6,12 +6,11 @@ finds the price at which all choices together fill the budget. That is greedy by
 all open at each step, and no plan of as few bytes has less predicted loss. What one further step leaves of the budget
 goes to the change of one band that gains most.
 
-    gradients = measure_gradients(model, collection, inputs, ids, label)  # Some thousand training rows.
     tables = [
-        measure_table(table, gradients.metric(i), cut_bands(table.counts, tail), tail)
-        for i, (table, tail) in enumerate(zip(trained_tables, tails))
+        measure_table(table, gradients.metric(), cut_bands(table.counts, tail), tail)
+        for table, gradients, tail in zip(trained_tables, of_training_rows, tails)  # See `TableGradients`.
     ]
-    tables = with_held_out_gains(tables, [held_out.table([i]) for i in range(len(tables))])
+    tables = with_held_out_gains(tables, of_held_out_rows)
     plan = Allocator(tables).allocate(budget).plan  # To be written in the bases of `tables`.
 """
 

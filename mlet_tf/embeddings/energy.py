@@ -54,68 +54,13 @@ class TableGradients:
     @functools.cached_property
     def curvature(self) -> np.ndarray:
         """Second derivative of the logloss by the logit, float64 `[m]`."""
-        return _curvature(self.ctr)
+        ctr = self.ctr.astype("float64")
+        return ctr * (1 - ctr)
 
     def metric(self) -> np.ndarray:
         """Returns the Fisher metric of a log row, float64 `[d, d]`."""
         jacobian = self.jacobian.astype("float64")
         return (jacobian.T * self.curvature) @ jacobian / max(1, self.rows)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Gradients:
-    """How the predictions of a sample of log rows depend on their embeddings, one of each feature.
-
-    Attributes:
-        ids: int `[n, F]`.
-        embeddings: float32 `[n, F, d]`.
-        jacobian: Derivative of the logit by them, float32 `[n, F, d]`.
-        ctr: Predicted click probability, `[n]`.
-        label: Labels, `[n]`.
-    """
-
-    ids: np.ndarray
-    embeddings: np.ndarray
-    jacobian: np.ndarray
-    ctr: np.ndarray
-    label: np.ndarray
-
-    @functools.cached_property
-    def curvature(self) -> np.ndarray:
-        """Second derivative of the logloss by the logit, float64 `[n]`."""
-        return _curvature(self.ctr)
-
-    def table(self, features: Sequence[int]) -> TableGradients:
-        """Returns those of the table that some features share; one feature has a table of its own."""
-        places, width = list(features), self.embeddings.shape[-1]
-        return TableGradients(
-            self.ids[:, places].ravel(),
-            self.embeddings[:, places].reshape(-1, width),
-            self.jacobian[:, places].reshape(-1, width),
-            np.repeat(self.ctr, len(places)),
-            np.repeat(self.label, len(places)),
-            len(self.label),
-        )
-
-    def metric(self, feature: int) -> np.ndarray:
-        """Returns the Fisher metric of a feature, float64 `[d, d]`."""
-        return self.table([feature]).metric()
-
-    def predicted_loss(self, change: np.ndarray) -> float:
-        """Predicts the rise of the logloss where all embeddings change at once.
-
-        With derivatives midway to the changed embeddings, see `measure_gradients`, this tells the most of a whole plan.
-
-        Args:
-            change: `[n, F, d]`.
-        """
-        logit = np.einsum("nfd,nfd->n", self.jacobian, change, dtype="float64")
-        return float((self.curvature * logit**2).mean() / 2)
-
-
-def _curvature(ctr: np.ndarray) -> np.ndarray:
-    precise = ctr.astype("float64")
-    return precise * (1 - precise)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -234,7 +179,7 @@ def measure_table(
 
     Args:
         table: The table.
-        metric: `[d, d]`, such as `Gradients.metric`.
+        metric: `[d, d]`, such as `TableGradients.metric()`.
         stops: First id after each band, see `cut_bands`.
         tail: Ids after the last band; they are measured with the first one.
         block_rows: Rows in memory at once.

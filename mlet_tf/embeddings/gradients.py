@@ -8,11 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from mlet_tf.embeddings.energy import Gradients
 from mlet_tf.errors import InputError
 from mlet_tf.types import Inputs, Tensor
 
-_BLOCK_ROWS = 2048
 _LEAST_CTR = 1e-6  # A saturated sigmoid has no derivative to divide by.
 
 
@@ -121,53 +119,6 @@ def logit_derivatives(
         for call, derivative in zip(calls, derivatives, strict=True)
     ]
     return found, probability
-
-
-def measure_gradients(
-    model: keras.Model,
-    layer: keras.layers.Layer,
-    inputs: Mapping[str, np.ndarray],
-    ids: np.ndarray,
-    label: np.ndarray,
-    midway_to: keras.layers.Layer | None = None,
-    block_rows: int = _BLOCK_ROWS,
-) -> Gradients:
-    """Measures how predictions depend on embeddings, in inference mode.
-
-    A dot product changes by the sum of what both ends change, each times the other end midway of its own change. So
-    when all tables of a plan have changed at once, derivatives midway to them tell the loss better.
-
-    Args:
-        model: Gives click probabilities, `[B]` or `[B, 1]`, each from its own row alone.
-        layer: The layer of the model that looks up all embeddings, `[B, F, d]`, and is called once.
-        inputs: Inputs of the model, `[n, ...]` each.
-        ids: The ids that `layer` gets, `[n, F]`.
-        label: Labels `[n]`.
-        midway_to: Looks up other embeddings of the same ids: derivatives are taken midway between both.
-        block_rows: Rows the model gets at once.
-
-    Returns:
-        One row for each row of the inputs, with the embeddings of `layer`.
-    """
-    change = None if midway_to is None else lambda call: (call.outputs + midway_to(call.inputs)) / 2
-    embeddings: list[np.ndarray] = []
-    jacobian: list[np.ndarray] = []
-    ctr: list[np.ndarray] = []
-    for low in range(0, len(label), block_rows):
-        block = {name: values[low : low + block_rows] for name, values in inputs.items()}
-        calls, probability = logit_derivatives(model, [layer], block, change)
-        if len(calls) != 1:
-            raise ValueError(f"`layer` should be called once by the model. Received: {len(calls)} calls")
-        embeddings.append(np.asarray(calls[0].outputs, "float32"))
-        jacobian.append(calls[0].jacobian)
-        ctr.append(probability)
-    return Gradients(
-        np.asarray(ids),
-        np.concatenate(embeddings),
-        np.concatenate(jacobian),
-        np.concatenate(ctr),
-        np.asarray(label),
-    )
 
 
 def _require_one_a_row(model: keras.Model, outputs: Any, rows: int) -> None:

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from mlet_tf.embeddings.gradients import measure_gradients
+from mlet_tf.compression.reads import measure_reads, model_tables
+from mlet_tf.compression.rows import LabelledRows
 from mlet_tf.embeddings.nested import NestedEmbeddings
 from mlet_tf.experiments.tables import embedding_collection
-from mlet_tf.features.names import DENSE, SPARSE
 from mlet_tf.features.packed_rows import PackedRows
 from mlet_tf.layers import EmbeddingCollection, EmbeddingFeature
 from mlet_tf.models import DLRM
@@ -255,15 +255,9 @@ def fisher_metrics(
         candidate: The metric is that midway from the model's tables to those of the candidate.
         seed: Draws the rows.
     """
-    count = min(rows.rows, _FISHER_ROWS)
-    chosen = np.sort(np.random.default_rng(seed).choice(rows.rows, count, replace=False))
-    inputs = {DENSE: rows.dense_features[chosen], SPARSE: rows.sparse_features[chosen]}
-    collection = embedding_collection(model)
-    other = None if candidate is None else _narrow_collection(collection, candidate)
-    gradients = measure_gradients(
-        model, collection, inputs, inputs[SPARSE], rows.label[chosen], midway_to=other
-    )
-    return [gradients.metric(feature) for feature in range(rows.sparse)]
+    sample = LabelledRows.packed(rows).sample(_FISHER_ROWS, seed)
+    other = None if candidate is None else _narrow_collection(embedding_collection(model), candidate)
+    return [table.metric() for table in measure_reads(model, model_tables(model), sample, other)]
 
 
 def truncated_model(model: DLRM, candidate: Candidate) -> DLRM:

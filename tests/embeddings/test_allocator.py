@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlet_tf.embeddings.allocator import Allocator, predict_loss
 from mlet_tf.embeddings.bands import cut_bands
 from mlet_tf.embeddings.column_codes import decoded, encoded, fit_scales
-from mlet_tf.embeddings.energy import Gradients, measure_table, with_held_out_gains
+from mlet_tf.embeddings.energy import TableGradients, measure_table, with_held_out_gains
 from mlet_tf.embeddings.fitting import TrainedTable
 from mlet_tf.embeddings.plan import Band, FeaturePlan, Plan, make_salts
 from mlet_tf.errors import InputError
@@ -254,18 +254,19 @@ def test_held_out_rows_tell_bands_that_were_learned_by_heart():
     logit = (embeddings * jacobian).sum(axis=(1, 2))
     truth = (embeddings[:, 0] * jacobian[:, 0]).sum(axis=1)
     label = (generator.random(20_000) < 1 / (1 + np.exp(-truth))).astype("float32")
-    gradients = Gradients(ids, embeddings, jacobian, 1 / (1 + np.exp(-logit)), label)
+    ctr = 1 / (1 + np.exp(-logit))
+    gradients = [
+        TableGradients(ids[:, i], embeddings[:, i], jacobian[:, i], ctr, label, len(label))
+        for i in range(len(tables))
+    ]
     counts = np.full(count, 100)
     energies = [
-        measure_table(trained(table, counts), gradients.metric(i), (count,)) for i, table in enumerate(tables)
+        measure_table(trained(table, counts), gradient.metric(), (count,))
+        for table, gradient in zip(tables, gradients, strict=True)
     ]
     learned, by_heart = (
         after.bands[0].columns.sum() / before.bands[0].columns.sum()
-        for before, after in zip(
-            energies,
-            with_held_out_gains(energies, [gradients.table([i]) for i in range(len(energies))]),
-            strict=True,
-        )
+        for before, after in zip(energies, with_held_out_gains(energies, gradients), strict=True)
     )
     assert 0.5 < learned < 2
     assert by_heart < 0.1

@@ -1,10 +1,12 @@
-"""Gradients of predictions by embeddings, and the loss that they predict."""
+"""Derivatives of predictions by what is read from tables."""
 
 import numpy as np
 import pytest
 
 from mlet_tf import EmbeddingCollection, EmbeddingFeature
-from mlet_tf.embeddings.gradients import measure_gradients
+from mlet_tf.compression.reads import measure_reads, model_tables
+from mlet_tf.compression.rows import LabelledRows
+from mlet_tf.errors import InputError
 from mlet_tf.models import DLRM
 from mlet_tf.models.dlrm import mlp
 
@@ -25,30 +27,41 @@ def logit(ctr):
     return np.log(ctr / (1 - ctr))
 
 
+def measured(model, inputs, **options):
+    """What is read from the tables of both features."""
+    rows = LabelledRows(inputs, np.zeros(len(inputs["sparse_features"]), "float32"))
+    return measure_reads(model, model_tables(model), rows, **options)
+
+
 def test_jacobian_is_what_a_small_change_of_a_row_does(model):
     inputs = model.random_inputs(300)
     ids = inputs["sparse_features"]
-    gradients = measure_gradients(model, model._embedding_layer, inputs, ids, np.zeros(300), block_rows=128)
+    _, second = measured(model, inputs, block_rows=128)
     table = model._embedding_layer.tables[0]
     before = table.numpy()
-    np.testing.assert_allclose(gradients.embeddings[:, 1], before[50 + ids[:, 1]], rtol=1e-6)
-    np.testing.assert_allclose(gradients.ctr, model(inputs), rtol=1e-5)
+    np.testing.assert_array_equal(second.ids, ids[:, 1])
+    np.testing.assert_allclose(second.embeddings, before[50 + ids[:, 1]], rtol=1e-6)
+    np.testing.assert_allclose(second.ctr, model(inputs), rtol=1e-5)
     change = np.random.default_rng(2).normal(size=before.shape).astype("float32") * 1e-3
     change[:50] = 0
     table.assign(before + change)
-    expected = np.einsum("nd,nd->n", gradients.jacobian[:, 1], change[50 + ids[:, 1]])
-    difference = logit(np.asarray(model(inputs), "float64")) - logit(gradients.ctr.astype("float64"))
+    expected = np.einsum("nd,nd->n", second.jacobian, change[50 + ids[:, 1]])
+    difference = logit(np.asarray(model(inputs), "float64")) - logit(second.ctr.astype("float64"))
     # ReLUs may switch in a few rows.
     assert np.median(np.abs(difference - expected)) < 0.02 * np.abs(expected).mean()
+    metric = np.einsum("n,ni,nj->ij", second.curvature, second.jacobian, second.jacobian) / 300
+    np.testing.assert_allclose(second.metric(), metric, rtol=1e-5, atol=1e-9)
 
 
-def test_the_layer_is_as_before_and_must_be_called_once(model):
+def test_the_layer_is_as_before_and_must_be_called(model):
     inputs = model.random_inputs(8)
-    measure_gradients(model, model._embedding_layer, inputs, inputs["sparse_features"], np.zeros(8))
+    measured(model, inputs)
     assert "call" not in vars(model._embedding_layer)
-    other = EmbeddingCollection([EmbeddingFeature("a", 5)], 4)
-    with pytest.raises(ValueError, match="called once"):
-        measure_gradients(model, other, inputs, inputs["sparse_features"], np.zeros(8))
+    other = DLRM.from_config(model.get_config())
+    other.build({"dense_features": (None, 2), "sparse_features": (None, 2)})
+    rows = LabelledRows(inputs, np.zeros(8, "float32"))
+    with pytest.raises(InputError, match="a table that the model reads"):
+        measure_reads(model, model_tables(other), rows)
 
 
 def test_midway_derivatives_tell_how_dot_products_change_when_both_ends_do(model):
@@ -60,16 +73,20 @@ def test_midway_derivatives_tell_how_dot_products_change_when_both_ends_do(model
     other = EmbeddingCollection.from_config(model._embedding_layer.get_config())
     other.build()
     other.tables[0].assign(np.random.default_rng(3).normal(size=(80, 4)) * 0.5)
-    before = measure_gradients(linear, linear._embedding_layer, inputs, ids, np.zeros(200))
-    midway = measure_gradients(linear, linear._embedding_layer, inputs, ids, np.zeros(200), other)
-    np.testing.assert_allclose(midway.embeddings, before.embeddings, rtol=1e-6)
-    change = np.asarray(other(ids)) - before.embeddings
-    after = measure_gradients(linear, other_layer(linear, other), inputs, ids, np.zeros(200))
-    actual = logit(after.ctr.astype("float64")) - logit(before.ctr.astype("float64"))
-    told = [np.einsum("nfd,nfd->n", gradients.jacobian, change) for gradients in (midway, before)]
+    before, midway = measured(linear, inputs), measured(linear, inputs, midway_to=other)
+    changes = []
+    for feature, (one, same) in enumerate(zip(before, midway, strict=True)):
+        np.testing.assert_allclose(same.embeddings, one.embeddings, rtol=1e-6)
+        changes.append(np.asarray(other(ids))[:, feature] - one.embeddings)
+    ctr = np.asarray(linear(inputs), "float64")
+    other_layer(linear, other)
+    actual = logit(np.asarray(linear(inputs), "float64")) - logit(ctr)
+    told = [
+        sum(np.einsum("nd,nd->n", t.jacobian, change) for t, change in zip(tables, changes, strict=True))
+        for tables in (midway, before)
+    ]
     np.testing.assert_allclose(told[0], actual, atol=1e-4)
     assert np.abs(told[1] - actual).max() > 0.05
-    assert midway.predicted_loss(change) == pytest.approx((midway.curvature * actual**2).mean() / 2, rel=1e-3)
 
 
 def other_layer(model, other):
